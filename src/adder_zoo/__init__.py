@@ -1,0 +1,23 @@
+"""Neural networks without multiplications: layers that answer with -Σ|x - w| (AdderNet, arXiv 1912.13200).
+
+Importing this package registers its models and its optimizer with timm.
+"""
+
+from . import models
+from ._version import __version__
+from .convert import convert_to_adder
+from .functional import adder2d
+from .implementations import implementations
+from .layers import Adder2d, AdderLinear
+from .optim import AdderSGD
+
+__all__ = [
+    "Adder2d",
+    "AdderLinear",
+    "AdderSGD",
+    "__version__",
+    "adder2d",
+    "convert_to_adder",
+    "implementations",
+    "models",
+]

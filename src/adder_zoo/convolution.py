@@ -1,0 +1,99 @@
+"""The parts of the adder operator that are linear, computed by torch's own convolution.
+
+Eq. 5 of arXiv 1912.13200, ``dw = Σ dy·(x - w) = conv_weight_grad(x, dy) - w·Σ dy``, serves every implementation's
+``weight_grad="full"``. For p = 2 the whole operator is a convolution and two norms (arXiv 2105.14202):
+``-Σ(x - w)² = 2·<x, w> - ‖x‖² - ‖w‖²``, with twice the "full" gradients.
+
+Shapes and argument names as in ``reference.py``. The convolutions run in float32 (float64 for float64); on a GPU
+``torch.backends.cudnn.allow_tf32`` decides whether they may round their inputs to TF32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .reference import compute_dtype
+
+
+def forward(x, weight, stride, padding, dilation, groups, p=2.0) -> Tensor:
+    """y = 2·<x, w> - ‖x‖² - ‖w‖² for p = 2, [N, K, P, Q]."""
+    dtype = compute_dtype(x)
+    x, weight = x.to(dtype), weight.to(dtype)
+    x, pads = _symmetric(x, padding)
+    inner = F.conv2d(x, weight, None, stride, pads, dilation, groups)
+    ones = weight.new_ones(groups, *weight.shape[1:])
+    x_norm = F.conv2d(x.square(), ones, None, stride, pads, dilation, groups)  # [N, G, P, Q]
+    y = 2 * inner - weight.square().sum((1, 2, 3)).view(-1, 1, 1)
+    return y - x_norm.repeat_interleave(weight.shape[0] // groups, 1)
+
+
+def grad_input(dy, x, weight, stride, padding, dilation, groups, input_grad="full", p=2.0) -> Tensor:
+    """dx = Σ dy·2(w - x) for p = 2."""
+    return 2 * full_grad_input(dy, x, weight, stride, padding, dilation, groups)
+
+
+def grad_weight(dy, x, weight, stride, padding, dilation, groups, weight_grad="full", p=2.0) -> Tensor:
+    """dw = Σ dy·2(x - w) for p = 2."""
+    return 2 * full_grad_weight(dy, x, weight, stride, padding, dilation, groups)
+
+
+def full_grad_input(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """dx = Σ dy·(w - x) = conv_input_grad(dy, w) - x·conv_input_grad(Σ_k dy, 1), [N, C, H, W] in the dtype of x."""
+    dtype = compute_dtype(x)
+    xp, pads = _symmetric(x.to(dtype), padding)
+    dy, weight = dy.to(dtype), weight.to(dtype)
+    dx = _convolution_backward(dy, xp, weight, stride, pads, dilation, groups, 0)
+    dy_sum = dy.unflatten(1, (groups, -1)).sum(2)  # [N, G, P, Q]
+    one = weight.new_ones(groups, 1, *weight.shape[2:])
+    coverage = _convolution_backward(dy_sum, xp[:, ::xp.shape[1] // groups], one, stride, pads, dilation, groups, 0)
+    dx = dx - xp * coverage.repeat_interleave(xp.shape[1] // groups, 1)
+    if pads != list(padding[::2]):  # the padding was made of real pixels: drop their gradient
+        dx = dx[:, :, padding[0] : padding[0] + x.shape[2], padding[2] : padding[2] + x.shape[3]]
+    return dx.to(x.dtype)
+
+
+def full_grad_weight(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """dw = Σ dy·(x - w) (Eq. 5), [K, C/G, R, S] in the dtype of weight.
+
+    Where an element is not finite the two sums may have met as ∞ - ∞ or 0·∞ although Σ dy·(x - w) has a value: a
+    caller that promises the equation for infinities computes those anew.
+    """
+    dtype = compute_dtype(x)
+    xp, pads = _symmetric(x.to(dtype), padding)
+    dy, w = dy.to(dtype), weight.to(dtype)
+    dw = _convolution_backward(dy, xp, w, stride, pads, dilation, groups, 1)
+    return (dw - w * dy.sum((0, 2, 3)).view(-1, 1, 1, 1)).to(weight.dtype)
+
+
+def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """x and the (height, width) padding that a convolution takes; padding that differs by side is put into x."""
+    top, bottom, left, right = padding
+    if top == bottom and left == right:
+        return x, [top, left]
+    return F.pad(x, (left, right, top, bottom)), [0, 0]
+
+
+def _convolution_backward(dy, x, weight, stride, pads, dilation, groups, which: int) -> Tensor:
+    mask = [which == i for i in range(3)]
+    args = (None, list(stride), pads, list(dilation), False, [0, 0], groups, mask)
+    return torch.ops.aten.convolution_backward(dy, x, weight, *args)[which]

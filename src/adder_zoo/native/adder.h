@@ -1,0 +1,57 @@
+/* The CPU library's C interface. Plain C types only: no torch headers, so one build serves every Python and torch.
+ *
+ * Tensors are dense float32: images NHWC (x [N, H, W, C], y and dy [N, P, Q, K]), filters [K, C/G, R, S].
+ * Equations and symbols as in adder_zoo.adder2d (arXiv 1912.13200).
+ */
+#ifndef ADDER_H
+#define ADDER_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define ADDER_API __declspec(dllexport)
+#else
+#define ADDER_API __attribute__((visibility("default")))
+#endif
+
+typedef struct {
+  int64_t N, C, H, W;             /* input */
+  int64_t K, R, S, P, Q;          /* filters and output */
+  int64_t groups;                 /* divides C and K */
+  int64_t stride_h, stride_w;
+  int64_t pad_top, pad_left;      /* bottom and right follow from P and Q */
+  int64_t dilation_h, dilation_w;
+} adder_shape;
+
+/* Runs body(begin, end, context) over [begin, end) in pieces, on as many threads as it likes. */
+typedef void (*adder_body)(int64_t begin, int64_t end, void *context);
+typedef int32_t (*adder_parallel_for)(int64_t begin, int64_t end, int64_t grain, adder_body body, void *context);
+
+enum { ADDER_CLIPPED = 0, ADDER_FULL = 1, ADDER_SIGN = 2 }; /* which gradient */
+enum { ADDER_OK = 0, ADDER_NO_MEMORY = 1 };
+
+/* The instruction set that adder_use chose, or the list of all that this CPU runs, separated by spaces. */
+ADDER_API const char *adder_isa(void);
+ADDER_API const char *adder_isas(void);
+/* Takes another instruction set than the best one; returns 0 if this CPU or build lacks it. */
+ADDER_API int adder_use(const char *isa);
+/* NULL: one thread. */
+ADDER_API void adder_set_parallel_for(adder_parallel_for parallel_for);
+
+/* y = -sum |x - w|, Eq. 2. exact = 0 lets finite tiles without cancellation take 2 sum max(x, w) - sum x - sum w. */
+ADDER_API int adder_forward(const adder_shape *shape, const float *x, const float *w, float *y, int exact);
+/* dx = sum dy t(w - x), Eq. 6 and 7: t clamps (ADDER_CLIPPED), is the identity (ADDER_FULL) or the sign. */
+ADDER_API int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx,
+                               int mode);
+/* dw = sum dy t(x - w), Eq. 4 (ADDER_SIGN) and 5 (ADDER_FULL), tap by tap: for the sign, and for infinities. */
+ADDER_API int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw,
+                                int mode);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,129 @@
+// Vectors of floats, one struct of static functions for each width, so that a kernel is written once.
+//
+// Which structs there are depends on the flags that this file is compiled with: Vec16 with AVX-512, Vec8 with AVX2,
+// Vec4 (the compiler's own vectors: SSE2, NEON, whatever the target has) always. `Widest` is the best of them and
+// `Narrow` the one for fewer channels than half of it.
+#ifndef ADDER_VEC_H
+#define ADDER_VEC_H
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define ADDER_INLINE inline __attribute__((always_inline))
+
+namespace ADDER_NAMESPACE {
+
+struct Vec4 {
+  typedef float V __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  static constexpr int L = 4;          // lanes
+  static constexpr int REGISTERS = 16; // to plan tiles for
+  static ADDER_INLINE V load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
+  static ADDER_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
+  static ADDER_INLINE V set(float f) { return V{f, f, f, f}; }
+  static ADDER_INLINE V max(V a, V b) { return a > b ? a : b; }
+  static ADDER_INLINE V abs(V a) { return (V)((I)a & I{0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff}); }
+  // acc + v. The AVX versions add by fma with 1, which leaves the adders to max; `one` must be opaque to the compiler.
+  static ADDER_INLINE V accumulate(V acc, V v, V) { return acc + v; }
+  static ADDER_INLINE V fma(V a, V b, V c) { return a * b + c; }
+  static ADDER_INLINE V opaque(V v) { return v; }
+  // Clamp to [-1, 1] for anything but NaN; unspecified for NaN.
+  static ADDER_INLINE V clamp1(V a) {
+    V b = a < set(1.f) ? a : set(1.f);
+    return b > set(-1.f) ? b : set(-1.f);
+  }
+  // (b > a) - (b < a)
+  static ADDER_INLINE V sign_of_difference(V b, V a) {
+    const I one = (I)set(1.f), minus = (I)set(-1.f);
+    return (V)(((b > a) & one) | ((b < a) & minus));
+  }
+  // Is b <= a in every lane? A NaN is not.
+  static ADDER_INLINE bool all_le(V b, V a) {
+    const I m = b <= a;
+    return (m[0] & m[1] & m[2] & m[3]) != 0;
+  }
+  static ADDER_INLINE float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+};
+
+#if defined(__AVX2__)
+struct Vec8 {
+  typedef __m256 V;
+  static constexpr int L = 8;
+#if defined(__AVX512VL__)
+  static constexpr int REGISTERS = 32;
+#else
+  static constexpr int REGISTERS = 16;
+#endif
+  static ADDER_INLINE V load(const float *p) { return _mm256_loadu_ps(p); }
+  static ADDER_INLINE void store(float *p, V v) { _mm256_storeu_ps(p, v); }
+  static ADDER_INLINE V set(float f) { return _mm256_set1_ps(f); }
+  static ADDER_INLINE V max(V a, V b) { return _mm256_max_ps(a, b); }
+  static ADDER_INLINE V abs(V a) { return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))); }
+  static ADDER_INLINE V accumulate(V acc, V v, V one) { return _mm256_fmadd_ps(v, one, acc); }
+  static ADDER_INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+#if defined(__AVX512VL__)
+  static ADDER_INLINE V opaque(V v) { asm("" : "+v"(v)); return v; }
+  static ADDER_INLINE V clamp1(V a) { return _mm256_range_ps(a, set(1.f), 2); } // the smaller magnitude, a's sign
+#else
+  static ADDER_INLINE V opaque(V v) { asm("" : "+x"(v)); return v; }
+  // On the bits as integers: signed min with 1.0 leaves negative floats, unsigned min with -1.0 positive ones alone.
+  // Integer minima run beside the float adders, float ones would queue for them.
+  static ADDER_INLINE V clamp1(V a) {
+    const __m256i one = _mm256_castps_si256(set(1.f)), minus = _mm256_castps_si256(set(-1.f));
+    return _mm256_castsi256_ps(_mm256_min_epu32(_mm256_min_epi32(_mm256_castps_si256(a), one), minus));
+  }
+#endif
+  static ADDER_INLINE V sign_of_difference(V b, V a) {
+    const V up = _mm256_and_ps(_mm256_cmp_ps(b, a, _CMP_GT_OQ), set(1.f));
+    return _mm256_or_ps(up, _mm256_and_ps(_mm256_cmp_ps(b, a, _CMP_LT_OQ), set(-1.f)));
+  }
+  static ADDER_INLINE bool all_le(V b, V a) { return _mm256_movemask_ps(_mm256_cmp_ps(b, a, _CMP_LE_OQ)) == 0xff; }
+  static ADDER_INLINE float sum(V v) {
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
+  }
+};
+#endif
+
+#if defined(__AVX512F__)
+struct Vec16 {
+  typedef __m512 V;
+  static constexpr int L = 16;
+  static constexpr int REGISTERS = 32;
+  static ADDER_INLINE V load(const float *p) { return _mm512_loadu_ps(p); }
+  static ADDER_INLINE void store(float *p, V v) { _mm512_storeu_ps(p, v); }
+  static ADDER_INLINE V set(float f) { return _mm512_set1_ps(f); }
+  static ADDER_INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
+  static ADDER_INLINE V abs(V a) { return _mm512_abs_ps(a); }
+  static ADDER_INLINE V accumulate(V acc, V v, V one) { return _mm512_fmadd_ps(v, one, acc); }
+  static ADDER_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+  static ADDER_INLINE V opaque(V v) { asm("" : "+v"(v)); return v; }
+  static ADDER_INLINE V clamp1(V a) { return _mm512_range_ps(a, set(1.f), 2); }
+  static ADDER_INLINE V sign_of_difference(V b, V a) {
+    const V up = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(b, a, _CMP_GT_OQ), set(1.f));
+    return _mm512_mask_mov_ps(up, _mm512_cmp_ps_mask(b, a, _CMP_LT_OQ), set(-1.f));
+  }
+  static ADDER_INLINE bool all_le(V b, V a) { return _mm512_cmp_ps_mask(b, a, _CMP_LE_OQ) == 0xffff; }
+  static ADDER_INLINE float sum(V v) { return _mm512_reduce_add_ps(v); }
+};
+#endif
+
+#if defined(__AVX512F__)
+typedef Vec16 Widest;
+typedef Vec8 Narrow;
+#elif defined(__AVX2__)
+typedef Vec8 Widest;
+typedef Vec4 Narrow;
+#else
+typedef Vec4 Widest;
+typedef Vec4 Narrow;
+#endif
+
+} // namespace
+#endif

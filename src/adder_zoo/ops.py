@@ -1,0 +1,138 @@
+"""The operator and its two gradients as ``torch.library`` operators, so that compile, export and opcheck see them.
+
+    adder_zoo::adder2d              forward, Eq. 2; its autograd calls the other two
+    adder_zoo::adder2d_grad_input   Eq. 6 and 7
+    adder_zoo::adder2d_grad_weight  Eq. 5 (or 4)
+
+``functional.adder2d`` checks what a user hands in; these take normalised arguments: stride and dilation as pairs,
+padding as (top, bottom, left, right), ``impl`` a name or "auto". Whatever an implementation returns is laid out here as
+the fake kernels promise: channels_last where the input or the filters are, as ``conv2d`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .implementations import resolve
+from .reference import compute_dtype
+
+
+def _memory_format(*tensors: Tensor) -> torch.memory_format:
+    """channels_last if one of the tensors is that and nothing else; like ``conv2d``, the filters have a say."""
+    for t in tensors:
+        if t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous():
+            return torch.channels_last
+    return torch.contiguous_format
+
+
+def _output_shape(x: Tensor, weight: Tensor, stride, padding, dilation) -> list:
+    P = (x.shape[2] + padding[0] + padding[1] - dilation[0] * (weight.shape[2] - 1) - 1) // stride[0] + 1
+    Q = (x.shape[3] + padding[2] + padding[3] - dilation[1] * (weight.shape[3] - 1) - 1) // stride[1] + 1
+    return [x.shape[0], weight.shape[0], P, Q]
+
+
+
+
+@torch.library.custom_op("adder_zoo::adder2d", mutates_args=())
+def adder2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    weight_grad: str,
+    input_grad: str,
+    p: float,
+    impl: str,
+) -> Tensor:
+    module = resolve(impl, x, p)
+    power = {} if p == 1 else {"p": p}
+    y = module.forward(x, weight, stride, padding, dilation, groups, **power)
+    return y.contiguous(memory_format=_memory_format(x, weight))
+
+
+@adder2d.register_fake
+def _(x, weight, stride, padding, dilation, groups, weight_grad, input_grad, p, impl):
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    y = x.new_empty(shape, dtype=compute_dtype(x))
+    return y.contiguous(memory_format=_memory_format(x, weight))
+
+
+@torch.library.custom_op("adder_zoo::adder2d_grad_input", mutates_args=())
+def adder2d_grad_input(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    input_grad: str,
+    p: float,
+    impl: str,
+) -> Tensor:
+    module = resolve(impl, x, p)
+    power = {} if p == 1 else {"p": p}
+    dx = module.grad_input(dy, x, weight, stride, padding, dilation, groups, input_grad, **power)
+    return dx.contiguous(memory_format=_memory_format(x))
+
+
+@adder2d_grad_input.register_fake
+def _(dy, x, weight, stride, padding, dilation, groups, input_grad, p, impl):
+    return x.new_empty(x.shape).contiguous(memory_format=_memory_format(x))
+
+
+@torch.library.custom_op("adder_zoo::adder2d_grad_weight", mutates_args=())
+def adder2d_grad_weight(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    weight_grad: str,
+    p: float,
+    impl: str,
+) -> Tensor:
+    module = resolve(impl, x, p)
+    power = {} if p == 1 else {"p": p}
+    dw = module.grad_weight(dy, x, weight, stride, padding, dilation, groups, weight_grad, **power)
+    return dw.contiguous(memory_format=_memory_format(weight))
+
+
+@adder2d_grad_weight.register_fake
+def _(dy, x, weight, stride, padding, dilation, groups, weight_grad, p, impl):
+    return weight.new_empty(weight.shape).contiguous(memory_format=_memory_format(weight))
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, *ctx.options = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, dy):
+    x, weight = ctx.saved_tensors
+    *geometry, weight_grad, input_grad, p, impl = ctx.options
+    dx = dw = None
+    if ctx.needs_input_grad[0]:
+        dx = adder2d_grad_input(dy, x, weight, *geometry, input_grad, p, impl)
+    if ctx.needs_input_grad[1]:
+        dw = adder2d_grad_weight(dy, x, weight, *geometry, weight_grad, p, impl)
+    return dx, dw, *[None] * len(ctx.options)
+
+
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError(
+        "adder2d has no second derivative: its gradient is a surrogate (arXiv 1912.13200, Eq. 5 to 7), and "
+        "differentiating that would not give a derivative of anything. Use create_graph=False."
+    )
+
+
+adder2d.register_autograd(_backward, setup_context=_setup_context)
+adder2d_grad_input.register_autograd(_no_second_derivative)
+adder2d_grad_weight.register_autograd(_no_second_derivative)
