@@ -1,6 +1,6 @@
 /* The CPU library's C interface. Plain C types only: no torch headers, so one build serves every Python and torch.
  *
- * Tensors are dense float32: images NHWC (x [N, H, W, C], y and dy [N, P, Q, K]), filters [K, C/G, R, S].
+ * Tensors are dense float32, channels last: images x [N, H, W, C], y and dy [N, P, Q, K], filters [K, R, S, C/groups].
  * Equations and symbols as in adder_zoo.adder2d (arXiv 1912.13200).
  */
 #ifndef ADDER_H

@@ -6,7 +6,6 @@
 #ifndef ADDER_VEC_H
 #define ADDER_VEC_H
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -27,6 +26,7 @@ struct Vec4 {
   static ADDER_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
   static ADDER_INLINE V set(float f) { return V{f, f, f, f}; }
   static ADDER_INLINE V max(V a, V b) { return a > b ? a : b; }
+  static ADDER_INLINE V min(V a, V b) { return a < b ? a : b; } // b if either is NaN
   static ADDER_INLINE V abs(V a) { return (V)((I)a & I{0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff}); }
   // acc + v. The AVX versions add by fma with 1, which leaves the adders to max; `one` must be opaque to the compiler.
   static ADDER_INLINE V accumulate(V acc, V v, V) { return acc + v; }
@@ -63,6 +63,7 @@ struct Vec8 {
   static ADDER_INLINE void store(float *p, V v) { _mm256_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm256_set1_ps(f); }
   static ADDER_INLINE V max(V a, V b) { return _mm256_max_ps(a, b); }
+  static ADDER_INLINE V min(V a, V b) { return _mm256_min_ps(a, b); }
   static ADDER_INLINE V abs(V a) { return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))); }
   static ADDER_INLINE V accumulate(V acc, V v, V one) { return _mm256_fmadd_ps(v, one, acc); }
   static ADDER_INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
@@ -100,6 +101,7 @@ struct Vec16 {
   static ADDER_INLINE void store(float *p, V v) { _mm512_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm512_set1_ps(f); }
   static ADDER_INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
+  static ADDER_INLINE V min(V a, V b) { return _mm512_min_ps(a, b); }
   static ADDER_INLINE V abs(V a) { return _mm512_abs_ps(a); }
   static ADDER_INLINE V accumulate(V acc, V v, V one) { return _mm512_fmadd_ps(v, one, acc); }
   static ADDER_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }

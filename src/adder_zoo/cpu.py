@@ -1,0 +1,187 @@
+"""The operator on a CPU: the native library in ``native/``, called through ctypes and threaded by torch's own pool.
+
+The library sees float32 in channels-last order; half precision is widened here, and tensors in another order are
+copied, so a network that keeps its activations in channels_last pays for neither. Shapes as in ``reference.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import convolution
+from .reference import compute_dtype
+
+_MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
+
+
+class _Shape(ctypes.Structure):
+    """adder_shape in adder.h."""
+
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            *("N", "C", "H", "W", "K", "R", "S", "P", "Q", "groups", "stride_h", "stride_w", "pad_top", "pad_left"),
+            *("dilation_h", "dilation_w"),
+        )
+    ]
+
+
+class Library:
+    """The loaded native library.
+
+    Attributes:
+        isas: The instruction sets that this build and this CPU have, best first.
+        threading: What runs the kernels' loops.
+    """
+
+    def __init__(self, path: Path):
+        self._native = native = ctypes.CDLL(str(path))
+        native.adder_isa.restype = native.adder_isas.restype = c_char_p
+        native.adder_use.argtypes = [c_char_p]
+        shape, pointer = POINTER(_Shape), c_void_p
+        self.forward = native.adder_forward
+        self.forward.argtypes = [shape, pointer, pointer, pointer, c_int]
+        self.grad_input = native.adder_grad_input
+        self.grad_weight = native.adder_grad_weight
+        self.grad_input.argtypes = self.grad_weight.argtypes = [shape, pointer, pointer, pointer, pointer, c_int]
+        self.isas = tuple(native.adder_isas().decode().split())
+        self.threading = self._use_torch_threads()
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use: the best one, unless ``use`` chose another."""
+        return self._native.adder_isa().decode()
+
+    def use(self, isa: str) -> None:
+        """Takes the kernels for another instruction set (for tests and measurements).
+
+        Raises:
+            ValueError: this CPU or this build does not have it.
+        """
+        if not self._native.adder_use(isa.encode()):
+            raise ValueError(f"adder_zoo: this CPU library and CPU have {', '.join(self.isas)}, not {isa}")
+
+    def _use_torch_threads(self) -> str:
+        # The stable C interface of libtorch_cpu has the loop that torch's own operators use.
+        folder = Path(torch.__file__).parent / "lib"
+        for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+            if (folder / name).exists():
+                parallel_for = getattr(ctypes.CDLL(str(folder / name)), "torch_parallel_for", None)
+                if parallel_for is not None:
+                    self._native.adder_set_parallel_for.argtypes = [c_void_p]
+                    self._native.adder_set_parallel_for(ctypes.cast(parallel_for, c_void_p))
+                    return "torch's threads"
+        return "one thread (this torch has no torch_parallel_for)"
+
+
+@functools.cache
+def library() -> Library:
+    """Loads the native library.
+
+    Raises:
+        OSError: it was not built, or cannot be loaded.
+    """
+    paths = sorted(Path(__file__).parent.glob("_native*.so"))
+    if not paths:
+        raise OSError("the native library was not built")
+    return Library(paths[0])
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    exact: bool = False,
+) -> Tensor:
+    """y = -Σ|x - w| (Eq. 2), [N, K, P, Q], float32, channels_last.
+
+    By default a tile of outputs is computed as Σx + Σw - 2·Σmax(x, w), and computed anew from the differences where
+    cancellation would cost more than two or three bits (the bound is derived in ``native/kernels.h``). ``exact=True`` computes
+    all of it from the differences, some 1.5 times as slow.
+    """
+    x, weight = _dense(x), _dense(weight)
+    shape = _shape(x, weight, stride, padding, dilation, groups)
+    y = _empty((shape.N, shape.K, shape.P, shape.Q))
+    _check(library().forward(shape, x.data_ptr(), weight.data_ptr(), y.data_ptr(), exact))
+    return y
+
+
+def grad_input(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    input_grad: str,
+) -> Tensor:
+    """dx = Σ dy·HT(w - x) (Eq. 6 and 7, or its variants), [N, C, H, W], channels_last, in the dtype of x."""
+    dtype = x.dtype
+    dy, x, weight = _dense(dy), _dense(x), _dense(weight)
+    shape = _shape(x, weight, stride, padding, dilation, groups)
+    dx = _empty(x.shape)
+    status = library().grad_input(
+        shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr(), _MODES[input_grad]
+    )
+    _check(status)
+    return dx.to(dtype)
+
+
+def grad_weight(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    weight_grad: str,
+) -> Tensor:
+    """dw = Σ dy·(x - w) (Eq. 5) or Σ dy·sgn(x - w) (Eq. 4), [K, C/G, R, S], in the dtype of weight."""
+    dtype = weight.dtype
+    dy, x, weight = _dense(dy), _dense(x), _dense(weight)
+    if weight_grad == "full":
+        dw = convolution.full_grad_weight(dy, x, weight, stride, padding, dilation, groups)
+        if torch.isfinite(dw.sum()) or torch.isfinite(dw).all():
+            return dw.to(dtype)
+    shape = _shape(x, weight, stride, padding, dilation, groups)
+    dw = _empty(weight.shape)
+    status = library().grad_weight(
+        shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr(), _MODES[weight_grad]
+    )
+    _check(status)
+    return dw.to(dtype)
+
+
+def _dense(t: Tensor) -> Tensor:
+    if t.device.type != "cpu" or compute_dtype(t) != torch.float32:
+        raise TypeError(f"adder_zoo.cpu takes float32, float16 or bfloat16 on a CPU, got {t.dtype} on {t.device}")
+    return t.resolve_neg().to(torch.float32).contiguous(memory_format=torch.channels_last)
+
+
+def _empty(shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+
+
+def _shape(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> _Shape:
+    (N, C, H, W), (K, _, R, S) = x.shape, weight.shape
+    P = (H + padding[0] + padding[1] - dilation[0] * (R - 1) - 1) // stride[0] + 1
+    Q = (W + padding[2] + padding[3] - dilation[1] * (S - 1) - 1) // stride[1] + 1
+    return _Shape(N, C, H, W, K, R, S, P, Q, groups, *stride, padding[0], padding[2], *dilation)
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError("adder_zoo: the CPU library found no memory for its packed filters or image rows")

@@ -1,0 +1,95 @@
+// The C interface: which kernels run, on which threads, in which memory. Compiled for the oldest CPU.
+#include "adder.h"
+#include "parallel.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace adder {
+
+extern const Kernels generic;
+#if defined(ADDER_X86)
+extern const Kernels avx2, avx512;
+#endif
+
+void *allocate(size_t bytes) {
+  const size_t rounded = (bytes + 63) / 64 * 64;
+  return rounded < bytes ? nullptr : std::aligned_alloc(64, rounded ? rounded : 64);
+}
+
+void release(void *memory) { std::free(memory); }
+
+static adder_parallel_for threads = nullptr;
+
+void parallel_for(int64_t count, int64_t grain, adder_body body, void *context) {
+  if (count <= 0) return;
+  if (threads == nullptr || count <= grain || threads(0, count, grain, body, context) != 0) body(0, count, context);
+}
+
+static bool runs(const Kernels &kernels) {
+#if defined(ADDER_X86)
+  __builtin_cpu_init();
+  if (&kernels == &avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (&kernels == &avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+#endif
+  return &kernels == &generic;
+}
+
+// Best first.
+static const Kernels *const all[] = {
+#if defined(ADDER_X86)
+    &avx512, &avx2,
+#endif
+    &generic};
+
+static const Kernels *best() {
+  for (const Kernels *kernels : all)
+    if (runs(*kernels)) return kernels;
+  return &generic;
+}
+
+static const Kernels *current = best();
+
+} // namespace adder
+
+extern "C" {
+
+const char *adder_isa(void) { return adder::current->isa; }
+
+const char *adder_isas(void) {
+  static char names[64];
+  size_t length = 0;
+  for (const adder::Kernels *kernels : adder::all)
+    if (adder::runs(*kernels)) {
+      if (length) names[length++] = ' ';
+      std::strcpy(names + length, kernels->isa);
+      length += std::strlen(kernels->isa);
+    }
+  return names;
+}
+
+int adder_use(const char *isa) {
+  for (const adder::Kernels *kernels : adder::all)
+    if (std::strcmp(kernels->isa, isa) == 0 && adder::runs(*kernels)) {
+      adder::current = kernels;
+      return 1;
+    }
+  return 0;
+}
+
+void adder_set_parallel_for(adder_parallel_for parallel_for) { adder::threads = parallel_for; }
+
+int adder_forward(const adder_shape *shape, const float *x, const float *w, float *y, int exact) {
+  return adder::current->forward(shape, x, w, y, exact);
+}
+
+int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx, int mode) {
+  return adder::current->grad_input(shape, dy, x, w, dx, mode);
+}
+
+int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw, int mode) {
+  return adder::current->grad_weight(shape, dy, x, w, dw, mode);
+}
+}

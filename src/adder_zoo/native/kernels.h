@@ -1,0 +1,1112 @@
+// Forward, dx and dw for one instruction set; included by isa_*.cpp with that set's flags and namespace.
+//
+//   N, H, W, C      input         x  [N, H, W, C]
+//   P, Q, K         output        y, dy [N, P, Q, K]
+//   R, S            kernel        w  [K, R, S, Cg],  Cg = C / G, Kg = K / G
+//
+// All kernels are implicit matrix products without im2col. A *tile* is MR pixels of one row times NV vectors of L
+// channels, held in registers; it runs over *segments*, stretches of the reduction that lie side by side in memory both
+// in the image and in the *panel*, the filters packed as [vector][tap][L]. The pixels of a tile are a constant step
+// apart, so a tile needs no table of pointers. Tap rows that fall outside the image are left out of the segments of a
+// row of pixels; columns of padding, if there are any, come from a copy of the rows with the padding written out. So
+// no tile has a branch for the border.
+//
+// What one output adds up, and in which order, does not depend on how the work is cut into tasks: the result has the
+// same bits with any number of threads.
+#ifndef ADDER_KERNELS_H
+#define ADDER_KERNELS_H
+
+#include "adder.h"
+#include "parallel.h"
+#include "vec.h"
+
+#include <cfloat>
+
+namespace ADDER_NAMESPACE {
+
+// ---- plan ----------------------------------------------------------------------------------------------------------
+
+// Taps that are added up in registers before the sum goes to memory: shortens the chains that rounding grows along.
+constexpr int64_t CHAIN = 256;
+// Bytes of image rows that a task works on, to stay in the second-level cache beside the panels.
+constexpr int64_t CHUNK_BYTES = 192 << 10;
+// Tasks to cut the work into, where there is enough of it.
+constexpr int64_t TASKS = 32;
+// Rows of a matrix product: a 1x1 kernel's pixels are cut into rows of this many, whatever the image's shape.
+constexpr int64_t FLAT_ROW = 48;
+
+struct Segment {
+  int64_t source; // offset in the image, from the tile's first pixel
+  int64_t panel;  // first tap
+  int64_t length; // taps
+  bool last;      // of a chain
+};
+
+// Columns of a tile: NV vectors of one group.
+struct Block {
+  int64_t group, vector; // vector: counted over all groups
+  int64_t channel;       // first channel, counted over all groups
+  int64_t channels;      // how many of the NV * L are real
+  int nv;
+};
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// The largest number of pixels that tiles of nv vectors are built for; x_too: the tile holds x beside its sums.
+template <class T> constexpr int max_pixels(int nv, bool x_too) {
+  if (T::REGISTERS >= 32) return x_too ? (nv == 1 ? 12 : 6) : (nv == 1 ? 14 : nv == 2 ? 12 : 6);
+  return x_too ? (nv == 1 ? 8 : 4) : (nv == 1 ? 10 : 5);
+}
+constexpr int MAX_PIXELS = 14, MAX_SUM = 24 * 16; // floats in the largest tile: 24 vectors of 16
+// Four vectors want 32 registers; with fewer than 7 pixels in a row they fill them better than two.
+template <class T> constexpr int max_vectors(int64_t pixels, bool x_too) {
+  return T::REGISTERS >= 32 && !x_too && pixels <= 6 ? 4 : 2;
+}
+
+// Cuts `channels` channels for each of `groups` into blocks; returns how many. blocks may be null, to count.
+template <class T> int64_t cut_blocks(int64_t groups, int64_t channels, int nv_max, Block *blocks) {
+  const int64_t vectors = ceil_div(channels, T::L);
+  int64_t count = 0;
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t v = 0; v < vectors;) {
+      int nv = nv_max;
+      while (nv > vectors - v) nv /= 2;
+      if (blocks)
+        blocks[count] = {g, g * vectors + v, g * channels + v * T::L, min64(channels - v * T::L, nv * T::L), nv};
+      v += nv;
+      ++count;
+    }
+  return count;
+}
+
+// Tasks: images times chunks of rows times parts of the blocks.
+struct Split {
+  int64_t images, rows, chunk, chunks, blocks, parts;
+  Split(int64_t images_, int64_t rows_, int64_t row_bytes, int64_t blocks_)
+      : images(images_), rows(rows_), blocks(blocks_) {
+    chunk = max64(1, min64(rows, CHUNK_BYTES / max64(1, row_bytes)));
+    if (images * ceil_div(rows, chunk) < TASKS) chunk = max64(1, ceil_div(rows, ceil_div(TASKS, max64(1, images))));
+    chunks = ceil_div(rows, chunk);
+    parts = max64(1, min64(blocks, TASKS / max64(1, images * chunks)));
+  }
+  int64_t tasks() const { return images * chunks * parts; }
+};
+
+struct Task {
+  int64_t image, row_begin, row_end, block_begin, block_end;
+  Task(const Split &s, int64_t i) {
+    const int64_t part = i % s.parts, chunk = i / s.parts % s.chunks;
+    image = i / s.parts / s.chunks;
+    row_begin = chunk * s.chunk;
+    row_end = min64(s.rows, row_begin + s.chunk);
+    block_begin = s.blocks * part / s.parts;
+    block_end = s.blocks * (part + 1) / s.parts;
+  }
+};
+
+// A kernel without neighbours is a matrix product: its pixels are one long row, cut into rows of FLAT_ROW, the last of
+// which may be shorter (last_width). A kernel that covers the whole image is one too, with C' = R * S * C.
+struct Shape : adder_shape {
+  int64_t Cg, Kg, taps;
+  int64_t last_width; // pixels in the last row
+  explicit Shape(const adder_shape &s) : adder_shape(s) {
+    const bool no_padding = pad_top == 0 && pad_left == 0 && (P - 1) * stride_h + (R - 1) * dilation_h + 1 <= H &&
+                            (Q - 1) * stride_w + (S - 1) * dilation_w + 1 <= W;
+    if (groups == 1 && no_padding && P == 1 && Q == 1 && R == H && S == W && dilation_h == 1 && dilation_w == 1) {
+      C *= R * S;
+      H = W = R = S = stride_h = stride_w = 1;
+    }
+    last_width = -1;
+    if (R == 1 && S == 1 && stride_h == 1 && stride_w == 1 && no_padding) {
+      const int64_t pixels = N * H * W;
+      W = Q = max64(1, min64(pixels, FLAT_ROW));
+      H = P = ceil_div(pixels, W);
+      last_width = pixels - (H - 1) * W;
+      N = 1;
+    }
+    Cg = C / groups;
+    Kg = K / groups;
+    taps = R * S * Cg;
+  }
+  int64_t width(int64_t row, int64_t rows, int64_t full) const {
+    return last_width >= 0 && row == rows - 1 ? last_width : full;
+  }
+  // Are groups so small that lanes over the channels of one group would mostly be empty?
+  template <class T> bool small_groups(int64_t channels_of_a_group) const {
+    return groups > 1 && channels_of_a_group <= T::L / 2;
+  }
+};
+
+// Memory that is given back at the end of the scope; null when there was none to have.
+template <class E> struct Scratch {
+  E *data;
+  explicit Scratch(int64_t count) : data(static_cast<E *>(adder::allocate(static_cast<size_t>(count) * sizeof(E)))) {}
+  ~Scratch() { adder::release(data); }
+  Scratch(const Scratch &) = delete;
+  Scratch &operator=(const Scratch &) = delete;
+  operator E *() const { return data; }
+};
+
+// Set by any thread, read when all are done.
+struct Flag {
+  int value = 0;
+  void set() { __atomic_store_n(&value, 1, __ATOMIC_RELAXED); }
+};
+
+// Calls f(begin, end) over [0, count) on several threads, each with at least `grain` of them.
+template <class F> void parallel(int64_t count, int64_t grain, F f) {
+  adder::parallel_for(
+      count, grain, [](int64_t begin, int64_t end, void *context) { (*static_cast<F *>(context))(begin, end); }, &f);
+}
+
+// Vector operations below which handing work to another thread costs more than it saves (some 10 us).
+constexpr double WORTH_A_THREAD = 32e3;
+static inline int64_t grain_for(double operations, int64_t tasks) {
+  const double per_task = operations / static_cast<double>(max64(1, tasks));
+  return per_task >= WORTH_A_THREAD ? 1 : static_cast<int64_t>(WORTH_A_THREAD / (per_task + 1)) + 1;
+}
+
+// Rows [begin, end) of an image, as they are or copied with `left` and `right` columns of zeros beside them.
+struct Rows {
+  const float *data; // column -left of row `begin`
+  int64_t begin, left, stride;
+  const float *at(int64_t row, int64_t column, int64_t channels) const {
+    return data + (row - begin) * stride + (left + column) * channels;
+  }
+};
+
+static inline Rows take_rows(const float *image, int64_t width, int64_t channels, int64_t begin, int64_t end,
+                             int64_t left, int64_t right, float *copy) {
+  const int64_t row = width * channels;
+  if (!copy) return {image + begin * row, begin, 0, row};
+  const int64_t stride = (left + width + right) * channels;
+  for (int64_t h = begin; h < end; ++h) {
+    float *to = copy + (h - begin) * stride;
+    memset(to, 0, static_cast<size_t>(left * channels) * sizeof(float));
+    memcpy(to + left * channels, image + h * row, static_cast<size_t>(row) * sizeof(float));
+    memset(to + (left + width) * channels, 0, static_cast<size_t>(right * channels) * sizeof(float));
+  }
+  return {copy, begin, left, stride};
+}
+
+// Adds a stretch of the reduction to a row's segments, cut at the ends of chains. Returns the new count.
+static inline int64_t add_segment(Segment *segments, int64_t count, int64_t &chain, int64_t source, int64_t panel,
+                                  int64_t length) {
+  while (length > 0) {
+    if (chain == CHAIN) {
+      segments[count - 1].last = true;
+      chain = 0;
+    }
+    const int64_t n = min64(length, CHAIN - chain);
+    segments[count++] = {source, panel, n, false};
+    chain += n;
+    source += n;
+    panel += n;
+    length -= n;
+  }
+  return count;
+}
+
+static inline int64_t segment_capacity(int64_t taps, int64_t pieces) { return pieces + taps / CHAIN + 2; }
+
+template <class T> void store_channels(float *to, const float *from, int64_t vectors, int64_t channels) {
+  if (channels == vectors * T::L)
+    for (int64_t v = 0; v < vectors; ++v) T::store(to + v * T::L, T::load(from + v * T::L));
+  else
+    memcpy(to, from, static_cast<size_t>(channels) * sizeof(float));
+}
+
+// ---- forward -------------------------------------------------------------------------------------------------------
+
+// sum[m][v] = sum over the segments of |x - w| (EXACT) or of max(x, w).
+template <class T, int MR, int NV, bool EXACT>
+__attribute__((noinline)) void forward_tile(const Segment *segment, int64_t count, const float *x, int64_t step,
+                                            const float *panel, int64_t panel_stride, float *sum) {
+  typedef typename T::V V;
+  const V one = T::opaque(T::set(1.f));
+  const Segment *const end = segment + count;
+  for (bool first = true; segment != end; first = false) {
+    V acc[MR][NV];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = T::set(0.f);
+    bool last;
+    do {
+      const float *xs = x + segment->source, *ws = panel + segment->panel * T::L;
+      for (int64_t t = segment->length; t > 0; --t) {
+        V w[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) w[v] = T::load(ws + v * panel_stride);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) {
+          const V b = T::set(xs[m * step]);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v)
+            acc[m][v] = T::accumulate(acc[m][v], EXACT ? T::abs(b - w[v]) : T::max(b, w[v]), one);
+        }
+        ++xs;
+        ws += T::L;
+      }
+      last = segment->last;
+      ++segment;
+    } while (!last && segment != end);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        float *s = sum + (m * NV + v) * T::L;
+        T::store(s, first ? acc[m][v] : T::load(s) + acc[m][v]);
+      }
+  }
+}
+
+typedef void (*ForwardTile)(const Segment *, int64_t, const float *, int64_t, const float *, int64_t, float *);
+
+template <class T, int NV, bool EXACT, int MR = max_pixels<T>(NV, false)> struct ForwardTiles {
+  static ForwardTile get(int64_t mr) {
+    if constexpr (MR == 0) return nullptr;
+    else return mr == MR ? forward_tile<T, MR, NV, EXACT> : ForwardTiles<T, NV, EXACT, MR - 1>::get(mr);
+  }
+};
+
+template <class T, bool EXACT> ForwardTile forward_tile_for(int nv, int64_t mr) {
+  if constexpr (T::REGISTERS >= 32)
+    if (nv == 4) return ForwardTiles<T, 4, EXACT>::get(mr);
+  return nv == 2 ? ForwardTiles<T, 2, EXACT>::get(mr) : ForwardTiles<T, 1, EXACT>::get(mr);
+}
+
+// The identity  sum |x - w| = 2 sum max(x, w) - sum x - sum w  saves an operation for each tap and loses digits where
+// sums cancel. With A = sum |x|, B = sum |w| and 2 |max(x, w)| <= |x| + |w| + |x - w|, all that it adds up is at most
+// 2 (A + B) + |y| in magnitude, so its error is at most gamma * (2 (A + B) + |y|), gamma = chain * 2^-24 for the
+// longest chain of additions. A tile keeps the result only if A + B <= CANCELLATION * |y| for each output: then the error is
+// at most (2 * CANCELLATION + 1) * gamma * |y|, with chains of CHAIN taps and not of all. A NaN never passes the test,
+// and an infinity or an overflow in A or B fails it, so those too are computed directly.
+constexpr float CANCELLATION = 4.f;
+// With few taps the test costs what the identity saves.
+constexpr int64_t IDENTITY_TAPS = 16;
+
+// Writes a tile's outputs from its sums of max(x, w), or returns false if one of them does not pass the test.
+template <class T>
+bool finish_identity(const float *sum, int64_t mr, const Block &block, const float *sum_x, const float *abs_x,
+                     const float *sum_w, const float *abs_w, float *y, int64_t y_step) {
+  typedef typename T::V V;
+  const int nv = block.nv;
+  alignas(64) float row[4 * T::L];
+  bool whole = block.channels == nv * T::L, good = true;
+  for (int64_t m = 0; m < mr && good; ++m) {
+    float *out = whole ? y + m * y_step : row;
+    const V sx = T::set(sum_x[m]), ax = T::set(abs_x[m]);
+    for (int v = 0; v < nv; ++v) {
+      const V s = T::load(sum + (m * nv + v) * T::L);
+      const V value = (sx + T::load(sum_w + v * T::L)) - (s + s);
+      const V limit = T::min(T::set(FLT_MAX), T::abs(value) * T::set(CANCELLATION));
+      good &= T::all_le(ax + T::load(abs_w + v * T::L), limit);
+      T::store(out + v * T::L, value);
+    }
+    if (!whole) memcpy(y + m * y_step, row, static_cast<size_t>(block.channels) * sizeof(float));
+  }
+  return good;
+}
+
+template <class T>
+void finish_exact(const float *sum, int64_t mr, const Block &block, const float *outside, float *y, int64_t y_step) {
+  alignas(64) float row[4 * T::L];
+  for (int64_t m = 0; m < mr; ++m) {
+    for (int v = 0; v < block.nv; ++v)
+      T::store(row + v * T::L,
+               T::set(0.f) - (T::load(sum + (m * block.nv + v) * T::L) + T::load(outside + v * T::L)));
+    store_channels<T>(y + m * y_step, row, block.nv, block.channels);
+  }
+}
+
+template <class T> struct Forward : Shape {
+  const float *x, *w;
+  float *y;
+  bool exact;
+  int64_t left, right; // columns of padding
+  float *panels;       // [vectors][taps][L]
+  float *row_sums;     // [vectors][R][2][L]: sum of w and of |w| over a tap row
+  Block *blocks;
+  Split split;
+  Flag failed;
+
+  Forward(const Shape &shape, const float *x_, const float *w_, float *y_, bool exact_, float *panels_, float *row_sums_,
+          Block *blocks_, int64_t block_count)
+      : Shape(shape), x(x_), w(w_), y(y_), exact(exact_), left(pad_left),
+        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)), panels(panels_),
+        row_sums(row_sums_), blocks(blocks_), split(N, P, stride_h * W * C * 4, block_count) {}
+
+  void pack(int64_t vector) const {
+    const int64_t per_group = ceil_div(Kg, T::L), g = vector / per_group, first = vector % per_group * T::L;
+    float *const panel = panels + vector * taps * T::L;
+    for (int64_t lane = 0; lane < T::L; ++lane) {
+      const float *from = w + (g * Kg + first + lane) * taps;
+      if (first + lane < Kg)
+        for (int64_t t = 0; t < taps; ++t) panel[t * T::L + lane] = from[t];
+      else
+        for (int64_t t = 0; t < taps; ++t) panel[t * T::L + lane] = 0;
+    }
+    for (int64_t r = 0; r < R; ++r) {
+      typename T::V s = T::set(0.f), a = T::set(0.f);
+      for (int64_t t = r * S * Cg; t < (r + 1) * S * Cg; ++t) {
+        const typename T::V value = T::load(panel + t * T::L);
+        s = s + value;
+        a = a + T::abs(value);
+      }
+      T::store(row_sums + ((vector * R + r) * 2 + 0) * T::L, s);
+      T::store(row_sums + ((vector * R + r) * 2 + 1) * T::L, a);
+    }
+  }
+
+  // Tap rows [r_begin, r_end) of output row p lie inside the image (rows between multiples of the dilation are not taps).
+  bool row_inside(int64_t p, int64_t r) const {
+    const int64_t h = p * stride_h - pad_top + r * dilation_h;
+    return h >= 0 && h < H;
+  }
+
+  int64_t segments_of_row(int64_t p, const Rows &rows, Segment *segments) const {
+    int64_t count = 0, chain = 0;
+    for (int64_t r = 0; r < R; ++r) {
+      if (!row_inside(p, r)) continue;
+      const int64_t source = (p * stride_h - pad_top + r * dilation_h - rows.begin) * rows.stride;
+      if (groups == 1 && dilation_w == 1)
+        count = add_segment(segments, count, chain, source, r * S * Cg, S * Cg);
+      else
+        for (int64_t s = 0; s < S; ++s)
+          count = add_segment(segments, count, chain, source + s * dilation_w * C, (r * S + s) * Cg, Cg);
+    }
+    return count;
+  }
+
+  // Sum of x and of |x| over the patches of output row p of group g.
+  void patch_sums(int64_t p, const Rows &rows, const float *sums, const float *abs_sums, int64_t padded, float *sum_x,
+                  float *abs_x) const {
+    const int64_t width_p = width(p, P, Q);
+    for (int64_t q = 0; q < width_p; ++q) sum_x[q] = abs_x[q] = 0;
+    for (int64_t r = 0; r < R; ++r) {
+      if (!row_inside(p, r)) continue;
+      const int64_t row = (p * stride_h - pad_top + r * dilation_h - rows.begin) * padded;
+      for (int64_t s = 0; s < S; ++s) {
+        const float *from = sums + row + s * dilation_w, *abs_from = abs_sums + row + s * dilation_w;
+        if (stride_w == 1)
+          for (int64_t q = 0; q < width_p; ++q) sum_x[q] += from[q], abs_x[q] += abs_from[q];
+        else
+          for (int64_t q = 0; q < width_p; ++q) sum_x[q] += from[q * stride_w], abs_x[q] += abs_from[q * stride_w];
+      }
+    }
+  }
+
+  void run(int64_t begin, int64_t end) {
+    const bool identity = !exact && taps >= IDENTITY_TAPS;
+    const bool copies = left > 0 || right > 0;
+    const int64_t padded = left + W + right;
+    const int64_t in_rows = min64(H, (split.chunk - 1) * stride_h + (R - 1) * dilation_h + 1);
+    Scratch<float> copy(copies ? in_rows * padded * C : 1);
+    Scratch<float> sums(identity ? 2 * in_rows * padded * groups : 1);
+    Scratch<float> patches(identity ? 2 * groups * split.chunk * Q : 1);
+    Scratch<Segment> segments(segment_capacity(taps, R * S));
+    if (!copy || !sums || !patches || !segments) return failed.set();
+    for (int64_t i = begin; i < end; ++i) {
+      const Task task(split, i);
+      const int64_t h_begin = max64(0, min64(H, task.row_begin * stride_h - pad_top));
+      const int64_t h_end =
+          max64(h_begin, min64(H, (task.row_end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1));
+      const Rows rows = take_rows(x + task.image * H * W * C, W, C, h_begin, h_end, left, right, copies ? copy.data : nullptr);
+      const int64_t tile_rows = task.row_end - task.row_begin;
+      if (identity) {
+        float *const abs_sums = sums + in_rows * padded;
+        for (int64_t g = 0; g < groups; ++g) {
+          for (int64_t h = h_begin; h < h_end; ++h)
+            channel_sums(rows.at(h, -left, C) + g * Cg, width(h, H, W) + left + right, sums + (h - h_begin) * padded,
+                         abs_sums + (h - h_begin) * padded);
+          for (int64_t p = 0; p < tile_rows; ++p) {
+            float *to = patches + 2 * (g * tile_rows + p) * Q;
+            patch_sums(task.row_begin + p, rows, sums, abs_sums, padded, to, to + Q);
+          }
+        }
+      }
+      for (int64_t b = task.block_begin; b < task.block_end; ++b)
+        for (int64_t p = 0; p < tile_rows; ++p)
+          row_of_tiles(blocks[b], task.image, task.row_begin + p, rows, segments,
+                       patches + (identity ? 2 * (blocks[b].group * tile_rows + p) * Q : 0), identity);
+    }
+  }
+
+  // Sum of x and of |x| over the channels of a group, for each of `count` pixels.
+  void channel_sums(const float *from, int64_t count, float *sum, float *abs_sum) const {
+    typedef typename T::V V;
+    for (int64_t j = 0; j < count; ++j, from += C) {
+      V s = T::set(0.f), a = T::set(0.f);
+      int64_t c = 0;
+      for (; c + T::L <= Cg; c += T::L) {
+        const V value = T::load(from + c);
+        s = s + value;
+        a = a + T::abs(value);
+      }
+      float rest = 0, abs_rest = 0;
+      for (; c < Cg; ++c) rest += from[c], abs_rest += __builtin_fabsf(from[c]);
+      sum[j] = (Cg >= T::L ? T::sum(s) : 0.f) + rest;
+      abs_sum[j] = (Cg >= T::L ? T::sum(a) : 0.f) + abs_rest;
+    }
+  }
+
+  void row_of_tiles(const Block &block, int64_t image, int64_t p, const Rows &rows, Segment *segments,
+                    const float *patches, bool identity) const {
+    typedef typename T::V V;
+    alignas(64) float sum_w[4 * T::L], abs_w[4 * T::L], outside[4 * T::L], sum[MAX_SUM];
+    for (int v = 0; v < block.nv; ++v) {
+      V sw = T::set(0.f), aw = T::set(0.f), out = T::set(0.f);
+      for (int64_t r = 0; r < R; ++r) {
+        const float *from = row_sums + ((block.vector + v) * R + r) * 2 * T::L;
+        if (row_inside(p, r))
+          sw = sw + T::load(from), aw = aw + T::load(from + T::L);
+        else
+          out = out + T::load(from + T::L); // a padded tap has x = 0 and adds |w|
+      }
+      T::store(sum_w + v * T::L, sw - out);
+      T::store(abs_w + v * T::L, aw + out);
+      T::store(outside + v * T::L, out);
+    }
+    const int64_t count = segments_of_row(p, rows, segments);
+    const int64_t pixels = width(p, P, Q), step = stride_w * C;
+    const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, false));
+    const float *const panel = panels + block.vector * taps * T::L, *const source = rows.data + block.group * Cg;
+    const int64_t panel_stride = taps * T::L;
+    float *const out = y + ((image * P + p) * Q) * K + block.channel;
+    if (count == 0)
+      for (float &s : sum) s = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t q = pixels * i / tiles, mr = pixels * (i + 1) / tiles - q;
+      if (identity) {
+        forward_tile_for<T, false>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
+        if (finish_identity<T>(sum, mr, block, patches + q, patches + Q + q, sum_w, abs_w, out + q * K, K)) continue;
+      }
+      forward_tile_for<T, true>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
+      finish_exact<T>(sum, mr, block, outside, out + q * K, K);
+    }
+  }
+};
+
+// ---- dx ------------------------------------------------------------------------------------------------------------
+
+// t(w - x) for finite operands.
+template <class T, int MODE> ADDER_INLINE typename T::V transfer(typename T::V w, typename T::V x) {
+  if (MODE == ADDER_CLIPPED) return T::clamp1(w - x);
+  if (MODE == ADDER_FULL) return w - x;
+  return T::sign_of_difference(w, x);
+}
+
+// t(w - x) for anything, NaN included.
+static inline float transfer_any(float w, float x, int mode) {
+  const float z = w - x;
+  if (mode == ADDER_FULL || z != z) return z;
+  if (mode == ADDER_SIGN) return static_cast<float>((z > 0) - (z < 0));
+  return z > 1 ? 1.f : z < -1 ? -1.f : z;
+}
+
+// sum[m][v] = sum over the segments of dy * t(w - x); x [MR][NV * L] lies beside the sums.
+template <class T, int MR, int NV, int MODE>
+__attribute__((noinline)) void grad_input_tile(const Segment *segment, int64_t count, const float *dy, int64_t step,
+                                               const float *panel, int64_t panel_stride, const float *x, float *sum) {
+  typedef typename T::V V;
+  V xs[MR][NV];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) xs[m][v] = T::load(x + (m * NV + v) * T::L);
+  const Segment *const end = segment + count;
+  for (bool first = true; segment != end; first = false) {
+    V acc[MR][NV];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = T::set(0.f);
+    bool last;
+    do {
+      const float *ds = dy + segment->source, *ws = panel + segment->panel * T::L;
+      for (int64_t t = segment->length; t > 0; --t) {
+        V w[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) w[v] = T::load(ws + v * panel_stride);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) {
+          const V d = T::set(ds[m * step]);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) acc[m][v] = T::fma(transfer<T, MODE>(w[v], xs[m][v]), d, acc[m][v]);
+        }
+        ++ds;
+        ws += T::L;
+      }
+      last = segment->last;
+      ++segment;
+    } while (!last && segment != end);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        float *s = sum + (m * NV + v) * T::L;
+        T::store(s, first ? acc[m][v] : T::load(s) + acc[m][v]);
+      }
+  }
+}
+
+typedef void (*GradInputTile)(const Segment *, int64_t, const float *, int64_t, const float *, int64_t, const float *,
+                              float *);
+
+template <class T, int NV, int MODE, int MR = max_pixels<T>(NV, true)> struct GradInputTiles {
+  static GradInputTile get(int64_t mr) {
+    if constexpr (MR == 0) return nullptr;
+    else return mr == MR ? grad_input_tile<T, MR, NV, MODE> : GradInputTiles<T, NV, MODE, MR - 1>::get(mr);
+  }
+};
+
+template <class T> GradInputTile grad_input_tile_for(int nv, int64_t mr, int mode) {
+  if (nv == 2)
+    return mode == ADDER_CLIPPED ? GradInputTiles<T, 2, ADDER_CLIPPED>::get(mr)
+           : mode == ADDER_FULL  ? GradInputTiles<T, 2, ADDER_FULL>::get(mr)
+                                 : GradInputTiles<T, 2, ADDER_SIGN>::get(mr);
+  return mode == ADDER_CLIPPED ? GradInputTiles<T, 1, ADDER_CLIPPED>::get(mr)
+         : mode == ADDER_FULL  ? GradInputTiles<T, 1, ADDER_FULL>::get(mr)
+                               : GradInputTiles<T, 1, ADDER_SIGN>::get(mr);
+}
+
+// What dx of one pixel is, tap by tap, for operands that are not finite: t of a NaN is NaN, and a tap that no output
+// takes adds nothing, where the tiles would add 0 * t.
+static inline void grad_input_pixel(const Shape &s, const float *dy, const float *x, const float *w, float *dx, int mode,
+                                    int64_t n, int64_t h, int64_t column, int64_t begin, int64_t end) {
+  const int64_t pixel = ((n * s.H + h) * s.W + column) * s.C;
+  for (int64_t c = begin; c < end; ++c) dx[pixel + c] = 0;
+  for (int64_t r = 0; r < s.R; ++r) {
+    const int64_t ph = h + s.pad_top - r * s.dilation_h;
+    if (ph < 0 || ph % s.stride_h || ph / s.stride_h >= s.P) continue;
+    for (int64_t t = 0; t < s.S; ++t) {
+      const int64_t qw = column + s.pad_left - t * s.dilation_w;
+      if (qw < 0 || qw % s.stride_w || qw / s.stride_w >= s.Q) continue;
+      const float *const d = dy + ((n * s.P + ph / s.stride_h) * s.Q + qw / s.stride_w) * s.K;
+      for (int64_t c = begin; c < end; ++c) {
+        const int64_t g = c / s.Cg;
+        const float *ws = w + (g * s.Kg * s.R * s.S + r * s.S + t) * s.Cg + c % s.Cg;
+        float sum = 0;
+        for (int64_t k = 0; k < s.Kg; ++k, ws += s.taps) sum += d[g * s.Kg + k] * transfer_any(*ws, x[pixel + c], mode);
+        dx[pixel + c] += sum;
+      }
+    }
+  }
+}
+
+template <class T> bool all_finite(const float *values, int64_t count) {
+  typedef typename T::V V;
+  bool good = true;
+  int64_t i = 0;
+  for (; i + T::L <= count && good; i += T::L) {
+    const V v = T::load(values + i);
+    good = T::all_le(T::abs(v), T::set(FLT_MAX));
+  }
+  for (; i < count && good; ++i) good = __builtin_fabsf(values[i]) <= FLT_MAX;
+  return good;
+}
+
+// The taps of a kernel's row in an order in which those that one phase of pixels takes (columns apart by the stride)
+// follow each other, with outputs ascending.
+static inline void order_columns(const Shape &s, int64_t *order) {
+  int64_t count = 0;
+  for (int64_t phase = 0; phase < s.stride_w; ++phase)
+    for (int64_t t = s.S - 1; t >= 0; --t)
+      if (t * s.dilation_w % s.stride_w == phase) order[count++] = t;
+}
+
+// Which outputs the taps of an input column reach: from the first column's first to the last column's last.
+struct Reach {
+  int64_t left, right; // columns of zeros to put beside dy
+  explicit Reach(const Shape &s) {
+    const int64_t low = s.pad_left - (s.S - 1) * s.dilation_w; // of q * stride
+    left = low < 0 ? ceil_div(-low, s.stride_w) : 0;
+    right = max64(0, (s.W - 1 + s.pad_left) / s.stride_w - (s.Q - 1));
+  }
+};
+
+template <class T> struct GradInput : Shape {
+  const float *dy, *x, *w;
+  float *dx;
+  int mode;
+  bool finite; // w
+  int64_t left, right;
+  float *panels; // [vectors][R][S in order_columns][Kg][L]
+  int64_t *order;
+  Block *blocks;
+  Split split;
+  Flag failed;
+
+  GradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_, float *panels_,
+            int64_t *order_, Block *blocks_, int64_t block_count)
+      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), finite(all_finite<T>(w_, K * taps)),
+        left(Reach(shape).left), right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
+        split(N, H, Q * K * 4 / stride_h + W * C * 4, block_count) {
+    order_columns(*this, order);
+  }
+
+  void pack(int64_t vector) const {
+    const int64_t per_group = ceil_div(Cg, T::L), g = vector / per_group, first = vector % per_group * T::L;
+    const int64_t lanes = min64(T::L, Cg - first);
+    float *to = panels + vector * R * S * Kg * T::L;
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t i = 0; i < S; ++i) {
+        const float *from = w + (g * Kg * R * S + r * S + order[i]) * Cg + first;
+        for (int64_t k = 0; k < Kg; ++k, from += taps, to += T::L) {
+          for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane];
+          for (int64_t lane = lanes; lane < T::L; ++lane) to[lane] = 0;
+        }
+      }
+  }
+
+  int64_t segments_of_row(int64_t h, int64_t phase, const Rows &rows, Segment *segments) const {
+    int64_t count = 0, chain = 0;
+    for (int64_t r = 0; r < R; ++r) {
+      const int64_t ph = h + pad_top - r * dilation_h;
+      if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
+      const int64_t row = (ph / stride_h - rows.begin) * rows.stride;
+      for (int64_t i = 0; i < S;) {
+        const int64_t qw = phase + pad_left - order[i] * dilation_w;
+        if (qw % stride_w) {
+          ++i;
+          continue;
+        }
+        // Floor division is exact here. Take along what follows with the next output, if channels allow.
+        const int64_t q = qw / stride_w;
+        int64_t n = 1;
+        while (groups == 1 && i + n < S && (phase + pad_left - order[i + n] * dilation_w) == (q + n) * stride_w) ++n;
+        count = add_segment(segments, count, chain, row + (rows.left + q) * K, (r * S + i) * Kg, n * Kg);
+        i += n;
+      }
+    }
+    return count;
+  }
+
+  // The output rows that input rows [begin, end) reach.
+  void reach(int64_t begin, int64_t end, int64_t &p_begin, int64_t &p_end) const {
+    const int64_t low = begin + pad_top - (R - 1) * dilation_h, high = end - 1 + pad_top;
+    p_begin = low <= 0 ? 0 : min64(P, ceil_div(low, stride_h));
+    p_end = max64(p_begin, min64(P, high / stride_h + 1));
+  }
+
+  void run(int64_t begin, int64_t end) {
+    const bool copies = left > 0 || right > 0;
+    const int64_t out_rows = min64(P, (split.chunk + (R - 1) * dilation_h) / stride_h + 1);
+    Scratch<float> copy(copies ? out_rows * (left + Q + right) * K : 1);
+    Scratch<Segment> segments(segment_capacity(R * S * Kg, R * S));
+    if (!copy || !segments) return failed.set();
+    for (int64_t i = begin; i < end; ++i) {
+      const Task task(split, i);
+      int64_t p_begin, p_end;
+      reach(task.row_begin, task.row_end, p_begin, p_end);
+      const Rows rows =
+          take_rows(dy + task.image * P * Q * K, Q, K, p_begin, p_end, left, right, copies ? copy.data : nullptr);
+      for (int64_t b = task.block_begin; b < task.block_end; ++b)
+        for (int64_t h = task.row_begin; h < task.row_end; ++h)
+          for (int64_t phase = 0; phase < min64(stride_w, W); ++phase)
+            row_of_tiles(blocks[b], task.image, h, phase, rows, segments);
+    }
+  }
+
+  void row_of_tiles(const Block &block, int64_t image, int64_t h, int64_t phase, const Rows &rows,
+                    Segment *segments) const {
+    typedef typename T::V V;
+    alignas(64) float sum[MAX_SUM], xs[MAX_SUM];
+    const int64_t count = segments_of_row(h, phase, rows, segments);
+    const int64_t pixels = ceil_div(width(h, H, W) - phase, stride_w), step = stride_w * C;
+    const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, true));
+    const int64_t first = ((image * H + h) * W + phase) * C + block.channel;
+    const float *const panel = panels + block.vector * R * S * Kg * T::L, *const source = rows.data + block.group * Kg;
+    const bool whole = block.channels == block.nv * T::L;
+    if (count == 0)
+      for (float &s : sum) s = 0;
+    if (!whole)
+      for (float &value : xs) value = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t j = pixels * i / tiles, mr = pixels * (i + 1) / tiles - j;
+      bool good = finite;
+      for (int64_t m = 0; m < mr; ++m) {
+        const float *from = x + first + (j + m) * step;
+        float *to = xs + m * block.nv * T::L;
+        if (!whole) memcpy(to, from, static_cast<size_t>(block.channels) * sizeof(float));
+        for (int v = 0; v < block.nv; ++v) {
+          const V value = T::load((whole ? from : to) + v * T::L);
+          good &= T::all_le(T::abs(value), T::set(FLT_MAX));
+          T::store(to + v * T::L, value);
+        }
+      }
+      if (good) {
+        grad_input_tile_for<T>(block.nv, mr, mode)(segments, count, source + j * K, K, panel, R * S * Kg * T::L, xs, sum);
+        for (int64_t m = 0; m < mr; ++m)
+          store_channels<T>(dx + first + (j + m) * step, sum + m * block.nv * T::L, block.nv, block.channels);
+      } else {
+        for (int64_t m = 0; m < mr; ++m)
+          grad_input_pixel(*this, dy, x, w, dx, mode, image, h, phase + (j + m) * stride_w, block.channel,
+                           block.channel + block.channels);
+      }
+    }
+  }
+};
+
+// ---- small groups: lanes over the channels of many groups ---------------------------------------------------------
+
+// The image's channels spread out so that lane k (or c) finds its own: to[pixel][i][lane], i over a group's channels.
+static inline void spread(const float *from, int64_t per_group, int64_t lanes_per_group, int64_t lanes, float *to) {
+  if (per_group == 1 && lanes_per_group == 1) {
+    memcpy(to, from, static_cast<size_t>(lanes) * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < per_group; ++i, to += lanes)
+    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane / lanes_per_group * per_group + i];
+}
+
+constexpr int GROUPED_PIXELS = 6;
+
+// y[m] = -(outside + sum over taps of |x - w|) for MR pixels and one vector of output channels.
+template <class T, int MR>
+__attribute__((noinline)) void grouped_forward_tile(const int64_t *offsets, const int64_t *taps, int64_t count,
+                                                    const float *x, int64_t step, const float *w, int64_t w_step,
+                                                    const float *outside, float *sum) {
+  typedef typename T::V V;
+  const V one = T::opaque(T::set(1.f));
+  V acc[MR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) acc[m] = T::load(outside);
+  for (int64_t t = 0; t < count; ++t) {
+    const V wv = T::load(w + taps[t] * w_step);
+    const float *xs = x + offsets[t];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) acc[m] = T::accumulate(acc[m], T::abs(T::load(xs + m * step) - wv), one);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) T::store(sum + m * T::L, T::set(0.f) - acc[m]);
+}
+
+// dx[m] = sum over taps of dy * t(w - x) for MR pixels and one vector of input channels.
+template <class T, int MR, int MODE>
+__attribute__((noinline)) void grouped_grad_input_tile(const int64_t *offsets, const int64_t *taps, int64_t count,
+                                                       const float *dy, int64_t step, const float *w, int64_t w_step,
+                                                       const float *x, float *sum) {
+  typedef typename T::V V;
+  V acc[MR], xs[MR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) acc[m] = T::set(0.f), xs[m] = T::load(x + m * T::L);
+  for (int64_t t = 0; t < count; ++t) {
+    const V wv = T::load(w + taps[t] * w_step);
+    const float *ds = dy + offsets[t];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) acc[m] = T::fma(transfer<T, MODE>(wv, xs[m]), T::load(ds + m * step), acc[m]);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) T::store(sum + m * T::L, acc[m]);
+}
+
+typedef void (*GroupedTile)(const int64_t *, const int64_t *, int64_t, const float *, int64_t, const float *, int64_t,
+                            const float *, float *);
+
+template <class T, int MR = GROUPED_PIXELS> GroupedTile grouped_forward_tile_for(int64_t mr) {
+  if constexpr (MR == 0) return nullptr;
+  else return mr == MR ? grouped_forward_tile<T, MR> : grouped_forward_tile_for<T, MR - 1>(mr);
+}
+
+template <class T, int MODE, int MR = GROUPED_PIXELS> GroupedTile grouped_grad_input_tile_in(int64_t mr) {
+  if constexpr (MR == 0) return nullptr;
+  else return mr == MR ? grouped_grad_input_tile<T, MR, MODE> : grouped_grad_input_tile_in<T, MODE, MR - 1>(mr);
+}
+
+template <class T> GroupedTile grouped_grad_input_tile_for(int mode, int64_t mr) {
+  return mode == ADDER_CLIPPED ? grouped_grad_input_tile_in<T, ADDER_CLIPPED>(mr)
+         : mode == ADDER_FULL  ? grouped_grad_input_tile_in<T, ADDER_FULL>(mr)
+                               : grouped_grad_input_tile_in<T, ADDER_SIGN>(mr);
+}
+
+template <class T> struct GroupedForward : Shape {
+  const float *x, *w;
+  float *y;
+  int64_t left, right, lanes; // lanes: K rounded up to vectors
+  float *filters;             // [R][S][Cg][lanes]
+  Split split;
+  Flag failed;
+
+  GroupedForward(const Shape &shape, const float *x_, const float *w_, float *y_, float *filters_)
+      : Shape(shape), x(x_), w(w_), y(y_), left(pad_left),
+        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)),
+        lanes(ceil_div(K, T::L) * T::L), filters(filters_), split(N, P, stride_h * W * K * Cg * 4, 1) {}
+
+  void pack(int64_t tap) const {
+    float *to = filters + tap * lanes;
+    for (int64_t k = 0; k < K; ++k) to[k] = w[k * taps + tap];
+    for (int64_t k = K; k < lanes; ++k) to[k] = 0;
+  }
+
+  void run(int64_t begin, int64_t end) {
+    typedef typename T::V V;
+    const int64_t padded = left + W + right, pixel = Cg * K, stride = padded * pixel;
+    const int64_t in_rows = min64(H, (split.chunk - 1) * stride_h + (R - 1) * dilation_h + 1);
+    Scratch<float> copy(in_rows * stride + T::L); // the last pixel's last vector reads beyond it
+    Scratch<int64_t> offsets(2 * taps);
+    if (!copy || !offsets) return failed.set();
+    int64_t *const index = offsets + taps;
+    for (int64_t i = begin; i < end; ++i) {
+      const Task task(split, i);
+      const int64_t h_begin = max64(0, min64(H, task.row_begin * stride_h - pad_top));
+      const int64_t h_end =
+          max64(h_begin, min64(H, (task.row_end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1));
+      for (int64_t h = h_begin; h < h_end; ++h) {
+        float *to = copy + (h - h_begin) * stride;
+        memset(to, 0, static_cast<size_t>(stride) * sizeof(float));
+        for (int64_t c = 0; c < W; ++c)
+          spread(x + ((task.image * H + h) * W + c) * C, Cg, Kg, K, to + (left + c) * pixel);
+      }
+      for (int64_t p = task.row_begin; p < task.row_end; ++p) {
+        int64_t count = 0;
+        for (int64_t r = 0; r < R; ++r) {
+          const int64_t h = p * stride_h - pad_top + r * dilation_h;
+          if (h < 0 || h >= H) continue;
+          for (int64_t t = 0; t < S * Cg; ++t) {
+            offsets[count] = (h - h_begin) * stride + t / Cg * dilation_w * pixel + t % Cg * K;
+            index[count++] = r * S * Cg + t;
+          }
+        }
+        for (int64_t k = 0; k < K; k += T::L) {
+          alignas(64) float outside[T::L], sum[GROUPED_PIXELS * T::L];
+          V out = T::set(0.f);
+          for (int64_t r = 0; r < R; ++r) {
+            const int64_t h = p * stride_h - pad_top + r * dilation_h;
+            for (int64_t t = 0; t < S * Cg && (h < 0 || h >= H); ++t)
+              out = out + T::abs(T::load(filters + (r * S * Cg + t) * lanes + k));
+          }
+          T::store(outside, out);
+          const int64_t tiles = ceil_div(Q, GROUPED_PIXELS), step = stride_w * pixel;
+          for (int64_t j = 0; j < tiles; ++j) {
+            const int64_t q = Q * j / tiles, mr = Q * (j + 1) / tiles - q;
+            grouped_forward_tile_for<T>(mr)(offsets, index, count, copy + q * step + k, step, filters + k, lanes, outside,
+                                            sum);
+            for (int64_t m = 0; m < mr; ++m)
+              store_channels<T>(y + ((task.image * P + p) * Q + q + m) * K + k, sum + m * T::L, 1, min64(T::L, K - k));
+          }
+        }
+      }
+    }
+  }
+};
+
+template <class T> struct GroupedGradInput : Shape {
+  const float *dy, *x, *w;
+  float *dx;
+  int mode;
+  bool finite; // w
+  int64_t left, right, lanes;
+  float *filters; // [R][S][Kg][lanes]
+  Split split;
+  Flag failed;
+
+  GroupedGradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_,
+                   float *filters_)
+      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), finite(all_finite<T>(w_, K * taps)),
+        left(Reach(shape).left), right(Reach(shape).right), lanes(ceil_div(C, T::L) * T::L), filters(filters_),
+        split(N, H, Q * C * Kg * 4 / stride_h + W * C * 4, 1) {}
+
+  void pack(int64_t tap) const { // tap: (r * S + s) * Kg + k
+    float *to = filters + tap * lanes;
+    const int64_t k = tap % Kg, rs = tap / Kg;
+    for (int64_t c = 0; c < C; ++c) to[c] = w[((c / Cg * Kg + k) * R * S + rs) * Cg + c % Cg];
+    for (int64_t c = C; c < lanes; ++c) to[c] = 0;
+  }
+
+  void run(int64_t begin, int64_t end) {
+    typedef typename T::V V;
+    const int64_t padded = left + Q + right, pixel = Kg * C, stride = padded * pixel;
+    const int64_t out_rows = min64(P, (split.chunk + (R - 1) * dilation_h) / stride_h + 1);
+    Scratch<float> copy(out_rows * stride + T::L);
+    Scratch<int64_t> offsets(2 * R * S * Kg);
+    if (!copy || !offsets) return failed.set();
+    int64_t *const index = offsets + R * S * Kg;
+    alignas(64) float xs[GROUPED_PIXELS * T::L], sum[GROUPED_PIXELS * T::L];
+    for (int64_t i = begin; i < end; ++i) {
+      const Task task(split, i);
+      const int64_t low = task.row_begin + pad_top - (R - 1) * dilation_h, high = task.row_end - 1 + pad_top;
+      const int64_t p_begin = low <= 0 ? 0 : min64(P, ceil_div(low, stride_h));
+      const int64_t p_end = max64(p_begin, min64(P, high / stride_h + 1));
+      for (int64_t p = p_begin; p < p_end; ++p) {
+        float *to = copy + (p - p_begin) * stride;
+        memset(to, 0, static_cast<size_t>(stride) * sizeof(float));
+        for (int64_t q = 0; q < Q; ++q)
+          spread(dy + ((task.image * P + p) * Q + q) * K, Kg, Cg, C, to + (left + q) * pixel);
+      }
+      for (int64_t h = task.row_begin; h < task.row_end; ++h)
+        for (int64_t phase = 0; phase < min64(stride_w, W); ++phase) {
+          int64_t count = 0;
+          for (int64_t r = 0; r < R; ++r) {
+            const int64_t ph = h + pad_top - r * dilation_h;
+            if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
+            for (int64_t s = 0; s < S; ++s) {
+              const int64_t qw = phase + pad_left - s * dilation_w;
+              if (qw % stride_w) continue;
+              for (int64_t k = 0; k < Kg; ++k) {
+                offsets[count] = (ph / stride_h - p_begin) * stride + (left + qw / stride_w) * pixel + k * C;
+                index[count++] = (r * S + s) * Kg + k;
+              }
+            }
+          }
+          const int64_t pixels = ceil_div(W - phase, stride_w), tiles = ceil_div(pixels, GROUPED_PIXELS);
+          const int64_t first = ((task.image * H + h) * W + phase) * C, step = stride_w * C;
+          for (int64_t c = 0; c < C; c += T::L) {
+            const int64_t channels = min64(T::L, C - c);
+            for (int64_t j = 0; j < tiles; ++j) {
+              const int64_t q = pixels * j / tiles, mr = pixels * (j + 1) / tiles - q;
+              bool good = finite;
+              for (int64_t m = 0; m < mr; ++m) {
+                float *to = xs + m * T::L;
+                if (channels < T::L) T::store(to, T::set(0.f));
+                memcpy(to, x + first + (q + m) * step + c, static_cast<size_t>(channels) * sizeof(float));
+                const V value = T::load(to);
+                good &= T::all_le(T::abs(value), T::set(FLT_MAX));
+              }
+              if (good) {
+                grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c, pixel, filters + c, lanes, xs, sum);
+                for (int64_t m = 0; m < mr; ++m)
+                  store_channels<T>(dx + first + (q + m) * step + c, sum + m * T::L, 1, channels);
+              } else {
+                for (int64_t m = 0; m < mr; ++m)
+                  grad_input_pixel(*this, dy, x, w, dx, mode, task.image, h, phase + (q + m) * stride_w, c, c + channels);
+              }
+            }
+          }
+        }
+    }
+  }
+
+};
+
+// ---- dw, tap by tap ------------------------------------------------------------------------------------------------
+
+// dw = sum dy * t(x - w) for operands that may be anything. The fast dw is the library's own convolution; this is for
+// the sign (Eq. 4) and for infinities, where x - w has a value and sum dy * x - w * sum dy has none.
+constexpr int64_t DW_FILTERS = 4, DW_LANES = 32;
+
+struct GradWeight : adder_shape {
+  const float *dy, *x, *w;
+  float *dw;
+  int64_t Cg, Kg, filter_blocks; // filter_blocks: for each group
+
+  GradWeight(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), Cg(C / groups), Kg(K / groups),
+        filter_blocks(ceil_div(Kg, DW_FILTERS)) {}
+
+  int64_t tasks() const { return groups * filter_blocks * R * S; }
+
+  template <int MODE> void task(int64_t i) const {
+    const int64_t s = i % S, r = i / S % R, block = i / S / R % filter_blocks, g = i / S / R / filter_blocks;
+    const int64_t k0 = g * Kg + block * DW_FILTERS, filters = min64(DW_FILTERS, Kg - block * DW_FILTERS);
+    for (int64_t c0 = 0; c0 < Cg; c0 += DW_LANES) {
+      const int64_t channels = min64(DW_LANES, Cg - c0);
+      alignas(64) float total[DW_FILTERS][DW_LANES] = {}, ws[DW_FILTERS][DW_LANES] = {}, xs[DW_LANES] = {};
+      for (int64_t k = 0; k < filters; ++k)
+        memcpy(ws[k], w + (((k0 + k) * R + r) * S + s) * Cg + c0, static_cast<size_t>(channels) * sizeof(float));
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t p = 0; p < P; ++p) { // sums of a row first: shorter chains
+          alignas(64) float sum[DW_FILTERS][DW_LANES] = {};
+          const int64_t h = p * stride_h - pad_top + r * dilation_h;
+          for (int64_t q = 0; q < Q; ++q) {
+            const int64_t column = q * stride_w - pad_left + s * dilation_w;
+            if (h >= 0 && h < H && column >= 0 && column < W)
+              memcpy(xs, x + ((n * H + h) * W + column) * C + g * Cg + c0, static_cast<size_t>(channels) * sizeof(float));
+            else
+              memset(xs, 0, sizeof xs);
+            const float *const d = dy + ((n * P + p) * Q + q) * K + k0;
+            for (int64_t k = 0; k < filters; ++k)
+              for (int64_t c = 0; c < DW_LANES; ++c) sum[k][c] += d[k] * transfer_any(xs[c], ws[k][c], MODE);
+          }
+          for (int64_t k = 0; k < filters; ++k)
+            for (int64_t c = 0; c < DW_LANES; ++c) total[k][c] += sum[k][c];
+        }
+      for (int64_t k = 0; k < filters; ++k)
+        memcpy(dw + (((k0 + k) * R + r) * S + s) * Cg + c0, total[k], static_cast<size_t>(channels) * sizeof(float));
+    }
+  }
+};
+
+// ---- entry points --------------------------------------------------------------------------------------------------
+
+template <class T> int forward_as(const Shape &shape, const float *x, const float *w, float *y, bool exact) {
+  const double operations = 1. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
+  if (shape.small_groups<T>(shape.Kg)) {
+    Scratch<float> filters(shape.taps * ceil_div(shape.K, T::L) * T::L);
+    if (!filters) return ADDER_NO_MEMORY;
+    GroupedForward<T> f(shape, x, w, y, filters);
+    for (int64_t t = 0; t < f.taps; ++t) f.pack(t);
+    parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+    return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+  }
+  const int nv = max_vectors<T>(shape.Q, false);
+  const int64_t vectors = shape.groups * ceil_div(shape.Kg, T::L);
+  const int64_t count = cut_blocks<T>(shape.groups, shape.Kg, nv, nullptr);
+  Scratch<float> panels(vectors * shape.taps * T::L), row_sums(vectors * shape.R * 2 * T::L);
+  Scratch<Block> blocks(count);
+  if (!panels || !row_sums || !blocks) return ADDER_NO_MEMORY;
+  cut_blocks<T>(shape.groups, shape.Kg, nv, blocks);
+  Forward<T> f(shape, x, w, y, exact, panels, row_sums, blocks, count);
+  parallel(vectors, grain_for(2. * vectors * shape.taps, vectors), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.pack(a);
+  });
+  parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+  return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+}
+
+inline int forward(const adder_shape *s, const float *x, const float *w, float *y, int exact) {
+  if (s->N * s->P * s->Q == 0) return ADDER_OK;
+  const Shape shape(*s);
+  const int64_t lanes = shape.small_groups<Widest>(shape.Kg) ? shape.K : shape.Kg;
+  return lanes <= Narrow::L ? forward_as<Narrow>(shape, x, w, y, exact) : forward_as<Widest>(shape, x, w, y, exact);
+}
+
+template <class T>
+int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode) {
+  const double operations = 2. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
+  if (shape.small_groups<T>(shape.Cg)) {
+    Scratch<float> filters(shape.R * shape.S * shape.Kg * ceil_div(shape.C, T::L) * T::L);
+    if (!filters) return ADDER_NO_MEMORY;
+    GroupedGradInput<T> f(shape, dy, x, w, dx, mode, filters);
+    for (int64_t t = 0; t < f.R * f.S * f.Kg; ++t) f.pack(t);
+    parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+    return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+  }
+  const int nv = max_vectors<T>(shape.W / shape.stride_w, true);
+  const int64_t vectors = shape.groups * ceil_div(shape.Cg, T::L);
+  const int64_t count = cut_blocks<T>(shape.groups, shape.Cg, nv, nullptr);
+  Scratch<float> panels(vectors * shape.R * shape.S * shape.Kg * T::L);
+  Scratch<int64_t> order(shape.S);
+  Scratch<Block> blocks(count);
+  if (!panels || !order || !blocks) return ADDER_NO_MEMORY;
+  cut_blocks<T>(shape.groups, shape.Cg, nv, blocks);
+  GradInput<T> f(shape, dy, x, w, dx, mode, panels, order, blocks, count);
+  parallel(vectors, grain_for(2. * vectors * f.R * f.S * f.Kg, vectors), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.pack(a);
+  });
+  parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+  return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+}
+
+inline int grad_input(const adder_shape *s, const float *dy, const float *x, const float *w, float *dx, int mode) {
+  if (s->N * s->H * s->W == 0) return ADDER_OK;
+  const Shape shape(*s);
+  const int64_t lanes = shape.small_groups<Widest>(shape.Cg) ? shape.C : shape.Cg;
+  return lanes <= Narrow::L ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode)
+                            : grad_input_as<Widest>(shape, dy, x, w, dx, mode);
+}
+
+inline int grad_weight(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw, int mode) {
+  const GradWeight f(*s, dy, x, w, dw);
+  const double operations = 4. * s->N * s->P * s->Q * s->R * s->S * f.Cg * s->K / Widest::L;
+  parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) mode == ADDER_SIGN ? f.task<ADDER_SIGN>(a) : f.task<ADDER_FULL>(a);
+  });
+  return ADDER_OK;
+}
+
+} // namespace ADDER_NAMESPACE
+#endif

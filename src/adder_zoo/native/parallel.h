@@ -1,0 +1,27 @@
+// What the kernels of every instruction set share: memory, threads, and the table they are reached through. Defined in
+// dispatch.cpp, which is compiled for the oldest CPU; nothing here is inline, or the linker could pick a copy that was
+// compiled for a newer one.
+#ifndef ADDER_PARALLEL_H
+#define ADDER_PARALLEL_H
+
+#include "adder.h"
+
+#include <cstddef>
+
+namespace adder {
+
+// 64-byte aligned, uninitialised; null if there is no memory. A count of 0 is allowed.
+void *allocate(size_t bytes);
+void release(void *memory);
+
+void parallel_for(int64_t count, int64_t grain, adder_body body, void *context);
+
+struct Kernels {
+  const char *isa;
+  int (*forward)(const adder_shape *, const float *x, const float *w, float *y, int exact);
+  int (*grad_input)(const adder_shape *, const float *dy, const float *x, const float *w, float *dx, int mode);
+  int (*grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw, int mode);
+};
+
+} // namespace adder
+#endif
