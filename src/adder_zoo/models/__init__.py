@@ -1,0 +1,13 @@
+"""The zoo: one file per family. Importing it registers every model with timm.
+
+    import adder_zoo, timm
+
+    model = timm.create_model("adder_lenet5_bn", pretrained=True)
+    timm.list_models(module="lenet")
+
+The last part of a family's file name is its module name in timm's registry, so it must not be one of timm's own.
+"""
+
+from .lenet import AdderLeNet5, adder_lenet5_bn
+
+__all__ = ["AdderLeNet5", "adder_lenet5_bn"]
