@@ -5,10 +5,11 @@ Importing this package registers its models and its optimizer with timm.
 
 from . import models
 from ._version import __version__
+from .batchnorm import reestimated_batch_norm
 from .convert import convert_to_adder
 from .functional import adder2d
 from .implementations import implementations
-from .layers import Adder2d, AdderLinear
+from .layers import Adder2d, AdderLinear, adder_parameters
 from .optim import AdderSGD
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "AdderSGD",
     "__version__",
     "adder2d",
+    "adder_parameters",
     "convert_to_adder",
     "implementations",
     "models",
+    "reestimated_batch_norm",
 ]

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import checkpoint_seq, feature_take_indices, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models import register_notrace_function as leaf
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..layers import Adder2d, AdderLinear

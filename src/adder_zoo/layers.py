@@ -1,0 +1,251 @@
+"""``Adder2d`` and ``AdderLinear``: the operator as layers, built and called like ``nn.Conv2d`` and ``nn.Linear``.
+
+They are no subclasses of those on purpose: tools that find convolutions by type (batch norm fusion,
+re-parameterisation, quantisation) rely on linearity in the weights, which a distance does not have.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import pad_same
+from torch import Tensor, nn
+
+from .functional import INPUT_GRADS, WEIGHT_GRADS, adder2d
+from .implementations import IMPLEMENTATIONS
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+_layers: weakref.WeakSet[AdderLayer] = weakref.WeakSet()
+
+
+class AdderLayer(nn.Module):
+    """What adder layers share: the filters, the bias, and the options of the operator.
+
+    Every instance is remembered (weakly), however it came to be: a copied or unpickled one too. That is how
+    ``AdderSGD`` recognises the weights of adder layers among parameters, which lose attributes of their own in a
+    ``deepcopy``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> AdderLayer:
+        layer = super().__new__(cls)
+        _layers.add(layer)
+        return layer
+
+    def __init__(self, weight_grad: str, input_grad: str, p: float, impl: str | None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if weight_grad not in WEIGHT_GRADS:
+            raise ValueError(f"{name}: weight_grad must be one of {WEIGHT_GRADS}, got {weight_grad!r}")
+        if input_grad not in INPUT_GRADS:
+            raise ValueError(f"{name}: input_grad must be one of {INPUT_GRADS}, got {input_grad!r}")
+        if not isinstance(p, (int, float)) or not 1 <= p <= 2:
+            raise ValueError(f"{name}: p must be a number from 1 to 2, got {p!r}")
+        if impl is not None and impl not in IMPLEMENTATIONS:
+            raise ValueError(f"{name}: impl must be None or one of {tuple(IMPLEMENTATIONS)}, got {impl!r}")
+        self.weight_grad = weight_grad
+        self.input_grad = input_grad
+        self.p = p
+        self.impl = impl
+
+    def _add_parameters(self, shape: Sequence[int], bias: bool, device: Any, dtype: Any) -> None:
+        self.weight = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Filters from a standard normal distribution, as in the authors' code; bias zero."""
+        nn.init.normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def _operator_repr(self) -> str:
+        defaults = {"weight_grad": "full", "input_grad": "clipped", "p": 1.0, "impl": None}
+        return "".join(
+            f", {name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value
+        )
+
+
+class Adder2d(AdderLayer):
+    """Negative L1 distance between patches and learned filters (AdderNet, arXiv 1912.13200, Eq. 2).
+
+    Constructor, attributes, state-dict keys and ``repr`` are those of ``nn.Conv2d``; the operator is
+    ``adder_zoo.adder2d``, which describes ``weight_grad``, ``input_grad``, ``p`` and ``impl``. Follow it with batch
+    norm: the output is never positive and large, and without normalisation nothing trains.
+
+    Args:
+        in_channels, out_channels: C and K.
+        kernel_size, stride, padding, dilation, groups: As in ``nn.Conv2d``; padding may be "same" or "valid".
+        bias: Whether to add a learned bias after the distance.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        device, dtype: Of the parameters.
+        weight_grad, input_grad, p, impl: Options of the operator.
+
+    Shapes: input [N, C, H, W] or [C, H, W]; output [N, K, P, Q] or [K, P, Q], float32 (float64 for float64);
+    ``weight`` [K, C/groups, R, S]; ``bias`` [K].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        weight_grad: str = "full",
+        input_grad: str = "clipped",
+        p: float = 1.0,
+        impl: str | None = None,
+    ) -> None:
+        super().__init__(weight_grad, input_grad, p, impl)
+        # nn.Conv2d checks these arguments and brings them into its attributes' form; on "meta" it costs no memory.
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, "meta"
+        )  # type: ignore[arg-type]
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = conv.kernel_size
+        self.stride = conv.stride
+        self.padding = conv.padding
+        self.dilation = conv.dilation
+        self.transposed = False
+        self.output_padding = conv.output_padding
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
+        self._add_parameters(conv.weight.shape, bias, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        return self._distance(x, padding)
+
+    def _distance(self, x: Tensor, padding: Sequence[int] | str) -> Tensor:
+        return adder2d(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            weight_grad=self.weight_grad,
+            input_grad=self.input_grad,
+            p=self.p,
+            impl=self.impl,
+        )
+
+    def extra_repr(self) -> str:
+        return nn.Conv2d.extra_repr(self) + self._operator_repr()  # type: ignore[arg-type]
+
+
+class Adder2dSame(Adder2d):
+    """``Adder2d`` with TensorFlow's SAME padding, found from each input's size: timm's ``Conv2dSame`` as an adder layer.
+
+    ``padding`` in the constructor is ignored, as there.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._distance(pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0))
+
+
+class AdderLinear(AdderLayer):
+    """Negative L1 distance between feature vectors and learned ones: the fully connected adder layer.
+
+        y[..., k] = bias[k] - Σ_c |x[..., c] - weight[k, c]|
+
+    Constructor, attributes and state-dict keys are those of ``nn.Linear``; gradients and options those of
+    ``adder_zoo.adder2d``, which computes it as a 1x1 kernel.
+
+    Shapes: input [..., C], output [..., K], float32 (float64 for float64); ``weight`` [K, C]; ``bias`` [K].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        weight_grad: str = "full",
+        input_grad: str = "clipped",
+        p: float = 1.0,
+        impl: str | None = None,
+    ) -> None:
+        super().__init__(weight_grad, input_grad, p, impl)
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"AdderLinear: needs at least one feature, got {in_features} in and {out_features} out")
+        self.in_features = in_features
+        self.out_features = out_features
+        self._add_parameters((out_features, in_features), bias, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"AdderLinear: expects {self.in_features} features in the last dimension, got {x.shape}")
+        y = adder2d(
+            x.reshape(-1, self.in_features, 1, 1),
+            self.weight[:, :, None, None],
+            self.bias,
+            weight_grad=self.weight_grad,
+            input_grad=self.input_grad,
+            p=self.p,
+            impl=self.impl,
+        )
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return nn.Linear.extra_repr(self) + self._operator_repr()  # type: ignore[arg-type]
+
+
+def adder_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The filters of all adder layers in ``model``, each once: those with a learning rate of their own (Eq. 12, 13).
+
+    Keep them out of gradient clipping: the adaptive rate brings their gradients to a fixed norm anyway, and their raw
+    norm says nothing::
+
+        adder = set(adder_parameters(model))
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p not in adder], 1.0)
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, AdderLayer) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            yield module.weight  # type: ignore[misc]
+
+
+def is_adder_weight(parameters: Iterable[Tensor]) -> list[bool]:
+    """For each of ``parameters``, whether it is the weight of a living adder layer."""
+    weights = {id(layer._parameters.get("weight")) for layer in _layers}
+    return [id(parameter) in weights for parameter in parameters]
