@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -98,6 +99,18 @@ def accuracy(model: nn.Module, batches: Iterable[Any], accelerator: Accelerator)
         hits = accelerator.gather_for_metrics(model(images).argmax(1) == labels)
         right, count = right + int(hits.sum()), count + len(hits)
     return 100 * right / count
+
+
+@torch.no_grad()
+def check_saved(folder: Path, model: nn.Module, images: Tensor) -> None:
+    """Builds the network again from ``folder``, as a user will, and compares its logits bit by bit.
+
+    Raises:
+        RecipeError: they differ.
+    """
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).to(images.device, memory_format=torch.channels_last)
+    if not torch.equal(model.eval()(images), again.eval()(images)):
+        raise RecipeError(f"the network that timm builds from {folder} answers otherwise than the trained one")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -208,6 +221,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             reestimated = accuracy(model, test_loader, accelerator)
             if progress.updates >= updates and accelerator.is_main_process:
                 save_pretrained(plain, run.folder)
+                check_saved(run.folder, plain, test_data.images[: config.batch_size].to(accelerator.device))
+                accelerator.print(f"{run.folder} holds the weights; timm loads them again and gives the same logits")
         progress.rows.append(
             {
                 "epoch": progress.epoch,

@@ -1,0 +1,31 @@
+# make demo    the main job on real images, from nothing but Python and make
+# make test    the test suite (make test-slow: with what takes minutes)
+# make check   lint and types
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test test-slow check clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml setup.py $(wildcard src/adder_zoo/native/*.cpp src/adder_zoo/native/*.h)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "adder_zoo needs Python 3.10 or newer; make PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/demo.py
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build runs/demo src/*.egg-info src/adder_zoo/_native*.so
