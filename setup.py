@@ -16,7 +16,8 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # Floats mean what IEEE says (no -ffast-math). -fno-trapping-math and -fno-math-errno only drop exception flags and
 # errno, which nobody reads, and let loops be vectorised.
-FLAGS = "-std=c++17 -O3 -fno-exceptions -fno-rtti -fvisibility=hidden -fno-trapping-math -fno-math-errno -g0".split()
+FLAGS = ["-std=c++17", "-O3", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden"]
+FLAGS += ["-fno-trapping-math", "-fno-math-errno", "-g0"]
 ISA_FLAGS = {
     "isa_avx2": "-mavx2 -mfma",
     "isa_avx512": "-mavx2 -mfma -mavx512f -mavx512vl -mavx512dq -mprefer-vector-width=512",

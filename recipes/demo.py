@@ -44,7 +44,7 @@ def main() -> None:
 
     images, labels = load("fashion_mnist", SAMPLE)[0]["test"]
     model = timm.create_model("adder_lenet5_bn", pretrained=True)
-    names = model.pretrained_cfg["label_names"]
+    names: list[str] = model.pretrained_cfg["label_names"]  # type: ignore[index,assignment]
     label, probability = classify(model, images)
     print("\nThe bundled network on bundled images it has never seen:\n")
     print("  image  predicted     certainty  truth")
@@ -60,7 +60,10 @@ def main() -> None:
     results = mnist.main(
         ["--dataset", "fashion_mnist", "--data-dir", "sample", "--epochs", str(EPOCHS), "--output-dir", str(RUN)]
     )
-    print("\n" + "\n".join(f"  {path}: {path.stat().st_size:,} bytes" for path in sorted(RUN.iterdir()) if path.is_file()))
+    print()
+    for path in sorted(RUN.iterdir()):
+        if path.is_file():
+            print(f"  {path}: {path.stat().st_size:,} bytes")
     again = timm.create_model(f"local-dir:{RUN}", pretrained=True)
     accuracy = 100 * (classify(again, images)[0] == labels).float().mean().item()
     print(f"\n  timm.create_model('local-dir:{RUN}', pretrained=True): {accuracy:.2f} %, the recipe measured "

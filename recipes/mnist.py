@@ -4,7 +4,7 @@
     accelerate launch recipes/mnist.py --dataset fashion_mnist --data-dir sample --epochs 2   # the bundled sample
 
 FOLDER holds the four idx files, or is torchvision's root; without --data-dir the recipe looks in the folder that
-ADDER_ZOO_DATA names and where Debian's package dataset-fashion-mnist puts its files. The defaults are the paper's setting.
+ADDER_ZOO_DATA names and where Debian's package dataset-fashion-mnist puts its files. The defaults are the paper's.
 The same command on the same --output-dir goes on with a run that was stopped, and ends with the same weights.
 
 The output folder gets model.safetensors and config.json (the last epoch's weights, with batch norm statistics taken
@@ -13,7 +13,6 @@ anew: `timm.create_model("local-dir:FOLDER", pretrained=True)`), results.json, l
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import time
@@ -108,7 +107,8 @@ def check_saved(folder: Path, model: nn.Module, images: Tensor) -> None:
     Raises:
         RecipeError: they differ.
     """
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).to(images.device, memory_format=torch.channels_last)
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).to(images.device)
+    again = again.to(memory_format=torch.channels_last)
     if not torch.equal(model.eval()(images), again.eval()(images)):
         raise RecipeError(f"the network that timm builds from {folder} answers otherwise than the trained one")
 

@@ -46,7 +46,7 @@ def convert_to_adder(
 
     Args:
         model: Any network. Its device, dtypes and training mode are kept.
-        filter_fn: Called with the name and the module of every convolution; True converts it. None is the default above.
+        filter_fn: Called with the name and the module of every convolution; True converts it. None: as above.
         reset_weights: Whether filters start from a standard normal distribution, as adder layers do. False keeps the
             convolution's values (for example to anneal p from 2 to 1, or before a state dict is loaded).
         weight_grad, input_grad, p, impl: Options of the new layers, see ``adder_zoo.adder2d``.
@@ -161,7 +161,7 @@ def _adder_layer(conv: nn.Module, reset_weights: bool, options: dict[str, object
 def _warn_without_norm(model: nn.Module, replacements: dict[nn.Module, Adder2d]) -> None:
     if not any("Norm" in type(m).__name__ for m in model.modules()):
         warnings.warn(
-            f"convert_to_adder: {type(model).__name__} has no normalisation layer. The output of an adder layer is large "
-            "and never positive; without batch norm behind it the network will not train.",
+            f"convert_to_adder: {type(model).__name__} has no normalisation layer. The output of an adder layer is "
+            "large and never positive; without batch norm behind it the network will not train.",
             stacklevel=3,
         )

@@ -107,8 +107,8 @@ def forward(
     """y = -Σ|x - w| (Eq. 2), [N, K, P, Q], float32, channels_last.
 
     By default a tile of outputs is computed as Σx + Σw - 2·Σmax(x, w), and computed anew from the differences where
-    cancellation would cost more than two or three bits (the bound is derived in ``native/kernels.h``). ``exact=True`` computes
-    all of it from the differences, some 1.5 times as slow.
+    cancellation would cost more than two or three bits (the bound is derived in ``native/kernels.h``). ``exact=True``
+    computes all of it from the differences, some 1.5 times as slow.
     """
     x, weight = _dense(x), _dense(weight)
     shape = _shape(x, weight, stride, padding, dilation, groups)

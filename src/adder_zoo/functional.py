@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def adder2d(
         raise ValueError(f"adder2d: weight must not be empty, got shape {_shape(weight)}")
     if K % groups:
         raise ValueError(f"adder2d: groups = {groups} does not divide weight's {K} output channels")
-    if C != Cg * groups:
+    if Cg * groups != C:
         raise ValueError(
             f"adder2d: weight of shape {_shape(weight)} with groups = {groups} expects {Cg * groups} input channels, "
             f"but x has {C} (shape {_shape(x)})"
@@ -149,7 +150,7 @@ def _check_tensor(name: str, t: object) -> None:
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
-    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    values: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value]
     if len(values) == 1:
         values *= 2
     if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, (int, torch.SymInt)) for v in values):

@@ -66,8 +66,8 @@ def resolve(impl: str, x: Tensor, p: float) -> ModuleType:
             raise RuntimeError("adder2d: impl='triton' has no float64; leave impl=None or ask for 'reference'")
         if impl == "triton" and device != "cuda" and not (device == "cpu" and _interpreting()):
             raise RuntimeError(
-                f"adder2d: impl='triton' cannot run on {x.device}; move the tensors to a GPU, or set TRITON_INTERPRET=1 "
-                "before Python starts to interpret the kernels on a CPU"
+                f"adder2d: impl='triton' cannot run on {x.device}; move the tensors to a GPU, or set "
+                "TRITON_INTERPRET=1 before Python starts to interpret the kernels on a CPU"
             )
     return _module(impl)
 

@@ -116,9 +116,8 @@ class Adder2d(AdderLayer):
     ) -> None:
         super().__init__(weight_grad, input_grad, p, impl)
         # nn.Conv2d checks these arguments and brings them into its attributes' form; on "meta" it costs no memory.
-        conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False, padding_mode, "meta"
-        )  # type: ignore[arg-type]
+        geometry: Any = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        conv = nn.Conv2d(*geometry, False, padding_mode, "meta")  # type: ignore[arg-type]
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = conv.kernel_size
@@ -159,7 +158,7 @@ class Adder2d(AdderLayer):
 
 
 class Adder2dSame(Adder2d):
-    """``Adder2d`` with TensorFlow's SAME padding, found from each input's size: timm's ``Conv2dSame`` as an adder layer.
+    """``Adder2d`` with TensorFlow's SAME padding, found from each input's size, like timm's ``Conv2dSame``.
 
     ``padding`` in the constructor is ignored, as there.
     """
@@ -177,7 +176,8 @@ class Adder2dSame(Adder2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._distance(pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0))
+        x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        return self._distance(x, (0, 0))
 
 
 class AdderLinear(AdderLayer):

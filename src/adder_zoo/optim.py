@@ -76,7 +76,11 @@ class AdderSGD(torch.optim.SGD):
         group["adder"] = is_adder_weight(group["params"])  # one for each parameter; saved with the state
 
     def _init_group(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], momentum_buffer_list: list[Tensor | None]
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        momentum_buffer_list: list[Tensor | None],
     ) -> bool:
         # SGD's step gathers here what it updates with; ``grad`` itself stays as it is.
         sparse = super()._init_group(group, params, grads, momentum_buffer_list)

@@ -1,4 +1,4 @@
-"""What every family shares about weights: where those that come with the package lie, and errors that say what to do."""
+"""What every family shares about weights: where the package keeps its own, and errors that say what to do."""
 
 from __future__ import annotations
 

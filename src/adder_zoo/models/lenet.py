@@ -164,7 +164,7 @@ class AdderLeNet5(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.global_pool = _pooling(self.global_pool if global_pool is None else global_pool, num_classes)
         self.num_classes = num_classes
-        weight = self.stages[0].conv.weight
+        weight = next(self.parameters())
         self.head = self._classifier(num_classes, device=weight.device, dtype=weight.dtype)
         self.head.train(self.training)
 
@@ -197,7 +197,7 @@ class AdderLeNet5(nn.Module):
         self.stages = self.stages[: last + 1]
         if prune_head or last + 1 < len(CHANNELS):
             self.num_features = self.head_hidden_size = CHANNELS[last]
-            self.pre_logits = nn.Identity()
+            self.pre_logits = nn.Sequential()
             self.reset_classifier(0, "")
         return take
 
