@@ -117,7 +117,7 @@ class Adder2d(AdderLayer):
         super().__init__(weight_grad, input_grad, p, impl)
         # nn.Conv2d checks these arguments and brings them into its attributes' form; on "meta" it costs no memory.
         geometry: Any = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        conv = nn.Conv2d(*geometry, False, padding_mode, "meta")  # type: ignore[arg-type]
+        conv = nn.Conv2d(*geometry, False, padding_mode, "meta")  # type: ignore[call-arg]
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = conv.kernel_size

@@ -351,10 +351,16 @@ template <class T> struct Forward : Shape {
     }
     for (int64_t r = 0; r < R; ++r) {
       typename T::V s = T::set(0.f), a = T::set(0.f);
-      for (int64_t t = r * S * Cg; t < (r + 1) * S * Cg; ++t) {
-        const typename T::V value = T::load(panel + t * T::L);
-        s = s + value;
-        a = a + T::abs(value);
+      for (int64_t t = r * S * Cg; t < (r + 1) * S * Cg;) {
+        const int64_t end = min64(t + CHAIN, (r + 1) * S * Cg);
+        typename T::V chain = T::set(0.f), abs_chain = T::set(0.f);
+        for (; t < end; ++t) {
+          const typename T::V value = T::load(panel + t * T::L);
+          chain = chain + value;
+          abs_chain = abs_chain + T::abs(value);
+        }
+        s = s + chain;
+        a = a + abs_chain;
       }
       T::store(row_sums + ((vector * R + r) * 2 + 0) * T::L, s);
       T::store(row_sums + ((vector * R + r) * 2 + 1) * T::L, a);
@@ -492,7 +498,7 @@ template <class T> struct Forward : Shape {
 
 // ---- dx ------------------------------------------------------------------------------------------------------------
 
-// t(w - x) for finite operands.
+// t(w - x) for operands within largest_operand.
 template <class T, int MODE> ADDER_INLINE typename T::V transfer(typename T::V w, typename T::V x) {
   if (MODE == ADDER_CLIPPED) return T::clamp1(w - x);
   if (MODE == ADDER_FULL) return w - x;
@@ -597,15 +603,18 @@ static inline void grad_input_pixel(const Shape &s, const float *dy, const float
   }
 }
 
-template <class T> bool all_finite(const float *values, int64_t count) {
+// The largest operand for which t(w - x) is finite, so that a tap that no output takes may add 0 * t.
+static inline float largest_operand(int mode) { return mode == ADDER_FULL ? FLT_MAX / 2 : FLT_MAX; }
+
+template <class T> bool all_within(const float *values, int64_t count, float limit) {
   typedef typename T::V V;
   bool good = true;
   int64_t i = 0;
   for (; i + T::L <= count && good; i += T::L) {
     const V v = T::load(values + i);
-    good = T::all_le(T::abs(v), T::set(FLT_MAX));
+    good = T::all_le(T::abs(v), T::set(limit));
   }
-  for (; i < count && good; ++i) good = __builtin_fabsf(values[i]) <= FLT_MAX;
+  for (; i < count && good; ++i) good = __builtin_fabsf(values[i]) <= limit;
   return good;
 }
 
@@ -632,7 +641,8 @@ template <class T> struct GradInput : Shape {
   const float *dy, *x, *w;
   float *dx;
   int mode;
-  bool finite; // w
+  float limit; // of |x| and |w| for the tiles
+  bool good_w; // w keeps it
   int64_t left, right;
   float *panels; // [vectors][R][S in order_columns][Kg][L]
   int64_t *order;
@@ -642,8 +652,8 @@ template <class T> struct GradInput : Shape {
 
   GradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_, float *panels_,
             int64_t *order_, Block *blocks_, int64_t block_count)
-      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), finite(all_finite<T>(w_, K * taps)),
-        left(Reach(shape).left), right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
+      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
+        good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
         split(N, H, Q * K * 4 / stride_h + W * C * 4, block_count) {
     order_columns(*this, order);
   }
@@ -727,14 +737,14 @@ template <class T> struct GradInput : Shape {
       for (float &value : xs) value = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t j = pixels * i / tiles, mr = pixels * (i + 1) / tiles - j;
-      bool good = finite;
+      bool good = good_w;
       for (int64_t m = 0; m < mr; ++m) {
         const float *from = x + first + (j + m) * step;
         float *to = xs + m * block.nv * T::L;
         if (!whole) memcpy(to, from, static_cast<size_t>(block.channels) * sizeof(float));
         for (int v = 0; v < block.nv; ++v) {
           const V value = T::load((whole ? from : to) + v * T::L);
-          good &= T::all_le(T::abs(value), T::set(FLT_MAX));
+          good &= T::all_le(T::abs(value), T::set(limit));
           T::store(to + v * T::L, value);
         }
       }
@@ -898,7 +908,8 @@ template <class T> struct GroupedGradInput : Shape {
   const float *dy, *x, *w;
   float *dx;
   int mode;
-  bool finite; // w
+  float limit; // of |x| and |w| for the tiles
+  bool good_w; // w keeps it
   int64_t left, right, lanes;
   float *filters; // [R][S][Kg][lanes]
   Split split;
@@ -906,8 +917,8 @@ template <class T> struct GroupedGradInput : Shape {
 
   GroupedGradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_,
                    float *filters_)
-      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), finite(all_finite<T>(w_, K * taps)),
-        left(Reach(shape).left), right(Reach(shape).right), lanes(ceil_div(C, T::L) * T::L), filters(filters_),
+      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
+        good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right), lanes(ceil_div(C, T::L) * T::L), filters(filters_),
         split(N, H, Q * C * Kg * 4 / stride_h + W * C * 4, 1) {}
 
   void pack(int64_t tap) const { // tap: (r * S + s) * Kg + k
@@ -958,13 +969,13 @@ template <class T> struct GroupedGradInput : Shape {
             const int64_t channels = min64(T::L, C - c);
             for (int64_t j = 0; j < tiles; ++j) {
               const int64_t q = pixels * j / tiles, mr = pixels * (j + 1) / tiles - q;
-              bool good = finite;
+              bool good = good_w;
               for (int64_t m = 0; m < mr; ++m) {
                 float *to = xs + m * T::L;
                 if (channels < T::L) T::store(to, T::set(0.f));
                 memcpy(to, x + first + (q + m) * step + c, static_cast<size_t>(channels) * sizeof(float));
                 const V value = T::load(to);
-                good &= T::all_le(T::abs(value), T::set(FLT_MAX));
+                good &= T::all_le(T::abs(value), T::set(limit));
               }
               if (good) {
                 grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c, pixel, filters + c, lanes, xs, sum);
