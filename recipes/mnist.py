@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if getattr(config, name) < 1:
             raise RecipeError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     accelerator = start(config.cpu, config.threads, config.gradient_accumulation_steps)
+    splits, part = load(config.dataset, find(config.dataset, config.data_dir))
     run = Run(config.output_dir, config, accelerator)
     if run.finished:
         raise RecipeError(f"the run in {run.folder} is finished (see results.json); give another --output-dir")
@@ -129,7 +130,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     name = config.model if "." in config.model else f"{config.model}.{config.dataset}"
     model = timm.create_model(name, num_classes=10, in_chans=1, similarity=config.similarity)
     preprocessing = resolve_data_config(model=model)
-    splits, part = load(config.dataset, find(config.dataset, config.data_dir))
     size, mean, std = preprocessing["input_size"][-1], preprocessing["mean"][0], preprocessing["std"][0]
     train_data, test_data = (Images(*splits[split], size, mean, std) for split in ("train", "test"))
     train_loader = loader(train_data, config.batch_size, shuffle=True)
