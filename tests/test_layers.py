@@ -1,4 +1,4 @@
-"""``Adder2d`` and ``AdderLinear`` against ``nn.Conv2d``'s and ``nn.Linear``'s conventions and the functional operator."""
+"""``Adder2d`` and ``AdderLinear`` against the conventions of ``nn.Conv2d`` and ``nn.Linear`` and the operator."""
 
 import copy
 import pickle
@@ -39,11 +39,11 @@ def test_attributes_keys_repr_and_shape_are_those_of_conv2d(options):
     assert adder(x[0]).shape == conv(x[0]).shape
 
 
-@pytest.mark.parametrize(("mode", "pad"), [("reflect", "reflect"), ("replicate", "replicate"), ("circular", "circular")])
-def test_padding_modes_pad_with_pixels(mode, pad):
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes_pad_with_pixels(mode):
     layer = Adder2d(3, 5, 3, padding=(1, 2), padding_mode=mode, dtype=torch.float64)
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
-    padded = F.pad(x, (2, 2, 1, 1), mode=pad)
+    padded = F.pad(x, (2, 2, 1, 1), mode=mode)
     want = truth.forward(padded.numpy(), layer.weight.detach().numpy())[0]
     assert (layer(x).detach() - torch.from_numpy(want)).abs().max() < 1e-12
 

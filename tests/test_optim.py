@@ -255,7 +255,12 @@ def test_timm_builds_it_by_name():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"adder_lr": "alr"}, "adder_lr"), ({"eta": -1.0}, "eta"), ({"factor": float("nan")}, "factor"), ({"lr": -1.0}, "learning rate")],
+    [
+        ({"adder_lr": "alr"}, "adder_lr"),
+        ({"eta": -1.0}, "eta"),
+        ({"factor": float("nan")}, "factor"),
+        ({"lr": -1.0}, "learning rate"),
+    ],
 )
 def test_options_without_meaning_are_refused(options, words):
     with pytest.raises(ValueError, match=words):

@@ -71,7 +71,7 @@ def forward(x, weight, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), gro
 def grad_input(dy, x, weight, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1, mode="clipped", p=1.0):
     """Eq. 6 and 7: dx [N, C, H, W]."""
     dy = np.asarray(dy, np.float64)
-    (N, C, H, W), (K, Cg, R, S) = x.shape, weight.shape
+    (N, C, H, W), (K, _, R, S) = x.shape, weight.shape
     d = dy.reshape(N, groups, K // groups, 1, *dy.shape[2:])
     shape = (N, C, H + padding[0] + padding[1], W + padding[2] + padding[3])
     total, magnitude = np.zeros(shape), np.zeros(shape)
