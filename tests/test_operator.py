@@ -1,0 +1,463 @@
+"""Every implementation that a CPU runs against the truth in float64: values, special values, layouts, determinism."""
+
+import functools
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import truth
+from checks import assert_within, bound
+from shapes import NAMED, Case, case, random_cases, tensors
+
+from adder_zoo import adder2d, convolution, cpu, ops, reference
+
+INPUT_GRADS = ("clipped", "full", "sign")
+WEIGHT_GRADS = ("full", "sign")
+CHAIN = 256  # kernels.h cuts longer sums
+CANCELLATION = 4  # kernels.h takes 2 Σ max - Σ x - Σ w only up to here
+RANDOM = random_cases(240)
+HALF = [torch.float16, torch.bfloat16]
+
+
+def dtype_name(value):
+    return str(getattr(value, "dtype", value)).removeprefix("torch.")
+
+
+def run(case: Case, x, weight, weight_grad="full", input_grad="clipped", p=1.0, impl=None):
+    """The public function, or the operator beneath it where the padding differs by side."""
+    top, bottom, left, right = case.padding
+    if top == bottom and left == right:
+        modes = {"weight_grad": weight_grad, "input_grad": input_grad}
+        return adder2d(x, weight, None, case.stride, (top, left), case.dilation, case.groups, **modes, p=p, impl=impl)
+    return ops.adder2d(x, weight, *case.geometry, weight_grad, input_grad, p, impl or "auto")
+
+
+@functools.lru_cache(maxsize=1000)
+def expected(case: Case, x_dtype, weight_dtype, p=1.0):
+    """The truth by direction and mode, for what `tensors` gives."""
+    x, weight, dy = (t.double().numpy() for t in tensors(case, x_dtype, weight_dtype))
+    answer = {"y": truth.forward(x, weight, *case.geometry, p=p)}
+    for mode in INPUT_GRADS if p == 1 else INPUT_GRADS[:1]:
+        answer["dx", mode] = truth.grad_input(dy, x, weight, *case.geometry, mode=mode, p=p)
+    for mode in WEIGHT_GRADS if p == 1 else WEIGHT_GRADS[:1]:
+        answer["dw", mode] = truth.grad_weight(dy, x, weight, *case.geometry, mode=mode, p=p)
+    return answer
+
+
+def longest_chain(case: Case) -> int:
+    """Additions in a row that the native forward makes at the most."""
+    K, Cg, R, S = case.weight
+    if case.groups > 1 and K // case.groups <= 8:  # lanes over groups: the sums are not cut
+        return Cg * R * S
+    taps = Cg * R * S
+    return min(taps, CHAIN) + taps // CHAIN + R * S + 20  # 20: the rest of a vector, and its lanes
+
+
+def check(case: Case, impl, x_dtype, weight_dtype=None, p=1.0):
+    """Forward, dx and dw in every mode."""
+    weight_dtype = weight_dtype or x_dtype
+    x, weight, dy = tensors(case, x_dtype, weight_dtype)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    true = expected(case, x_dtype, weight_dtype, p)
+    computed = "float64" if x_dtype == torch.float64 else "float32"
+    what = f"{case}, x {x_dtype}, weight {weight_dtype}, {impl}, p = {p}"
+    for weight_grad, input_grad in [("full", "clipped"), ("sign", "full"), ("sign", "sign")][: 3 if p == 1 else 1]:
+        y = run(case, x, weight, weight_grad, input_grad, p, impl)
+        dx, dw = torch.autograd.grad(y, (x, weight), dy)
+        assert (dtype_name(y), dx.dtype, dw.dtype) == (computed, x.dtype, weight.dtype)
+        error = bound(true["y"], computed)
+        if impl == "cpu":
+            error = bound(true["y"], chain=longest_chain(case)) * (2 * CANCELLATION + 1)
+        assert_within(y, true["y"], error, f"y of {what}")
+        error = bound(true["dx", input_grad], computed, dtype_name(x))
+        assert_within(dx, true["dx", input_grad], error, f"dx {input_grad} of {what}")
+        error = bound(true["dw", weight_grad], computed, dtype_name(weight))
+        assert_within(dw, true["dw", weight_grad], error, f"dw {weight_grad} of {what}")
+
+
+def test_forgotten_outputs_would_show():
+    assert torch.empty(7).isnan().all()
+    assert cpu._empty((2, 3, 4, 5)).isnan().all()
+
+
+# ---- values --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", NAMED, ids=lambda c: c.id)
+def test_named_shapes(case, impl):
+    check(case, impl, torch.float32)
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_random_shapes(part, impl):
+    for shape in RANDOM[part::12]:
+        check(shape, impl, torch.float32)
+
+
+@pytest.mark.parametrize("weight_dtype", [*HALF, torch.float32], ids=dtype_name)
+@pytest.mark.parametrize("x_dtype", [*HALF, torch.float32], ids=dtype_name)
+def test_half_precision(x_dtype, weight_dtype, impl):
+    if x_dtype == weight_dtype == torch.float32:
+        pytest.skip("test_named_shapes and test_random_shapes are this")
+    for shape in NAMED[::2] + RANDOM[::16]:
+        check(shape, impl, x_dtype, weight_dtype)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+def test_reference_in_float64(p):
+    for shape in NAMED + RANDOM[::4]:
+        check(shape, "reference", torch.float64, p=p)
+
+
+def test_default_takes_float64():
+    check(NAMED[2], None, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=dtype_name)
+@pytest.mark.parametrize("p", [1.5, 2.0])
+def test_reference_between_l2_and_l1(p, dtype):
+    for shape in NAMED[::3] + RANDOM[::8]:
+        check(shape, "reference", dtype, p=p)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "impl"),
+    [(torch.float64, None), (torch.float32, None), (torch.float32, "convolution"), *((dtype, None) for dtype in HALF)],
+)
+def test_p2_by_convolution(dtype, impl):
+    """The same for p = 2, where a convolution adds up x², w² and x·w: their magnitudes bound the error."""
+    computed = "float64" if dtype == torch.float64 else "float32"
+    for shape in NAMED[::2] + RANDOM[::8]:
+        x, weight, dy = tensors(shape, dtype)
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        y = run(shape, x, weight, p=2, impl=impl)
+        dx, dw = torch.autograd.grad(y, (x, weight), dy)
+        true = expected(shape, dtype, dtype, 2.0)
+        ax, aw, ady = (t.detach().double().abs().numpy() for t in (x, weight, dy))
+        sums = truth.forward(ax, -aw, *shape.geometry, p=2)[1]
+        value, _, terms = true["y"]
+        assert_within(y, true["y"], bound((value, sums, terms), computed), f"y of {shape}, {dtype}")
+        sums = truth.grad_input(ady, ax, -aw, *shape.geometry, p=2)[1]
+        value, _, terms = true["dx", "clipped"]
+        assert_within(dx, true["dx", "clipped"], bound((value, sums, terms), computed, dtype_name(x)), f"dx of {shape}")
+        sums = truth.grad_weight(ady, ax, -aw, *shape.geometry, p=2)[1]
+        value, _, terms = true["dw", "full"]
+        assert_within(dw, true["dw", "full"], bound((value, sums, terms), computed, dtype_name(x)), f"dw of {shape}")
+
+
+def test_gradient_of_p_above_1_is_the_derivative():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, generator=g, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, generator=g, requires_grad=True)
+    for p in (1.5, 2.0):
+        assert torch.autograd.gradcheck(lambda a, b, p=p: adder2d(a, b, stride=2, padding=1, p=p), (x, weight))
+
+
+def covered(size, kernel, stride, padding):
+    """How many taps meet each of `size` pixels."""
+    outputs = (size + 2 * padding - kernel) // stride + 1
+    return torch.tensor([
+        sum(0 <= i + padding - o * stride < kernel for o in range(outputs)) for i in range(size)
+    ]).float()  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 20])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 2, 1), (4, 2, 1), (2, 2, 0), (1, 2, 0), (3, 3, 1), (5, 3, 2), (2, 5, 0)]
+)
+def test_strided_dx_reaches_every_pixel(kernel, stride, padding, channels, impl):
+    """With dy = 1 and w - x > 1, dx counts the taps that meet a pixel: no phase of the stride may be left out."""
+    for groups in {1, channels}:
+        x = torch.zeros(2, channels, 11, 9, requires_grad=True)
+        weight = torch.full((channels * 2, channels // groups, kernel, kernel), 5.0)
+        y = adder2d(x, weight, stride=stride, padding=padding, groups=groups, impl=impl)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        counts = covered(11, kernel, stride, padding).outer(covered(9, kernel, stride, padding))
+        torch.testing.assert_close(dx, (counts * (2 * channels // groups)).expand_as(dx), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 10, 100, 1e4])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+def test_identity_keeps_its_bound(isa, offset, native):
+    """y by 2 Σ max - Σ x - Σ w is within (2·CANCELLATION + 1) times the error of the differences, at any offset."""
+    native(isa)
+    shapes = [
+        case("3x3", "", (2, 40, 9, 9), (37, 40, 3, 3), 1, 1),
+        case("1x1", "", (2, 300, 7, 7), (40, 300, 1, 1)),
+        case("1x1_deep", "", (1, 3000, 3, 3), (16, 3000, 1, 1)),
+        case("groups", "", (1, 64, 7, 7), (64, 32, 3, 3), 2, 1, groups=2),
+        case("5x5", "", (1, 20, 8, 8), (50, 20, 5, 5), 1, 2),
+    ]
+    for shape in shapes:
+        x, weight, _ = tensors(shape)
+        x, weight = x + offset, weight + offset
+        true = truth.forward(x.double().numpy(), weight.double().numpy(), *shape.geometry)
+        exact_bound = bound(true, chain=longest_chain(shape))
+        fast = cpu.forward(x, weight, *shape.geometry)
+        exact = cpu.forward(x, weight, *shape.geometry, exact=True)
+        assert_within(exact, true, exact_bound, f"exact y of {shape} at {offset}")
+        assert_within(fast, true, exact_bound * (2 * CANCELLATION + 1), f"y of {shape} at {offset}")
+        if shape.id in ("3x3", "1x1", "5x5"):
+            off_fast, off_exact = (np.abs(y.double().numpy() - true[0]).mean() for y in (fast, exact))
+            if offset == 0:
+                assert not torch.equal(fast, exact), "the identity was not used"
+            if offset == 1:
+                assert off_exact < off_fast, "the identity was not used, or it costs nothing"
+            if offset >= 10 and sum(shape.padding) == 0:
+                assert torch.equal(fast, exact), "cancellation was not noticed"
+
+
+def test_bias(impl):
+    x, weight, bias = torch.randn(2, 5, 6, 6), torch.randn(7, 5, 3, 3), torch.randn(7, requires_grad=True)
+    y = adder2d(x, weight, bias, padding=1, impl=impl)
+    assert torch.equal(y, adder2d(x, weight, padding=1, impl=impl) + bias.view(-1, 1, 1))
+    dy = torch.randn_like(y)
+    (db,) = torch.autograd.grad(y, bias, dy)
+    torch.testing.assert_close(db, dy.sum((0, 2, 3)))
+    half = adder2d(x.half(), weight.half(), bias.detach().half(), padding=1, impl=impl)
+    assert half.dtype == torch.float32
+    assert torch.equal(
+        half, adder2d(x.half(), weight.half(), padding=1, impl=impl) + bias.detach().half().float().view(-1, 1, 1)
+    )
+
+
+def test_unbatched(impl):
+    x, weight, bias = torch.randn(5, 6, 7), torch.randn(4, 5, 3, 3), torch.randn(4)
+    y = adder2d(x, weight, bias, 2, 1, impl=impl)
+    assert y.shape == F.conv2d(x, weight, bias, 2, 1).shape == (4, 3, 4)
+    assert torch.equal(y, adder2d(x[None], weight, bias, 2, 1, impl=impl)[0])
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 4), (4, 3), (5, 6)])
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
+def test_same_and_valid(kernel, dilation, impl):
+    x, weight = torch.randn(2, 3, 17, 18), torch.randn(4, 3, *kernel)
+    geometry = {"dilation": dilation, "impl": impl}
+    assert torch.equal(adder2d(x, weight, padding="valid", **geometry), adder2d(x, weight, padding=0, **geometry))
+    same = adder2d(x, weight, padding="same", **geometry)
+    assert same.shape == F.conv2d(x, weight, padding="same", dilation=dilation).shape == (2, 4, 17, 18)
+    d = (dilation, dilation) if isinstance(dilation, int) else dilation
+    total = [d[i] * (kernel[i] - 1) for i in range(2)]
+    padded = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+    torch.testing.assert_close(same, adder2d(padded, weight, **geometry), rtol=1e-5, atol=1e-5)
+
+
+def test_sequences_of_one(impl):
+    x, weight = torch.randn(1, 3, 9, 9), torch.randn(4, 3, 3, 3)
+    y = adder2d(x, weight, None, [2], (1,), [2], impl=impl)
+    assert torch.equal(y, adder2d(x, weight, None, 2, 1, 2, impl=impl))
+
+
+# ---- NaN and infinities --------------------------------------------------------------------------------------------
+
+SPECIAL_SHAPES = [
+    case("plain", "tiles", (2, 18, 7, 7), (20, 18, 3, 3), 1, 1),
+    case("stride2", "phases", (1, 5, 8, 9), (6, 5, 3, 3), 2, 1),
+    case("gaps", "pixels that no output takes", (1, 3, 9, 9), (4, 3, 2, 2), 3),
+    case("1x1", "flattened rows", (2, 20, 5, 5), (33, 20, 1, 1)),
+    case("kernel_is_image", "one output", (2, 3, 4, 4), (5, 3, 4, 4)),
+    case("depthwise", "lanes over groups", (1, 18, 6, 6), (18, 1, 3, 3), 2, 1, groups=18),
+    case("groups", "few channels in a group", (1, 12, 6, 6), (24, 3, 3, 3), 1, 1, groups=4),
+    case("wide_groups", "groups of vectors", (1, 34, 5, 5), (40, 17, 3, 3), 1, 1, groups=2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["x", "weight", "dy"])
+@pytest.mark.parametrize("special", ["nan", "inf", "-inf", "nan and inf", "inf twice"])
+@pytest.mark.parametrize("shape", SPECIAL_SHAPES, ids=lambda c: c.id)
+def test_special_values(shape, special, where, impl):
+    """A NaN reaches exactly what the equations say it touches; an infinity gives what they give."""
+    named = dict(zip(("x", "weight", "dy"), tensors(shape), strict=True))
+    t = named[where]
+    values = {"nan": ["nan"], "nan and inf": ["nan", "inf"], "inf twice": ["inf", "-inf"]}.get(special, [special])
+    places = torch.randperm(t.numel())[: 2 * len(values)]
+    for i, place in enumerate(places):
+        t.view(-1)[place] = float(values[i % len(values)])
+    if special == "inf twice" and where == "x":  # an infinity on both sides of a difference
+        named["weight"].view(-1)[0] = torch.inf
+    x, weight, dy = named.values()
+    numbers = [v.double().numpy() for v in (x, weight, dy)]
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    for weight_grad, input_grad in [("full", "clipped"), ("sign", "full"), ("full", "sign")]:
+        y = run(shape, x, weight, weight_grad, input_grad, impl=impl)
+        dx, dw = torch.autograd.grad(y, (x, weight), dy)
+        what = f"{shape}, {special} in {where}, {impl}"
+        with np.errstate(invalid="ignore"):
+            true = truth.forward(numbers[0], numbers[1], *shape.geometry)
+            assert_within(y, true, bound(true) * 9, f"y of {what}")
+            true = truth.grad_input(numbers[2], numbers[0], numbers[1], *shape.geometry, mode=input_grad)
+            assert_within(dx, true, bound(true), f"dx {input_grad} of {what}")
+            true = truth.grad_weight(numbers[2], numbers[0], numbers[1], *shape.geometry, mode=weight_grad)
+            assert_within(dw, true, bound(true), f"dw {weight_grad} of {what}")
+
+
+@pytest.mark.parametrize("p", [1.5, 2.0])
+def test_nan_for_p_above_1(p):
+    shape = SPECIAL_SHAPES[1]
+    for where in range(3):
+        ts = list(tensors(shape))
+        ts[where].view(-1)[1] = torch.nan
+        numbers = [t.double().numpy() for t in ts]
+        x, weight, dy = ts[0].requires_grad_(), ts[1].requires_grad_(), ts[2]
+        for impl in ("reference", None):
+            y = run(shape, x, weight, p=p, impl=impl)
+            dx, dw = torch.autograd.grad(y, (x, weight), dy)
+            assert np.array_equal(y.isnan(), np.isnan(truth.forward(*numbers[:2], *shape.geometry, p=p)[0]))
+            true = truth.grad_input(numbers[2], *numbers[:2], *shape.geometry, p=p)[0]
+            assert np.array_equal(dx.isnan(), np.isnan(true))
+            true = truth.grad_weight(numbers[2], *numbers[:2], *shape.geometry, p=p)[0]
+            assert np.array_equal(dw.isnan(), np.isnan(true))
+
+
+# ---- determinism, memory -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        case("3x3", "tasks of rows", (4, 32, 28, 28), (64, 32, 3, 3), 1, 1),
+        case("stride2", "tasks of rows", (4, 33, 27, 27), (40, 33, 3, 3), 2, 1),
+        case("1x1", "tasks of flattened rows", (4, 100, 28, 28), (120, 100, 1, 1)),
+        case("one_image_of_few_rows", "tasks of filters", (1, 512, 4, 4), (256, 512, 3, 3), 1, 1),
+        case("depthwise", "lanes over groups", (4, 96, 40, 40), (96, 1, 3, 3), 1, 1, groups=96),
+    ],
+    ids=lambda c: c.id,
+)
+def test_same_bits_on_any_number_of_threads(shape, impl, threads):
+    x, weight, dy = tensors(shape)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    first = None
+    for count in (1, 2, 2, 5, 1):
+        threads(count)
+        y = run(shape, x, weight, impl=impl)
+        (dx,) = torch.autograd.grad(y, x, dy)
+        first = first or (y, dx)
+        if impl == "cpu" or count == 1:  # torch's own sums, in the reference, may be cut by threads
+            assert torch.equal(y, first[0]), f"y differs with {count} threads"
+            assert torch.equal(dx, first[1]), f"dx differs with {count} threads"
+
+
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (3, 4), (2, 1)])
+def test_memory_format_follows_conv2d(kernel, groups, x_format, weight_format, impl):
+    x = torch.randn(2, 8, 6, 6).to(memory_format=x_format)
+    weight = torch.randn(12, 8 // groups, kernel, kernel).to(memory_format=weight_format)
+    answers = []
+    for function, options in ((F.conv2d, {}), (adder2d, {"impl": impl})):
+        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        y = function(x, weight, stride=2, padding=1, groups=groups, **options)
+        y.sum().backward()
+        answers.append((y.stride(), x.grad.stride()))
+        assert weight.grad.stride() == weight.stride()
+    assert answers[0][0] == answers[1][0]
+    assert answers[1][1] == x.stride()
+
+
+def test_inputs_are_left_alone(impl):
+    for shape in NAMED[:8]:
+        x, weight, dy = tensors(shape)
+        copies = [t.clone() for t in (x, weight, dy)]
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        torch.autograd.grad(run(shape, x, weight, impl=impl), (x, weight), dy)
+        assert all(torch.equal(a, b) for a, b in zip((x, weight, dy), copies, strict=True))
+
+
+def test_negated_view(impl):
+    z = torch.randn(1, 6, 5, 5, dtype=torch.complex64)
+    x, weight = z.conj().imag, torch.randn(4, 6, 3, 3)
+    assert x.is_neg()
+    assert torch.equal(adder2d(x, weight, impl=impl), adder2d(x.resolve_neg(), weight, impl=impl))
+
+
+def test_reference_holds_a_chunk_at_a_time(monkeypatch):
+    """Chunks bound what it allocates, and their borders change nothing."""
+    shape = case("chunks", "many rows", (3, 6, 17, 9), (8, 6, 3, 3), 2, 1)
+    whole = {}
+    largest = 0
+    differences = reference._differences
+
+    def measured(windows, w):
+        nonlocal largest
+        t = differences(windows, w)
+        largest = max(largest, t.numel())
+        return t
+
+    monkeypatch.setattr(reference, "_differences", measured)
+    x, weight, dy = tensors(shape)
+    row = shape.output[3] * weight.numel()
+    for elements in (reference.CHUNK_ELEMENTS, 2 * row, 1):
+        monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
+        largest = 0
+        got = (
+            reference.forward(x, weight, *shape.geometry),
+            reference.grad_input(dy, x, weight, *shape.geometry, "clipped"),
+            reference.grad_weight(dy, x, weight, *shape.geometry, "full"),
+        )
+        assert largest <= max(elements, row)
+        whole = whole or got
+        for a, b in zip(got, whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_serves_every_full_gradient():
+    """What implementations share: dw by Eq. 5 and dx = Σ dy (w - x) from a convolution's own gradients."""
+    for shape in NAMED + RANDOM[::4]:
+        x, weight, dy = tensors(shape)
+        numbers = [t.double().numpy() for t in (dy, x, weight)]
+        true = truth.grad_weight(*numbers, *shape.geometry)
+        got = convolution.full_grad_weight(dy, x, weight, *shape.geometry)
+        assert_within(got, true, bound(true), f"dw of {shape}")
+        value, _, terms = truth.grad_input(*numbers, *shape.geometry, mode="full")
+        numbers = [np.abs(numbers[0]), np.abs(numbers[1]), -np.abs(numbers[2])]
+        sums = truth.grad_input(*numbers, *shape.geometry, mode="full")[1]
+        got = convolution.full_grad_input(dy, x, weight, *shape.geometry)
+        assert_within(got, (value, sums, terms), bound((value, sums, terms)), f"dx of {shape}")
+
+
+# ---- beyond 2^31 elements ------------------------------------------------------------------------------------------
+
+
+def zeros(*shape):
+    """Zeros that take no memory until something is written to them."""
+    return torch.from_numpy(np.zeros(shape, np.float32)).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [1, 16])
+def test_more_than_2_31_elements(groups, native):
+    """Offsets need 64 bits. The image is read at its end only, so most of it is never really there; dx is."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    if available < 13:
+        pytest.skip(f"needs 13 GiB of memory, {available:.0f} are free")
+    native("avx2")
+    H = W = 11600
+    x = zeros(1, 1, H * W, 16).view(1, H, W, 16).permute(0, 3, 1, 2)
+    assert x.numel() > 2**31
+    x[0, 15, H - 2 :, W - 2 :] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    weight = torch.full((16, 16 // groups, 2, 2), 0.25)
+    geometry = ((H - 2, W - 2), (0, 0, 0, 0), (1, 1), groups)
+    y = cpu.forward(x, weight, *geometry)
+    assert y.shape == (1, 16, 2, 2)
+    n = 16 // groups
+    far = -(n - 1) - (0.75 + 1.75 + 2.75 + 3.75)
+    assert y[0, 15].tolist() == [[-n, -n], [-n, far]]
+    dy = torch.arange(64.0).view(1, 16, 2, 2)
+    dx = cpu.grad_input(dy, x, weight, *geometry, "full")
+    taps = dy[0, 15] if groups == 16 else dy[0].sum(0)
+    assert dx[0, 15, H - 2 :, W - 2 :].tolist() == [[(0.25 - v) * taps[1, 1] for v in row] for row in ((1, 2), (3, 4))]
+    assert dx[0, 15, H - 2 :, :2].tolist() == [[0.25 * taps[1, 0]] * 2] * 2
+    assert dx.count_nonzero() == 16 * 16 - (4 if groups == 16 else 0)
+    del dx
+    y = cpu.forward(zeros(1, 1, 1500, 1500), torch.arange(1000.0).view(1000, 1, 1, 1), (1, 1), (0,) * 4, (1, 1), 1)
+    assert y.numel() > 2**31
+    assert y[0, :, 1499, 1499].equal(-torch.arange(1000.0))
