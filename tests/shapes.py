@@ -129,6 +129,7 @@ NAMED = [
         )
     ),
     case("layout_sliced_1x1", "a matrix product with gaps", (2, 18, 4, 4), (9, 18, 1, 1), layout="sliced"),
+    case("layout_sizes_of_1", "their strides say nothing", (1, 12, 1, 8), (12, 3, 1, 1), groups=4, layout="permuted"),
     case("layout_depthwise", "filters in both orders", (2, 9, 6, 6), (9, 1, 3, 3), 1, 1, 1, 9, "channels_last"),
 ]
 

@@ -1,0 +1,47 @@
+"""Layers for ``kernels.kernelize``: the forward of an adder layer, on the attributes that the replaced module has."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .autograd import adder2d
+
+
+class Adder2d(nn.Module):
+    """Takes the place of the forward of ``adder_zoo.Adder2d``, or of any module with ``nn.Conv2d``'s attributes."""
+
+    can_torch_compile = False
+    has_backward = True
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] to [N, K, P, Q], float32."""
+        if isinstance(self.padding, str):
+            totals = [0, 0]
+            if self.padding == "same":
+                totals = [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
+            padding = (totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2)
+        else:
+            padding = (self.padding[0], self.padding[0], self.padding[1], self.padding[1])
+        mode = getattr(self, "padding_mode", "zeros")
+        if mode != "zeros":
+            x = F.pad(x, (padding[2], padding[3], padding[0], padding[1]), mode=mode)
+            padding = (0, 0, 0, 0)
+        return adder2d(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            getattr(self, "weight_grad", "full"),
+            getattr(self, "input_grad", "clipped"),
+        )
