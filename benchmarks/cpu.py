@@ -1,6 +1,6 @@
 """How fast adder layers are on this CPU, against what a user would run instead.
 
-    python benchmarks/cpu.py [--threads 2] [--repeats 15] [--json FILE]
+    python benchmarks/cpu.py [--threads 2] [--isa avx2] [--repeats 15] [--json FILE]
 
 Layers: those of ResNet-20 on CIFAR-10 (batch 128), forward and input gradient, each beside
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -119,7 +120,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=15, help="calls of each candidate (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--isa", choices=("avx512", "avx2"), help="hold both sides to it (default: the CPU's best)")
     args = parser.parse_args()
+    if args.isa:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = {"avx512": "AVX512_CORE", "avx2": "AVX2"}[args.isa]  # read at the first call
+        cpu.library().use(args.isa)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 

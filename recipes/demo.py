@@ -23,7 +23,7 @@ import adder_zoo
 
 RUN = Path("runs/demo")
 SHOWN = 12  # images
-EPOCHS = 40  # about a minute on two cores
+EPOCHS = 60  # about a minute on two cores
 
 
 @torch.no_grad()

@@ -40,8 +40,8 @@ def compile_all(arch):
 
     from adder_zoo.implementations import _kernels
 
-    name = _kernels().__name__
-    forward, grad_input, grad_weight = (sys.modules[f"{name}.{part}"] for part in ("forward", "grad_input", "grad_weight"))
+    parts = ("forward", "grad_input", "grad_weight")
+    forward, grad_input, grad_weight = (sys.modules[f"{_kernels().__name__}.{part}"] for part in parts)
     backend, version, warp = TARGETS[arch]
     sizes = {}
     for layer, (x_shape, w_shape, stride, padding, groups) in LAYERS.items():

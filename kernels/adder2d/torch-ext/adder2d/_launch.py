@@ -1,4 +1,4 @@
-"""What the launchers share: the geometry of a call, and a launch as data, which can be run or compiled ahead of time."""
+"""What the launchers share: the geometry of a call, and a launch as data, to be run or compiled ahead of time."""
 
 from __future__ import annotations
 
