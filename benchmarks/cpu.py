@@ -34,25 +34,27 @@ import adder_zoo
 from adder_zoo import AdderSGD, adder2d, cpu
 
 BATCH = 128
-# name, C, H = W, K, kernel, stride: every distinct adder layer of ResNet-20.
+# name, how many of them, C, H = W, K, kernel, stride: the adder layers of ResNet-20.
 RESNET20 = [
-    ("16x32x32, 3x3", 16, 32, 16, 3, 1),
-    ("16x32x32, 3x3, stride 2", 16, 32, 32, 3, 2),
-    ("16x32x32, 1x1, stride 2", 16, 32, 32, 1, 2),
-    ("32x16x16, 3x3", 32, 16, 32, 3, 1),
-    ("32x16x16, 3x3, stride 2", 32, 16, 64, 3, 2),
-    ("32x16x16, 1x1, stride 2", 32, 16, 64, 1, 2),
-    ("64x8x8, 3x3", 64, 8, 64, 3, 1),
+    ("16x32x32, 3x3", 6, 16, 32, 16, 3, 1),
+    ("16x32x32, 3x3, stride 2", 1, 16, 32, 32, 3, 2),
+    ("16x32x32, 1x1, stride 2", 1, 16, 32, 32, 1, 2),
+    ("32x16x16, 3x3", 5, 32, 16, 32, 3, 1),
+    ("32x16x16, 3x3, stride 2", 1, 32, 16, 64, 3, 2),
+    ("32x16x16, 1x1, stride 2", 1, 32, 16, 64, 1, 2),
+    ("64x8x8, 3x3", 5, 64, 8, 64, 3, 1),
 ]
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each candidate; one call each warms up, then they take turns."""
+    """Median seconds of each candidate. They take turns; a call that is not timed goes before each that is.
+
+    Without it a candidate would pay for what the one before it left: caches, and memory given back to the system.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for call in candidates.values():
-        call()
     for _ in range(repeats):
         for name, call in candidates.items():
+            call()
             began = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - began)
@@ -69,7 +71,8 @@ def cdist(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> t
 
 
 @torch.no_grad()
-def layer(C: int, H: int, K: int, R: int, stride: int, repeats: int) -> dict[str, float]:
+def layer(C: int, H: int, K: int, R: int, stride: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each candidate, by direction."""
     padding = R // 2
     x = torch.randn(BATCH, C, H, H).relu_().contiguous(memory_format=torch.channels_last)
     weight = torch.randn(K, C, R, R).contiguous(memory_format=torch.channels_last)
@@ -92,10 +95,16 @@ def layer(C: int, H: int, K: int, R: int, stride: int, repeats: int) -> dict[str
         },
         repeats,
     )
+    return {"forward": forward, "dx": backward}
+
+
+def ratios(times: dict[str, dict[str, float]]) -> dict[str, float]:
+    """How many times as fast the adder layer is."""
+    forward, dx = times["forward"], times["dx"]
     return {
-        "forward_vs_conv": forward["conv"] / forward["adder"],
-        "forward_vs_cdist": forward["cdist"] / forward["adder"],
-        "dx_vs_conv": backward["conv"] / backward["adder"],
+        "forward_vs_conv": round(forward["conv"] / forward["adder"], 3),
+        "forward_vs_cdist": round(forward["cdist"] / forward["adder"], 2),
+        "dx_vs_conv": round(dx["conv"] / dx["adder"], 3),
     }
 
 
@@ -128,7 +137,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
-    layers = {name: layer(*shape, args.repeats) for name, *shape in RESNET20}  # type: ignore[arg-type]
+    layers: dict[str, dict[str, float]] = {}
+    whole: dict[str, dict[str, float]] = {"forward": {}, "dx": {}}
+    for name, count, C, H, K, R, stride in RESNET20:
+        times = layer(C, H, K, R, stride, args.repeats)
+        layers[name] = ratios(times)
+        for direction, seconds in times.items():
+            for candidate, value in seconds.items():
+                whole[direction][candidate] = whole[direction].get(candidate, 0) + count * value
+    layers["all of the network"] = ratios(whole)
     print(f"ResNet-20, batch {BATCH}, {cpu.library().isa}, {args.threads} threads; times an adder layer is as fast\n")
     print("| layer | forward, conv | forward, unfold + cdist | dx, conv |")
     print("|---|---|---|---|")
@@ -137,7 +154,7 @@ def main() -> None:
     steps = interleaved(
         {"adder": step("adder", "cpu"), "conv": step("conv", None), "eager": step("adder", "reference")}, args.repeats
     )
-    lenet = {"vs_conv": steps["conv"] / steps["adder"], "vs_eager": steps["eager"] / steps["adder"]}
+    lenet = {name: round(steps[name.removeprefix("vs_")] / steps["adder"], 3) for name in ("vs_conv", "vs_eager")}
     print(
         f"\nTraining step of LeNet-5-BN, batch 256: {lenet['vs_conv']:.2f} times as fast as the convolutional twin, "
         f"{lenet['vs_eager']:.1f} times as fast as eager torch"

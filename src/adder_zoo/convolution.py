@@ -95,5 +95,14 @@ def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:
 
 def _convolution_backward(dy, x, weight, stride, pads, dilation, groups, which: int) -> Tensor:
     mask = [which == i for i in range(3)]
+    dy, x, weight = _usual_strides(dy), _usual_strides(x), _usual_strides(weight)
     args = (None, list(stride), pads, list(dilation), False, [0, 0], groups, mask)
     return torch.ops.aten.convolution_backward(dy, x, weight, *args)[which]
+
+
+def _usual_strides(t: Tensor) -> Tensor:
+    """The same memory. A dimension of size 1 may have any stride, and torch 2.14 gives a wrong dw for some (groups)."""
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        if t.is_contiguous(memory_format=memory_format):
+            return t.as_strided(t.shape, torch.empty(t.shape, device="meta", memory_format=memory_format).stride())
+    return t

@@ -286,7 +286,7 @@ template <class T, bool EXACT> ForwardTile forward_tile_for(int nv, int64_t mr) 
 // and an infinity or an overflow in A or B fails it, so those too are computed directly.
 constexpr float CANCELLATION = 4.f;
 // With few taps the test costs what the identity saves.
-constexpr int64_t IDENTITY_TAPS = 16;
+constexpr int64_t IDENTITY_TAPS = 32;
 
 // Writes a tile's outputs from its sums of max(x, w), or returns false if one of them does not pass the test.
 template <class T>

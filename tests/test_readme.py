@@ -1,0 +1,54 @@
+"""What the README says: its code runs, its figures are those of the files that it names."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+WEIGHTS = ROOT / "src/adder_zoo/weights"
+
+
+def test_code_runs(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 2
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert "tensor([" in capsys.readouterr().out
+    assert sum(g["adder"].count(True) for g in names["optimizer"].param_groups) == 19
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_accuracies(dataset):
+    row = next(line for line in README.splitlines() if f"(`adder_lenet5_bn.{dataset}`)" in line)
+    files = (WEIGHTS / f"adder_lenet5_bn.{dataset}", ROOT / f"docs/results/lenet5_bn.{dataset}-conv")
+    records = [json.loads((f / "results.json").read_text()) for f in files]
+    assert [r["similarity"] for r in records] == ["adder", "conv"]
+    assert [float(v) for v in re.findall(r"\| ([\d.]+) %", row)] == [round(r["test_accuracy"], 2) for r in records]
+    for record in records:
+        assert record["epochs"] == 50
+        assert record["data"] == "full"
+        assert not record["environment"]["commit"].endswith("+")
+
+
+def test_running_statistics_after_the_first_epoch():
+    first = next(csv.DictReader((WEIGHTS / "adder_lenet5_bn.mnist/log.csv").open()))
+    assert f"{first['test_accuracy_running_statistics']} % against {first['test_accuracy']} % on MNIST" in README
+
+
+def test_speeds():
+    """The rows for the whole network are those of the committed measurements."""
+    for isa, name in (("avx512", "AVX-512"), ("avx2", "AVX2")):
+        record = json.loads((ROOT / f"benchmarks/results/cpu-{isa}.json").read_text())
+        whole = record["resnet20_layers"]["all of the network"]
+        figures = f"{whole['forward_vs_conv']:.2f} | {whole['forward_vs_cdist']:.0f} | {whole['dx_vs_conv']:.2f}"
+        assert f"| {name}, all layers together | {figures} |" in README
+
+
+def test_files_it_names_exist():
+    for name in re.findall(r"`((?:src|tests|recipes|kernels|benchmarks|docs)/[\w./-]*)`", README):
+        assert (ROOT / name).exists(), name
