@@ -15,8 +15,7 @@ import mnist
 import timm
 import torch
 from _common import RecipeError, fail
-from _idx import SAMPLE, DataError, load, resize
-from timm.data import resolve_data_config
+from _idx import SAMPLE, DataError, load
 from torch import Tensor, nn
 
 import adder_zoo
@@ -29,10 +28,7 @@ EPOCHS = 60  # about a minute on two cores
 @torch.no_grad()
 def classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Most likely class and its probability, for uint8 images [N, 28, 28]."""
-    preprocessing = resolve_data_config(model=model)
-    x = resize(images, preprocessing["input_size"][-1]).unsqueeze(1).float() / 255
-    x = (x - preprocessing["mean"][0]) / preprocessing["std"][0]
-    probability, label = model.eval()(x).softmax(1).max(1)
+    probability, label = model.eval()(mnist.preprocessed(images, model)).softmax(1).max(1)
     return label, probability
 
 

@@ -68,10 +68,15 @@ class Config:
 
 
 class Images(Dataset):
-    """Labelled images in memory; a batch is gathered in one go."""
+    """Labelled images in memory; a batch is gathered in one go.
 
-    def __init__(self, images: Tensor, labels: Tensor, size: int, mean: float, std: float) -> None:
-        self.images = ((resize(images, size).float() / 255 - mean) / std).unsqueeze(1)
+    Args:
+        images: [N, C, H, W], float32.
+        labels: [N], int64.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
         self.labels = labels
 
     def __len__(self) -> int:
@@ -82,6 +87,13 @@ class Images(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]
+
+
+def preprocessed(images: Tensor, model: nn.Module) -> Tensor:
+    """Images [N, 28, 28] uint8 as ``model`` takes them, [N, 1, H, W] float32."""
+    config = resolve_data_config(model=model)
+    images = resize(images, config["input_size"][-1]).unsqueeze(1).float() / 255
+    return (images - config["mean"][0]) / config["std"][0]
 
 
 def loader(data: Images, batch_size: int, shuffle: bool) -> DataLoader:
@@ -129,15 +141,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # ---- model and data
     name = config.model if "." in config.model else f"{config.model}.{config.dataset}"
     model = timm.create_model(name, num_classes=10, in_chans=1, similarity=config.similarity)
-    preprocessing = resolve_data_config(model=model)
-    size, mean, std = preprocessing["input_size"][-1], preprocessing["mean"][0], preprocessing["std"][0]
-    train_data, test_data = (Images(*splits[split], size, mean, std) for split in ("train", "test"))
+    train_data, test_data = (
+        Images(preprocessed(images, model), labels) for images, labels in (splits["train"], splits["test"])
+    )
     train_loader = loader(train_data, config.batch_size, shuffle=True)
     # Statistics are always taken over the same images, in shuffled order: a bare prefix may be sorted by class.
-    order = torch.randperm(len(train_data), generator=torch.Generator().manual_seed(0))
-    bn_data = Images.__new__(Images)
-    bn_images = order[: config.bn_batches * config.batch_size * accelerator.num_processes]
-    bn_data.images, bn_data.labels = train_data.images[bn_images], train_data.labels[bn_images]
+    order = torch.randperm(len(train_data), generator=torch.Generator().manual_seed(0)).tolist()
+    bn_images = config.bn_batches * config.batch_size * accelerator.num_processes
+    bn_data = Images(*train_data.__getitems__(order[:bn_images]))
 
     # ---- optimizer and schedule
     optimizer = AdderSGD(

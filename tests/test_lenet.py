@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import mnist
 import pytest
 import timm
 import torch
+from _idx import SAMPLE, DataError, find, load
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_data_config
 from torch import nn
@@ -118,16 +120,13 @@ def test_bundled_weights_load(name, images):
 @pytest.mark.parametrize("name", NAMES)
 def test_bundled_weights_score_what_their_results_say(name, request):
     """On the whole test set, where it is at hand."""
-    from _idx import DataError, find, load, resize
-
     dataset = name.partition(".")[2]
     try:
         images, labels = load(dataset, find(dataset, None))[0]["test"]
     except DataError as error:
         pytest.skip(f"needs the whole of {dataset}: {str(error).splitlines()[0]}")
     model = timm.create_model(name, pretrained=True).eval()
-    config = resolve_data_config(model=model)
-    x = (resize(images, 32).unsqueeze(1).float() / 255 - config["mean"][0]) / config["std"][0]
+    x = mnist.preprocessed(images, model)
     with torch.no_grad():
         right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), labels.split(500), strict=True))
     said = json.loads((WEIGHTS / name / "results.json").read_text())["test_accuracy"]
@@ -137,11 +136,9 @@ def test_bundled_weights_score_what_their_results_say(name, request):
 
 
 def test_bundled_fashion_network_on_the_bundled_images():
-    from _idx import SAMPLE, load, resize
-
     images, labels = load("fashion_mnist", SAMPLE)[0]["test"]
     model = timm.create_model("adder_lenet5_bn", pretrained=True).eval()
-    x = (resize(images, 32).unsqueeze(1).float() / 255 - 0.2860) / 0.3530
+    x = mnist.preprocessed(images, model)
     with torch.no_grad():
         accuracy = (model(x).argmax(1) == labels).float().mean()
     assert accuracy > 0.87
