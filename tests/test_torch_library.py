@@ -206,7 +206,7 @@ def test_no_second_derivative(impl):
 
 
 def test_no_second_derivative_for_gradgradcheck():
-    x, weight = (t.double().requires_grad_() for t in operands())
+    x, weight = (t[:1, :, :3, :3].double().requires_grad_() for t in operands())
     with pytest.raises(RuntimeError, match="adder2d has no second derivative"):
         torch.autograd.gradgradcheck(adder2d, (x, weight))
 

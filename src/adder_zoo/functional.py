@@ -59,8 +59,9 @@ def adder2d(
             pixel at the bottom and right; stride 1 only).
         groups: Number of groups that C and K are divided into.
         weight_grad, input_grad, p: As above.
-        impl: None chooses by device (a GPU: "triton", a CPU: "cpu", anything else, or p > 1: "reference"). A name
-            asks for that implementation and raises where it cannot run; see ``adder_zoo.implementations()``.
+        impl: None chooses. For p = 1 by device: on a GPU "triton", on a CPU "cpu", anywhere else and for float64
+            "reference"; for p = 2 "convolution", between them "reference". A name asks for that implementation and
+            raises where it cannot run; see ``adder_zoo.implementations()``.
 
     Returns:
         y, [N, K, P, Q] or [K, P, Q]. **float32 whatever the precision of the input** (float64 for float64), because y
@@ -101,6 +102,8 @@ def adder2d(
             f"adder2d: weight of shape {_shape(weight)} with groups = {groups} expects {Cg * groups} input channels, "
             f"but x has {C} (shape {_shape(x)})"
         )
+    if min(H, W) == 0:
+        raise ValueError(f"adder2d: x must have at least one pixel (its batch may be empty), got shape {_shape(x)}")
     pads = _padding(padding, stride, dilation, (R, S))
     for name, size, kernel, d, before, after in (
         ("height", H, R, dilation[0], pads[0], pads[1]),

@@ -76,8 +76,8 @@ def grad_input(
                 left = s * dilation[1]
                 dx[n, :, top : top + (count - 1) * stride[0] + 1 : stride[0],
                    left : left + (Q - 1) * stride[1] + 1 : stride[1]] += taps[:, r, s]  # fmt: skip
-    H, W = x.shape[2:]
-    return dx[:, :, padding[0] : padding[0] + H, padding[2] : padding[2] + W].to(x.dtype).contiguous()
+    top, bottom, left, right = padding
+    return F.pad(dx, (-left, -right, -top, -bottom)).to(x.dtype)
 
 
 def grad_weight(
