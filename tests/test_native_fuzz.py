@@ -102,7 +102,7 @@ def test_fuzz(native, case, seed, specials, scale, modes, isa):
             (dw, truth.grad_weight, (dy, x, weight), {"mode": weight_grad}, 1),
         ):
             true = function(*operands, *case.geometry, **mode)
-            # Where float32 overflows on the way depends on the order of the sum. Of the operands only what is finite can
+            # Where float32 overflows on the way depends on the order of the sum. Only what is finite in operands can
             # overflow, and where t(x - w) is at most 1 only dy can.
             parts = [finite(t) for t in operands]
             if mode.get("mode") in ("clipped", "sign"):
