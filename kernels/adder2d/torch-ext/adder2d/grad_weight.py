@@ -174,7 +174,16 @@ def _linear(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor
     if top != bottom or left != right:  # a convolution pads both sides alike
         x = F.pad(x, (left, right, top, bottom))
         pads = [0, 0]
+    dy, x, weight = _usual_strides(dy), _usual_strides(x), _usual_strides(weight)
     _, dw, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, geometry.stride, pads, geometry.dilation, False, [0, 0], geometry.G, [False, True, False]
     )
     return (dw - weight * dy.sum((0, 2, 3)).view(-1, 1, 1, 1)).contiguous()
+
+
+def _usual_strides(t: Tensor) -> Tensor:
+    """The same memory. A dimension of size 1 may have any stride, and torch 2.14 gives a wrong dw for some (groups)."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if t.is_contiguous(memory_format=layout):
+            return t.as_strided(t.shape, torch.empty(t.shape, device="meta", memory_format=layout).stride())
+    return t
