@@ -163,7 +163,7 @@ def test_fuzz_under_sanitizers(tmp_path):
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, "-x", "-q", "-m", "not slow", "-k", "not reference", *tests],
+        [sys.executable, "-c", program, "-x", "-q", "-s", "-m", "not slow", "-k", "not reference", *tests],
         env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]

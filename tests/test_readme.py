@@ -41,12 +41,25 @@ def test_running_statistics_after_the_first_epoch():
 
 
 def test_speeds():
-    """The rows for the whole network are those of the committed measurements."""
+    """The figures are those of the committed measurements."""
+
+    def span(rows, key, digits):
+        values = [row[key] for row in rows]
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
     for isa, name in (("avx512", "AVX-512"), ("avx2", "AVX2")):
         record = json.loads((ROOT / f"benchmarks/results/cpu-{isa}.json").read_text())
         whole = record["resnet20_layers"]["all of the network"]
         figures = f"{whole['forward_vs_conv']:.2f} | {whole['forward_vs_cdist']:.0f} | {whole['dx_vs_conv']:.2f}"
         assert f"| {name}, all layers together | {figures} |" in README
+        for kernel, label in (("3x3", "3x3 layers one by one"), ("1x1", "1x1 layers with stride 2")):
+            rows = [row for layer, row in record["resnet20_layers"].items() if kernel in layer]
+            keys = (("forward_vs_conv", 2), ("forward_vs_cdist", 0), ("dx_vs_conv", 2))
+            figures = " | ".join(span(rows, key, digits) for key, digits in keys)
+            assert f"| {name}, {label} | {figures} |" in README
+        step = record["lenet5_bn_step"]
+        assert re.search(rf"\b{step['vs_conv']:.2f} times", README)
+        assert re.search(rf"\b{step['vs_eager']:.0f} (and|times)", README)
 
 
 def test_files_it_names_exist():

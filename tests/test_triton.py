@@ -57,6 +57,17 @@ if not INTERPRETING:
         assert " passed" in done.stdout
         assert " failed" not in done.stdout
 
+    def test_kernel_project_by_itself():
+        """Its own tests, without the adder_zoo package."""
+        pytest.importorskip("triton")
+        project = HERE.parents[1] / "kernels" / "adder2d"
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(project / "torch-ext")}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(project)]
+        command += ["-c", os.devnull, str(project / "tests")]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=project)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+        assert "2 passed" in done.stdout
+
 else:
 
     @pytest.mark.parametrize(("i", "shape"), list(enumerate(CASES)), ids=lambda v: getattr(v, "id", ""))
