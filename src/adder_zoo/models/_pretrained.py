@@ -62,8 +62,8 @@ def build_model(
     except SafetensorError as error:
         advice = "install adder_zoo again" if ours else "fetch it again"
         raise RuntimeError(f"{name}: the weights in {source} are damaged ({error}); {advice}") from error
-    except RuntimeError as error:
-        if "loading state_dict" not in str(error):
+    except (RuntimeError, KeyError) as error:  # older timm looks up the first layer by its key before it compares keys
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
             raise
         raise RuntimeError(f"{name}: the weights in {source} are those of another model. {error}") from error
 
