@@ -190,7 +190,7 @@ def anchor(acc, never, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     computed: ``never`` is 0, which only the caller knows.
     """
     if never != 0:
-        a = tl.full((BLOCK_M, 8), 1.0, tl.float32) * never
-        b = tl.full((8, BLOCK_N), 1.0, tl.float32) * never
+        a = tl.full((BLOCK_M, 16), 1.0, tl.float32) * never
+        b = tl.full((16, BLOCK_N), 1.0, tl.float32) * never
         acc = tl.dot(a, b, acc, input_precision="ieee")
     return acc
