@@ -34,8 +34,6 @@ def _output_shape(x: Tensor, weight: Tensor, stride, padding, dilation) -> list:
     return [x.shape[0], weight.shape[0], P, Q]
 
 
-
-
 @torch.library.custom_op("adder_zoo::adder2d", mutates_args=())
 def adder2d(
     x: Tensor,
