@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,17 +23,23 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor, nn
 
 import adder_zoo
 
 ConfigT = TypeVar("ConfigT")
 CHECKPOINTS_KEPT = 2
+DATA_ENVIRONMENT = "ADDER_ZOO_DATA"  # names the folder that holds the data sets, where no flag does
 # Where a run reads and writes, and how long: may differ when it is taken up again, and is not part of its record.
 PLACES = ("data_dir", "output_dir", "cpu", "threads")
 
 
 class RecipeError(Exception):
     """The run cannot go on; the message says why and what to do."""
+
+
+class DataError(ValueError):
+    """The data is missing, damaged, or other data than was asked for. The message says what to do."""
 
 
 def parse(config: type[ConfigT], description: str, argv: Sequence[str] | None = None) -> ConfigT:
@@ -259,6 +265,30 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[Any], accelerator: Accelerator) -> float:
+    """Share of the images that are classified right, in percent."""
+    model.eval()
+    right = count = 0
+    for images, labels in batches:
+        hits = accelerator.gather_for_metrics(model(images).argmax(1) == labels)
+        right, count = right + int(hits.sum()), count + len(hits)
+    return 100 * right / count
+
+
+@torch.no_grad()
+def check_saved(folder: Path, model: nn.Module, images: Tensor) -> None:
+    """Builds the network again from ``folder``, as a user will, and compares its logits bit by bit.
+
+    Raises:
+        RecipeError: they differ.
+    """
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).to(images.device)
+    again = again.to(memory_format=torch.channels_last)
+    if not torch.equal(model.eval()(images), again.eval()(images)):
+        raise RecipeError(f"the network that timm builds from {folder} answers otherwise than the trained one")
 
 
 def fail(error: BaseException) -> int:

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _common import DATA_ENVIRONMENT, DataError
 from PIL import Image
 from torch import Tensor
 
 SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
-ENVIRONMENT = "ADDER_ZOO_DATA"
 SPLITS = {"train": "train", "test": "t10k"}
 
 # Where the files may lie below a root: torchvision's layout, then plain folders, then the root itself.
@@ -44,10 +44,6 @@ FINGERPRINTS = {
 }
 
 
-class DataError(ValueError):
-    """The data is missing, damaged, or other data than was asked for. The message says what to do."""
-
-
 def find(dataset: str, data_dir: str | None) -> Path:
     """The folder with the four files of ``dataset``.
 
@@ -66,15 +62,15 @@ def find(dataset: str, data_dir: str | None) -> Path:
     elif data_dir is not None:
         candidates = _below(Path(data_dir), dataset)
     else:
-        root = os.environ.get(ENVIRONMENT)
+        root = os.environ.get(DATA_ENVIRONMENT)
         candidates = (_below(Path(root), dataset) if root else []) + list(SYSTEM[dataset])
     for folder in candidates:
         if all(_file(folder, kind, split) for kind in ("images", "labels") for split in SPLITS.values()):
             return folder
-    looked = "".join(f"\n  {folder}" for folder in candidates) or "\n  nowhere: no --data-dir, and no " + ENVIRONMENT
+    looked = "".join(f"\n  {folder}" for folder in candidates) or f"\n  nowhere: no --data-dir, no {DATA_ENVIRONMENT}"
     hint = " (for a small sample of real images: --data-dir sample)" if dataset == "fashion_mnist" else ""
     raise DataError(
-        f"no {dataset} found. Give --data-dir (or {ENVIRONMENT}) a folder that holds train-images-idx3-ubyte.gz, "
+        f"no {dataset} found. Give --data-dir (or {DATA_ENVIRONMENT}) a folder that holds train-images-idx3-ubyte.gz, "
         f"train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, compressed or not, or "
         f"torchvision's root{hint}. Looked in:{looked}"
     )

@@ -16,17 +16,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from _common import Progress, RecipeError, Run, fail, parse, start
-from _idx import DataError, find, load, resize
-from accelerate import Accelerator
+from _common import DataError, Progress, RecipeError, Run, accuracy, check_saved, fail, parse, start
+from _idx import find, load, resize
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from timm.scheduler import create_scheduler_v2
@@ -99,30 +97,6 @@ def preprocessed(images: Tensor, model: nn.Module) -> Tensor:
 def loader(data: Images, batch_size: int, shuffle: bool) -> DataLoader:
     # The batches come whole from __getitems__, so there is nothing to collate.
     return DataLoader(data, batch_size, shuffle=shuffle, collate_fn=lambda batch: batch)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable[Any], accelerator: Accelerator) -> float:
-    """Share of the images that are classified right, in percent."""
-    model.eval()
-    right = count = 0
-    for images, labels in batches:
-        hits = accelerator.gather_for_metrics(model(images).argmax(1) == labels)
-        right, count = right + int(hits.sum()), count + len(hits)
-    return 100 * right / count
-
-
-@torch.no_grad()
-def check_saved(folder: Path, model: nn.Module, images: Tensor) -> None:
-    """Builds the network again from ``folder``, as a user will, and compares its logits bit by bit.
-
-    Raises:
-        RecipeError: they differ.
-    """
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).to(images.device)
-    again = again.to(memory_format=torch.channels_last)
-    if not torch.equal(model.eval()(images), again.eval()(images)):
-        raise RecipeError(f"the network that timm builds from {folder} answers otherwise than the trained one")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

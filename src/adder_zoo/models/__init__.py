@@ -8,6 +8,8 @@
 The last part of a family's file name is its module name in timm's registry, so it must not be one of timm's own.
 """
 
-from .lenet import AdderLeNet5, adder_lenet5_bn
+from ._similarity import SIMILARITIES
+from .lenet import AdderLeNet5
+from .resnet_cifar import AdderResNetCifar
 
-__all__ = ["AdderLeNet5", "adder_lenet5_bn"]
+__all__ = ["SIMILARITIES", "AdderLeNet5", "AdderResNetCifar"]

@@ -13,9 +13,19 @@ from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from ..layers import Adder2d, AdderLinear
+from ._similarity import SIMILARITIES
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-SIMILARITIES = ("adder", "conv")
+
+# What every default_cfg of the paper's networks says.
+PAPER: dict[str, Any] = {
+    "license": "apache-2.0",
+    "paper_ids": "arXiv:1912.13200",
+    "paper_name": "AdderNet: Do We Really Need Multiplications in Deep Learning?",
+}
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -20,8 +20,8 @@ from timm.models import register_notrace_function as leaf
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..layers import Adder2d, AdderLinear
-from ._pretrained import build_model, bundled, check_input_channels, without
+from ._pretrained import PAPER, build_model, bundled, check_input_channels, without
+from ._similarity import conv2d, linear
 
 __all__ = ["AdderLeNet5"]
 
@@ -46,9 +46,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
         "num_classes": 10,
         "first_conv": "stages.0.conv",
         "classifier": ("head.fc", "head.bn"),
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:1912.13200",
-        "paper_name": "AdderNet: Do We Really Need Multiplications in Deep Learning?",
+        **PAPER,
         **kwargs,
     }
 
@@ -73,13 +71,13 @@ def _check_size(x: Tensor) -> None:
 
 
 class AdderLeNet5(nn.Module):
-    """LeNet-5-BN with adder layers, or, as ``similarity="conv"``, its convolutional twin.
+    """LeNet-5-BN with adder layers, or its convolutional or binary twin.
 
     Args:
         num_classes: Classes; 0 leaves the classifier out and returns the hidden layer, [N, 84].
         in_chans: Channels of the images.
-        similarity: What compares a patch with a filter (Eq. 1): "adder", the negative L1 distance, or "conv", the
-            cross-correlation of ``nn.Conv2d`` and ``nn.Linear``, with all else unchanged.
+        similarity: What compares a patch with a filter (Eq. 1): "adder", the negative L1 distance; "conv", the
+            cross-correlation of ``nn.Conv2d`` and ``nn.Linear``; "xnor", that of one-bit values. All else is the same.
         global_pool: "avg", which is nothing to do on a 1 x 1 map; "" with num_classes = 0 returns the map, [N, 120, 1,
             1].
         drop_rate: Dropout before the last layer.
@@ -114,10 +112,9 @@ class AdderLeNet5(nn.Module):
         stages = []
         previous = in_chans
         for i, channels in enumerate(CHANNELS):
-            conv: type[nn.Module] = Adder2d if similarity == "adder" else nn.Conv2d
             layers: list[tuple[str, nn.Module]] = [("pool", nn.MaxPool2d(2))] if i else []
             layers += [
-                ("conv", conv(previous, channels, 5, bias=False, **dd)),
+                ("conv", conv2d(similarity, previous, channels, 5, **dd)),
                 ("bn", nn.BatchNorm2d(channels, **dd)),
                 ("act", nn.ReLU(inplace=True)),
             ]
@@ -129,7 +126,7 @@ class AdderLeNet5(nn.Module):
         self.pre_logits = nn.Sequential(
             OrderedDict(
                 flatten=nn.Flatten(1),
-                fc=self._linear(CHANNELS[-1], HIDDEN, **dd),
+                fc=linear(self.similarity, CHANNELS[-1], HIDDEN, **dd),
                 bn=nn.BatchNorm1d(HIDDEN, **dd),
                 act=nn.ReLU(inplace=True),
             )
@@ -137,15 +134,11 @@ class AdderLeNet5(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._classifier(num_classes, **dd)
 
-    def _linear(self, in_features: int, out_features: int, **dd: Any) -> nn.Module:
-        layer: type[nn.Module] = AdderLinear if self.similarity == "adder" else nn.Linear
-        return layer(in_features, out_features, bias=False, **dd)
-
     def _classifier(self, num_classes: int, **dd: Any) -> nn.Module:
         if num_classes == 0:
             return nn.Identity()
         return nn.Sequential(
-            OrderedDict(fc=self._linear(HIDDEN, num_classes, **dd), bn=nn.BatchNorm1d(num_classes, **dd))
+            OrderedDict(fc=linear(self.similarity, HIDDEN, num_classes, **dd), bn=nn.BatchNorm1d(num_classes, **dd))
         )
 
     @torch.jit.ignore
