@@ -11,6 +11,7 @@ from .functional import adder2d
 from .implementations import implementations
 from .layers import Adder2d, AdderLinear, adder_parameters
 from .optim import AdderSGD
+from .report import report
 
 __all__ = [
     "Adder2d",
@@ -23,4 +24,5 @@ __all__ = [
     "implementations",
     "models",
     "reestimated_batch_norm",
+    "report",
 ]

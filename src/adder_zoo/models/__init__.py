@@ -8,8 +8,9 @@
 The last part of a family's file name is its module name in timm's registry, so it must not be one of timm's own.
 """
 
+from ._pretrained import WEIGHTS
 from ._similarity import SIMILARITIES
 from .lenet import AdderLeNet5
 from .resnet_cifar import AdderResNetCifar
 
-__all__ = ["SIMILARITIES", "AdderLeNet5", "AdderResNetCifar"]
+__all__ = ["SIMILARITIES", "WEIGHTS", "AdderLeNet5", "AdderResNetCifar"]

@@ -117,7 +117,7 @@ class AdderResNetCifar(nn.Module):
         self.conv1 = nn.Conv2d(in_chans, CHANNELS[0], 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(CHANNELS[0], **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.feature_info = [{"num_chs": CHANNELS[0], "reduction": 1, "module": "act1"}]
+        self.feature_info: list[dict[str, Any]] = [{"num_chs": CHANNELS[0], "reduction": 1, "module": "act1"}]
         previous = CHANNELS[0]
         for i, channels in enumerate(CHANNELS):
             blocks = []

@@ -1,0 +1,31 @@
+"""``adder-zoo``: the zoo from the command line. ``adder-zoo --help`` lists the commands, each has examples of its own."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from . import models
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""
+    \b
+    Examples:
+      adder-zoo list
+      adder-zoo info adder_resnet20
+      adder-zoo predict adder_lenet5_bn.mnist digits/
+
+    \b
+    Completion of commands and options, for bash (or zsh, fish):
+      eval "$(_ADDER_ZOO_COMPLETE=bash_source adder-zoo)"
+    """,
+)
+@click.version_option(__version__, prog_name="adder-zoo")
+def main() -> None:
+    """Neural networks without multiplications."""
+
+
+for command in (models.list_models, models.info):
+    main.add_command(command)

@@ -1,0 +1,71 @@
+"""What the commands share: finding a network by what a user types, and output for people and for programs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import timm
+from click.shell_completion import CompletionItem
+from torch import nn
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
+similarity_option = click.option(
+    "--similarity",
+    type=click.Choice(["adder", "conv", "xnor"]),
+    help="What compares a patch with a filter, for a network of the zoo: conv and xnor are its twins.",
+)
+
+
+class Failure(click.ClickException):
+    """Ends a command with a message on standard error and status 1."""
+
+
+class ModelName(click.ParamType):
+    """A model of the zoo or of timm, a folder with config.json and weights, or hf-hub:ORG/NAME."""
+
+    name = "model"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if ":" in value:
+            return value
+        if (Path(value) / "config.json").is_file():
+            return f"local-dir:{value}"
+        if Path(value).is_dir():
+            self.fail(f"the folder {value} holds no config.json; `adder-zoo import` makes one from a checkpoint", param)
+        if not timm.is_model(value):
+            known = dict.fromkeys([*timm.list_models("adder_*"), *timm.list_models()])
+            near = difflib.get_close_matches(value.partition(".")[0], known, n=3, cutoff=0.5)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "`adder-zoo list` shows those of the zoo."
+            self.fail(f"there is no model {value!r}. {hint}", param)
+        arch, _, tag = value.partition(".")
+        tags = [name.partition(".")[2] for name in timm.list_models(f"{arch}.*", include_tags=True)] if tag else []
+        if tag and tag not in tags:
+            self.fail(f"{arch} has no tag {tag!r}, only {', '.join(t for t in tags if t) or 'none'}", param)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        names = timm.list_models("adder_*", include_tags=True) if incomplete else timm.list_models("adder_*")
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` in evaluation mode, whose errors become messages."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, **{k: v for k, v in kwargs.items() if v is not None}).eval()
+    except (ValueError, FileNotFoundError, RuntimeError, TypeError, OSError) as error:
+        raise Failure(f"{name} cannot be built: {error}") from error
+
+
+def has_weights(name: str) -> bool:
+    """Whether ``name`` comes with weights: bundled ones, or those of a folder or a Hub repository."""
+    return ":" in name or timm.models.is_model_pretrained(name)
+
+
+def write_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")

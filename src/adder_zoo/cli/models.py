@@ -1,0 +1,149 @@
+"""``adder-zoo list`` and ``adder-zoo info``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import timm
+import torch
+
+from ..models import WEIGHTS
+from ..report import report, table
+from ._common import Failure, ModelName, create, json_option, similarity_option, write_json
+
+
+def results(name: str) -> dict[str, Any] | None:
+    """The record of the training of a network whose weights are bundled: what its ``results.json`` holds."""
+    arch = name.partition(".")[0]
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(arch) else None
+    path = WEIGHTS / (f"{arch}.{cfg.tag}" if cfg and cfg.tag else name) / "results.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A line of ``adder-zoo list``: name, parameters, operations for one image, accuracy and where the weights are."""
+    with torch.device("meta"):
+        counts = report(create(name))
+    cfg = timm.get_pretrained_cfg(name)
+    record = results(name) or {}
+    return {
+        "model": name,
+        "input_size": list(counts.input_size),
+        "num_classes": cfg.num_classes,
+        "parameters": counts.parameters,
+        "multiplications": counts.weighted.multiplications,
+        "additions": counts.weighted.additions,
+        "accuracy": record.get("test_accuracy"),
+        "dataset": record.get("dataset"),
+        "weights": ("package" if str(cfg.file or "").startswith(str(WEIGHTS)) else cfg.hf_hub_id or cfg.url or None),
+    }
+
+
+@click.command(
+    "list",
+    epilog="""
+    \b
+    Examples:
+      adder-zoo list                      all networks of the zoo
+      adder-zoo list 'adder_resnet*'      those whose name fits
+      adder-zoo list --pretrained --json  those with weights, for programs
+    """,
+)
+@click.argument("pattern", default="*")
+@click.option("--pretrained", is_flag=True, help="Only networks whose weights can be loaded.")
+@json_option
+def list_models(pattern: str, pretrained: bool, as_json: bool) -> None:
+    """Lists the networks of the zoo, with what they cost for one image.
+
+    PATTERN is a shell pattern, with or without adder_ in front. Multiplications and additions are those of all layers
+    but normalisation.
+    """
+    pattern = pattern if pattern.startswith(("adder_", "*")) else f"adder_{pattern}"
+    names = timm.list_models(pattern, include_tags=True)
+    names = [n for n in names if n.startswith("adder_") and (not pretrained or timm.models.is_model_pretrained(n))]
+    if not names:
+        raise Failure(f"no network of the zoo fits {pattern!r}" + (" and has weights" if pretrained else ""))
+    rows = [describe(name) for name in names]
+    if as_json:
+        write_json(rows)
+        return
+    columns = ("model", "image", "classes", "parameters", "multiplications", "additions", "accuracy", "weights")
+    click.echo(
+        table(
+            columns,
+            [
+                (
+                    row["model"],
+                    "x".join(map(str, row["input_size"])),
+                    row["num_classes"],
+                    millions(row["parameters"]),
+                    millions(row["multiplications"]),
+                    millions(row["additions"]),
+                    f"{row['accuracy']:.2f} % {row['dataset']}" if row["accuracy"] is not None else "-",
+                    row["weights"] or "-",
+                )
+                for row in rows
+            ],
+            right=(2, 3, 4, 5),
+        )
+    )
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      adder-zoo info adder_resnet20
+      adder-zoo info adder_resnet20 --similarity conv   its convolutional twin
+      adder-zoo info runs/resnet20                      a network that a recipe trained
+      adder-zoo info resnet50 --json                    any network of timm
+    """
+)
+@click.argument("model", type=ModelName())
+@click.option("--image-size", type=click.IntRange(min=1), metavar="N", help="Count for N x N pixels.")
+@similarity_option
+@json_option
+def info(model: str, image_size: int | None, similarity: str | None, as_json: bool) -> None:
+    """Shows a network: its layers, the operations of each for one image, and where its weights come from."""
+    with torch.device("meta"):
+        network = create(model, similarity=similarity)
+    cfg = network.pretrained_cfg
+    size = None
+    if image_size:
+        size = (getattr(network, "in_chans", cfg["input_size"][0]), image_size, image_size)
+    counts = report(network, size)
+    record = results(model) or _results_of_folder(model)
+    if as_json:
+        config = {k: v for k, v in dataclasses.asdict(_cfg(cfg)).items() if v not in (None, "", ())}
+        write_json({"model": model, "config": config, "results": record, "counts": counts.to_dict()})
+        return
+    click.echo(f"{model}\n")
+    click.echo(counts)
+    click.echo(
+        f"\nEnergy of the arithmetic without normalisation, 45 nm: {counts.weighted.energy('fp32'):,.1f} uJ in fp32, "
+        f"{counts.weighted.energy('int8', 'int32'):,.1f} uJ in int8 with int32 sums.\n"
+        "Memory traffic is left out; a GPU gains nothing, it multiplies as fast as it adds."
+    )
+    if record:
+        click.echo(f"\nTrained on {record['dataset']}: {record['test_accuracy']:.2f} % of the test images.")
+    weights = cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url")
+    click.echo(f"\nWeights: {weights or 'none; train them with a recipe, or `adder-zoo import` a checkpoint'}")
+
+
+def _cfg(cfg: dict[str, Any]) -> Any:
+    return timm.models.PretrainedCfg(**cfg)
+
+
+def _results_of_folder(model: str) -> dict[str, Any] | None:
+    if not model.startswith("local-dir:"):
+        return None
+    path = Path(model.partition(":")[2]) / "results.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M"
