@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import timm.layers
-from timm.layers import Conv2dSame
+from timm.layers import CondConv2d, Conv2dSame, SplitAttn
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from .binary import BinaryConv2d
 from .layers import Adder2d, Adder2dSame
+
+# Methods by which blocks of timm fold themselves together for inference.
+FUSIONS = ("fuse", "reparameterize", "switch_to_deploy")
 
 # Convolutions in these compute a gate or attention from pooled features, where no batch norm follows and a distance has
 # no place; they stay what they are unless a filter_fn says otherwise.
@@ -22,10 +29,13 @@ GATES: tuple[type[nn.Module], ...] = (
         for name in (
             "SEModule", "SqueezeExcite", "EffectiveSEModule", "EffectiveSqueezeExcite", "GatherExcite", "GlobalContext",
             "CbamModule", "LightCbamModule", "EcaModule", "CecaModule", "CoordAttn", "SimpleCoordAttn",
+            "SelectiveKernelAttn", "NonLocalAttn", "BatNonLocalAttn",
         )
         if isinstance(getattr(timm.layers, name, None), type)
     ),
 )  # fmt: skip
+# The same where only parts of a module are the gate.
+GATE_PARTS: dict[type[nn.Module], tuple[str, ...]] = {SplitAttn: ("fc1", "fc2")}
 
 
 def convert_to_adder(
@@ -62,25 +72,36 @@ def convert_to_adder(
         >>> model = convert_to_adder(timm.create_model("resnet18"))
         >>> optimizer = AdderSGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     """
-    keep = _kept(model)
-    chosen: list[tuple[str, nn.Module]] = []
-    refused: list[str] = []
+    options = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
+    return replace_convolutions(model, lambda conv: _adder_layer(conv, reset_weights, options), filter_fn)
+
+
+def replace_convolutions(
+    model: nn.Module,
+    make: Callable[[nn.Conv2d], nn.Module],
+    filter_fn: Callable[[str, nn.Module], bool] | None = None,
+) -> nn.Module:
+    """What ``convert_to_adder`` does, with ``make`` to make a layer of any kind from a convolution; same errors."""
+    keep = kept(model)
+    chosen: list[tuple[str, nn.Conv2d]] = []
+    refused: dict[tuple[str, str], list[str]] = {}
     found = False
     for name, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, _ConvNd):
+        if not is_convolution(module):
             continue
         found = True
         if not (filter_fn(name, module) if filter_fn is not None else name not in keep):
             continue
         reason = _no_adder_form(module)
         if reason:
-            refused.append(f"{name or 'the model'} ({type(module).__name__}): {reason}")
+            refused.setdefault((type(module).__name__, reason), []).append(name or "the model")
         else:
-            chosen.append((name, module))
+            chosen.append((name, module))  # type: ignore[arg-type]
     if refused:
+        lines = [f"\n  {_some(names, 3)} ({kind}): {reason}" for (kind, reason), names in refused.items()]
         raise ValueError(
-            "convert_to_adder: these convolutions have no adder form:\n  "
-            + "\n  ".join(refused)
+            "convert_to_adder: these convolutions have no adder form:"
+            + "".join(lines)
             + "\nGive a filter_fn that leaves them as they are."
         )
     if not chosen:
@@ -89,28 +110,38 @@ def convert_to_adder(
             + ("every convolution was left out" if found else f"{type(model).__name__} holds no convolution")
         )
 
-    options = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
-    replacements: dict[nn.Module, Adder2d] = {}  # a convolution that is used twice becomes one adder layer
+    replacements: dict[nn.Module, nn.Module] = {}  # a convolution that is used twice becomes one layer
     for _, conv in chosen:
         if conv not in replacements:
-            replacements[conv] = _adder_layer(conv, reset_weights, options)
+            replacements[conv] = make(conv)
     for name, conv in chosen:
         if not name:
             return replacements[conv]
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, replacements[conv])
+    _forbid_fusion(model)
     _warn_without_norm(model, replacements)
     return model
 
 
-def _kept(model: nn.Module) -> set[str]:
-    """Names of the convolutions that the default leaves as they are."""
-    names = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, _ConvNd)]
+def is_convolution(module: nn.Module) -> bool:
+    """Whether ``module`` is a convolution with filters of its own, also one that torch does not know as such."""
+    return isinstance(module, (_ConvNd, CondConv2d))
+
+
+def kept(model: nn.Module) -> set[str]:
+    """Names of the convolutions that the default leaves as they are: the first, the classifier's and gates."""
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if is_convolution(module)]
     cfg = getattr(model, "pretrained_cfg", None) or {}
     first = list(_names(cfg.get("first_conv"))) or names[:1]
     heads = list(_names(cfg.get("classifier")))
     gates = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, GATES)]
-    ends = [*first, *heads, *gates]
+    parts = [
+        f"{name}.{part}" if name else part
+        for name, module in model.named_modules(remove_duplicate=False)
+        for part in GATE_PARTS.get(type(module), ())
+    ]
+    ends = [*first, *heads, *gates, *parts]
     return {name for name in names if any(name == end or name.startswith(end + ".") for end in ends)}
 
 
@@ -123,6 +154,8 @@ def _names(value: object) -> Iterator[str]:
 
 def _no_adder_form(module: nn.Module) -> str | None:
     """Why a convolution cannot become an adder layer; None if it can."""
+    if isinstance(module, CondConv2d):
+        return "its filters are mixed anew for each image, which a distance is not linear in"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "its shape is not known yet; run a batch through the model first"
     if type(module) not in (nn.Conv2d, Conv2dSame):
@@ -158,10 +191,62 @@ def _adder_layer(conv: nn.Module, reset_weights: bool, options: dict[str, object
     return layer
 
 
-def _warn_without_norm(model: nn.Module, replacements: dict[nn.Module, Adder2d]) -> None:
-    if not any("Norm" in type(m).__name__ for m in model.modules()):
+def _forbid_fusion(model: nn.Module) -> None:
+    """Takes from blocks with replaced layers what would fold batch norm into filters, or one kernel into another.
+
+    timm calls these methods by name (``timm.utils.reparameterize_model``). They compute filters that give the same
+    *convolution*, and a distance is linear in neither its filters nor its input.
+    """
+    for name, module in model.named_modules():
+        if any(isinstance(child, (Adder2d, BinaryConv2d)) for child in module.modules()):
+            for method in FUSIONS:
+                if inspect.ismethod(getattr(module, method, None)):
+                    setattr(module, method, functools.partial(_refuse_fusion, name or type(model).__name__, method))
+
+
+def _refuse_fusion(name: str, method: str, *args: Any, **kwargs: Any) -> None:
+    raise RuntimeError(
+        f"{name}.{method}() would fold filters together as only a convolution allows; this block holds adder (or "
+        "binary) layers, which would answer otherwise afterwards. Leave the network as it is."
+    )
+
+
+def _warn_without_norm(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    alone = without_norm(model, set(replacements.values()))
+    if alone:
         warnings.warn(
-            f"convert_to_adder: {type(model).__name__} has no normalisation layer. The output of an adder layer is "
-            "large and never positive; without batch norm behind it the network will not train.",
-            stacklevel=3,
+            f"convert_to_adder: no normalisation layer follows {_some(alone, 5)} in {type(model).__name__}. The output "
+            "of an adder layer is large and never positive; without batch norm behind it the network will not train. "
+            "Use a filter_fn that leaves these as convolutions, or add batch norm.",
+            stacklevel=4,
         )
+
+
+def without_norm(model: nn.Module, layers: set[nn.Module]) -> list[str]:
+    """Names of those of ``layers`` behind which no normalisation stands, as far as the order of definition tells.
+
+    Of the modules with parameters the next one must normalise. Where layers are listed in a ``ModuleList``, their
+    normalisations may be listed behind them.
+    """
+    alone: list[str] = []
+    waiting: list[str] = []
+    for name, module in model.named_modules():
+        if _normalises(module):
+            del waiting[:1]
+        elif module in layers or next(module.parameters(recurse=False), None) is not None:
+            parent = name.rpartition(".")[0]
+            listed = parent and isinstance(model.get_submodule(parent), nn.ModuleList)
+            if not listed or any(other.rpartition(".")[0] != parent for other in waiting):
+                alone += waiting
+                waiting = []
+            if module in layers:
+                waiting.append(name)
+    return alone + waiting
+
+
+def _normalises(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__ and not any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def _some(names: list[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

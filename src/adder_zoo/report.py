@@ -156,7 +156,7 @@ class Report:
 
     def __str__(self) -> str:
         columns = ("layer", "kind", "input", "output", "parameters", "multiplications", "additions", "XNORs")
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (x.name or "(model)", x.kind, _shape(x.input_shape), _shape(x.output_shape), f"{x.parameters:,}",
              f"{x.multiplications:,}", f"{x.additions:,}", f"{x.xnors:,}")
             for x in self.layers

@@ -1,4 +1,4 @@
-"""``adder-zoo``: the zoo from the command line. ``adder-zoo --help`` lists the commands, each has examples of its own."""
+"""``adder-zoo``, the zoo from the command line; ``adder-zoo --help`` lists the commands, each has examples."""
 
 from __future__ import annotations
 

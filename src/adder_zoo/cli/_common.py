@@ -56,9 +56,15 @@ class ModelName(click.ParamType):
 def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """``timm.create_model`` in evaluation mode, whose errors become messages."""
     try:
-        return timm.create_model(name, pretrained=pretrained, **{k: v for k, v in kwargs.items() if v is not None}).eval()
+        given = {key: value for key, value in kwargs.items() if value is not None}
+        return timm.create_model(name, pretrained=pretrained, **given).eval()
     except (ValueError, FileNotFoundError, RuntimeError, TypeError, OSError) as error:
         raise Failure(f"{name} cannot be built: {error}") from error
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """timm's configuration of a network that it built."""
+    return model.pretrained_cfg  # type: ignore[return-value]
 
 
 def has_weights(name: str) -> bool:

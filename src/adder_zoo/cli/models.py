@@ -13,7 +13,7 @@ import torch
 
 from ..models import WEIGHTS
 from ..report import report, table
-from ._common import Failure, ModelName, create, json_option, similarity_option, write_json
+from ._common import Failure, ModelName, config_of, create, json_option, similarity_option, write_json
 
 
 def results(name: str) -> dict[str, Any] | None:
@@ -27,19 +27,20 @@ def results(name: str) -> dict[str, Any] | None:
 def describe(name: str) -> dict[str, Any]:
     """A line of ``adder-zoo list``: name, parameters, operations for one image, accuracy and where the weights are."""
     with torch.device("meta"):
-        counts = report(create(name))
-    cfg = timm.get_pretrained_cfg(name)
+        network = create(name)
+        counts = report(network)
+    cfg = config_of(network)
     record = results(name) or {}
     return {
         "model": name,
         "input_size": list(counts.input_size),
-        "num_classes": cfg.num_classes,
+        "num_classes": cfg["num_classes"],
         "parameters": counts.parameters,
         "multiplications": counts.weighted.multiplications,
         "additions": counts.weighted.additions,
         "accuracy": record.get("test_accuracy"),
         "dataset": record.get("dataset"),
-        "weights": ("package" if str(cfg.file or "").startswith(str(WEIGHTS)) else cfg.hf_hub_id or cfg.url or None),
+        "weights": "package" if str(cfg["file"] or "").startswith(str(WEIGHTS)) else cfg["hf_hub_id"] or cfg["url"],
     }
 
 
@@ -111,10 +112,8 @@ def info(model: str, image_size: int | None, similarity: str | None, as_json: bo
     """Shows a network: its layers, the operations of each for one image, and where its weights come from."""
     with torch.device("meta"):
         network = create(model, similarity=similarity)
-    cfg = network.pretrained_cfg
-    size = None
-    if image_size:
-        size = (getattr(network, "in_chans", cfg["input_size"][0]), image_size, image_size)
+    cfg = config_of(network)
+    size = (cfg["input_size"][0], image_size, image_size) if image_size else None
     counts = report(network, size)
     record = results(model) or _results_of_folder(model)
     if as_json:

@@ -8,9 +8,20 @@
 The last part of a family's file name is its module name in timm's registry, so it must not be one of timm's own.
 """
 
+from . import imagenet
 from ._pretrained import WEIGHTS
 from ._similarity import SIMILARITIES
 from .lenet import AdderLeNet5
+from .lenetpp import AdderLeNetPP
 from .resnet_cifar import AdderResNetCifar
+from .vgg_small import AdderVggSmall
 
-__all__ = ["SIMILARITIES", "WEIGHTS", "AdderLeNet5", "AdderResNetCifar"]
+__all__ = [
+    "SIMILARITIES",
+    "WEIGHTS",
+    "AdderLeNet5",
+    "AdderLeNetPP",
+    "AdderResNetCifar",
+    "AdderVggSmall",
+    "imagenet",
+]

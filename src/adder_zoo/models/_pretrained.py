@@ -23,6 +23,13 @@ PAPER: dict[str, Any] = {
     "paper_ids": "arXiv:1912.13200",
     "paper_name": "AdderNet: Do We Really Need Multiplications in Deep Learning?",
 }
+CIFAR_PREPROCESSING: dict[str, Any] = {  # mean and standard deviation are those of the authors' code
+    "input_size": (3, 32, 32),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2023, 0.1994, 0.2010),
+}
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip

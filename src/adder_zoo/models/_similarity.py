@@ -19,9 +19,9 @@ LINEARS: dict[str, type[nn.Module]] = {"adder": AdderLinear, "conv": nn.Linear, 
 SIMILARITIES = tuple(CONVOLUTIONS)
 
 
-def conv2d(similarity: str, in_channels: int, out_channels: int, kernel_size: int, **kwargs: Any) -> nn.Module:
-    """A layer without bias that compares patches by ``similarity``; batch norm is to follow."""
-    return CONVOLUTIONS[similarity](in_channels, out_channels, kernel_size, bias=False, **kwargs)
+def conv2d(similarity: str, in_channels: int, out_channels: int, kernel_size: Any, **kwargs: Any) -> nn.Module:
+    """A layer that compares patches by ``similarity``, without bias if not told otherwise; batch norm is to follow."""
+    return CONVOLUTIONS[similarity](in_channels, out_channels, kernel_size, **{"bias": False, **kwargs})
 
 
 def linear(similarity: str, in_features: int, out_features: int, **kwargs: Any) -> nn.Module:

@@ -20,8 +20,9 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ._pretrained import CIFAR10_CLASSES, PAPER, build_model, bundled, check_input_channels, without
+from ._pretrained import CIFAR10_CLASSES, CIFAR_PREPROCESSING, PAPER, build_model, bundled
 from ._similarity import conv2d
+from ._staged import filter_for
 
 __all__ = ["AdderResNetCifar"]
 
@@ -31,12 +32,8 @@ DEPTHS = (20, 32, 44, 56, 110)
 
 def _cfg(name: str, classes: int, label_names: tuple[str, ...] | None = None, weights: bool = False) -> dict[str, Any]:
     return {
-        "input_size": (3, 32, 32),
+        **CIFAR_PREPROCESSING,
         "pool_size": (8, 8),
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": (0.4914, 0.4822, 0.4465),
-        "std": (0.2023, 0.1994, 0.2010),
         "num_classes": classes,
         "first_conv": "conv1",
         "classifier": ("head.fc", "head.bn"),
@@ -222,21 +219,12 @@ class AdderResNetCifar(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Checks a checkpoint against the model, and drops a classifier for other classes with its statistics."""
-    check_input_channels(state_dict, "conv1.weight", model.in_chans)  # type: ignore[arg-type]
-    classifier = state_dict.get("head.fc.weight")
-    if classifier is not None and classifier.shape[0] != model.num_classes:
-        return without(state_dict, "head.")
-    return state_dict
-
-
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> AdderResNetCifar:
     return build_model(
         AdderResNetCifar,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=filter_for("conv1"),
         feature_cfg={"out_indices": kwargs.pop("out_indices", tuple(range(len(CHANNELS) + 1)))},
         **kwargs,
     )

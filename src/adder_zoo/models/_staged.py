@@ -1,0 +1,173 @@
+"""What the paper's plain networks share: stages of layers one after another, a hidden layer, a classifier.
+
+    x - stages - (pool) - pre_logits - dropout - head
+
+A family builds the parts; this class makes them a citizen of timm: features, head, pruning, checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ._pretrained import check_input_channels, without
+from ._similarity import linear
+
+
+class StagedNet(nn.Module):
+    """Base of LeNet-5-BN, LeNet++ and VGG-small.
+
+    Args:
+        num_classes: Classes; 0 leaves the classifier out and returns the hidden layer.
+        in_chans: Channels of the images.
+        similarity: What compares a patch with a filter (Eq. 1): "adder", the negative L1 distance; "conv", the
+            cross-correlation of ``nn.Conv2d`` and ``nn.Linear``; "xnor", that of one-bit values. All else is the same.
+        global_pool: "avg"; "" with num_classes = 0 returns the last stage's map.
+        drop_rate: Dropout before the classifier.
+
+    A subclass sets ``stages``, ``feature_info``, ``num_features``, ``head_hidden_size`` and ``pre_logits``, and says of
+    what similarity the classifier is.
+    """
+
+    stages: nn.Sequential
+    pre_logits: nn.Module
+    feature_info: list[dict[str, Any]]
+    num_features: int
+    head_hidden_size: int
+    classifier_similarity: str
+
+    def __init__(self, num_classes: int, in_chans: int, similarity: str, global_pool: str, drop_rate: float) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.similarity = self.classifier_similarity = similarity
+        self.global_pool = self._pooling(global_pool, num_classes)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.grad_checkpointing = False
+        self.feature_info = []
+
+    def check_input(self, x: Tensor) -> None:
+        """Raises ValueError for images that do not fit."""
+
+    def _pooling(self, global_pool: str, num_classes: int) -> str:
+        name = type(self).__name__
+        if global_pool not in ("avg", ""):
+            raise ValueError(f"{name}: global_pool must be 'avg' or '', got {global_pool!r}")
+        if num_classes and not global_pool:
+            raise ValueError(f"{name}: global_pool='' returns the feature map; it needs num_classes=0")
+        return global_pool
+
+    def _classifier(self, num_classes: int, **dd: Any) -> nn.Module:
+        if num_classes == 0:
+            return nn.Identity()
+        fc = linear(self.classifier_similarity, self.head_hidden_size, num_classes, **dd)
+        return nn.Sequential(OrderedDict(fc=fc, bn=nn.BatchNorm1d(num_classes, **dd)))
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        blocks = [(r"^stages\.(\d+)\.", None), (r"^pre_logits\.", (len(self.stages),))]
+        return {"stem": r"^stages\.0\.", "blocks": blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last layer together with its batch norm: neither means anything without the other."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.global_pool = self._pooling(self.global_pool if global_pool is None else global_pool, num_classes)
+        self.num_classes = num_classes
+        weight = next(self.parameters())
+        self.head = self._classifier(num_classes, device=weight.device, dtype=weight.dtype)
+        self.head.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The outputs of the stages that ``indices`` choose, as in timm's other models."""
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.check_input(x)
+        intermediates = []
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the stages behind the last of ``indices``, and the head."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        pruned = last + 1 < len(self.stages)
+        self.stages = self.stages[: last + 1]
+        if prune_head or pruned:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.pre_logits = nn.Sequential()
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[N, in_chans, H, W] to the last stage's map."""
+        self.check_input(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.stages, x)
+        return self.stages(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last stage's map to logits, [N, num_classes], or to the hidden layer, [N, head_hidden_size]."""
+        if not self.global_pool:
+            return x
+        x = self.head_drop(self.pre_logits(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def filter_for(first: str) -> Any:
+    """A checkpoint filter for a network whose first layer is ``first``.
+
+    It refuses filters for other input channels, and drops a classifier for other classes with its statistics.
+    """
+
+    def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        check_input_channels(state_dict, f"{first}.weight", model.in_chans)  # type: ignore[arg-type]
+        classifier = state_dict.get("head.fc.weight")
+        if classifier is not None and classifier.shape[0] != model.num_classes:
+            return without(state_dict, "head.")
+        return state_dict
+
+    return checkpoint_filter_fn
+
+
+def square(size: int | Sequence[int], wanted: int, name: str) -> None:
+    """Raises ValueError if ``img_size`` is not the only one that fits."""
+    if (tuple(size) if isinstance(size, Sequence) else (size, size)) != (wanted, wanted):
+        raise ValueError(f"{name} takes images of {wanted} x {wanted} pixels, not img_size={size!r}")
+
+
+def check_size(x: Tensor, wanted: int, name: str) -> None:
+    """Raises ValueError for images of other sizes than ``wanted`` x ``wanted``."""
+    if x.dim() != 4 or x.shape[2] != wanted or x.shape[3] != wanted:
+        raise ValueError(
+            f"{name} takes images of {wanted} x {wanted} pixels, [N, C, {wanted}, {wanted}], got {tuple(x.shape)}; "
+            "resize them (timm.data.create_transform does, with timm.data.resolve_data_config)"
+        )
