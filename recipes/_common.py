@@ -29,17 +29,12 @@ import adder_zoo
 
 ConfigT = TypeVar("ConfigT")
 CHECKPOINTS_KEPT = 2
-DATA_ENVIRONMENT = "ADDER_ZOO_DATA"  # names the folder that holds the data sets, where no flag does
 # Where a run reads and writes, and how long: may differ when it is taken up again, and is not part of its record.
 PLACES = ("data_dir", "output_dir", "cpu", "threads")
 
 
 class RecipeError(Exception):
     """The run cannot go on; the message says why and what to do."""
-
-
-class DataError(ValueError):
-    """The data is missing, damaged, or other data than was asked for. The message says what to do."""
 
 
 def parse(config: type[ConfigT], description: str, argv: Sequence[str] | None = None) -> ConfigT:

@@ -23,8 +23,8 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from _cifar import CLASSES, Augmented, find, load
-from _common import DataError, Progress, RecipeError, Run, accuracy, check_saved, fail, parse, start
+from _cifar import Augmented
+from _common import Progress, RecipeError, Run, accuracy, check_saved, fail, parse, start
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from timm.scheduler import create_scheduler_v2
@@ -32,6 +32,8 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from adder_zoo import AdderSGD, reestimated_batch_norm
+from adder_zoo.datasets import DataError
+from adder_zoo.datasets.cifar import CLASSES, find, load
 from adder_zoo.hub import save_pretrained
 from adder_zoo.models import SIMILARITIES
 from adder_zoo.optim import ADDER_LRS

@@ -15,10 +15,12 @@ import mnist
 import timm
 import torch
 from _common import RecipeError, fail
-from _idx import SAMPLE, DataError, load
+from mnist import SAMPLE
 from torch import Tensor, nn
 
 import adder_zoo
+from adder_zoo.datasets import DataError
+from adder_zoo.datasets.idx import load
 
 RUN = Path("runs/demo")
 SHOWN = 12  # images

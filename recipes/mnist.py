@@ -18,13 +18,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from _common import DataError, Progress, RecipeError, Run, accuracy, check_saved, fail, parse, start
-from _idx import find, load, resize
+from _common import Progress, RecipeError, Run, accuracy, check_saved, fail, parse, start
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from timm.scheduler import create_scheduler_v2
@@ -33,8 +33,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from adder_zoo import AdderSGD, reestimated_batch_norm
+from adder_zoo.datasets import DataError
+from adder_zoo.datasets.idx import find, load, resize
 from adder_zoo.hub import save_pretrained
 from adder_zoo.optim import ADDER_LRS
+
+SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if getattr(config, name) < 1:
             raise RecipeError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     accelerator = start(config.cpu, config.threads, config.gradient_accumulation_steps)
-    splits, part = load(config.dataset, find(config.dataset, config.data_dir))
+    folder = SAMPLE if config.data_dir == "sample" else find(config.dataset, config.data_dir)
+    splits, part = load(config.dataset, folder)
     run = Run(config.output_dir, config, accelerator)
     if run.finished:
         raise RecipeError(f"the run in {run.folder} is finished (see results.json); give another --output-dir")

@@ -7,12 +7,13 @@ import mnist
 import pytest
 import timm
 import torch
-from _idx import SAMPLE, DataError, find, load
+from mnist import SAMPLE
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_data_config
 from torch import nn
 
 from adder_zoo import Adder2d, AdderLinear
+from adder_zoo.datasets.idx import DataError, find, load
 from adder_zoo.hub import save_pretrained
 from adder_zoo.models._pretrained import WEIGHTS
 

@@ -11,6 +11,7 @@ import click
 import timm
 import torch
 
+from ..counts import counts
 from ..models import WEIGHTS
 from ..report import report, table
 from ._common import Failure, ModelName, config_of, create, json_option, similarity_option, write_json
@@ -26,21 +27,17 @@ def results(name: str) -> dict[str, Any] | None:
 
 def describe(name: str) -> dict[str, Any]:
     """A line of ``adder-zoo list``: name, parameters, operations for one image, accuracy and where the weights are."""
-    with torch.device("meta"):
-        network = create(name)
-        counts = report(network)
-    cfg = config_of(network)
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
     record = results(name) or {}
     return {
         "model": name,
-        "input_size": list(counts.input_size),
-        "num_classes": cfg["num_classes"],
-        "parameters": counts.parameters,
-        "multiplications": counts.weighted.multiplications,
-        "additions": counts.weighted.additions,
+        "input_size": list(cfg.input_size),
+        "num_classes": cfg.num_classes,
+        **counts(name),
         "accuracy": record.get("test_accuracy"),
         "dataset": record.get("dataset"),
-        "weights": "package" if str(cfg["file"] or "").startswith(str(WEIGHTS)) else cfg["hf_hub_id"] or cfg["url"],
+        "weights": "package" if str(cfg.file or "").startswith(str(WEIGHTS)) else cfg.hf_hub_id or cfg.url,
     }
 
 
@@ -114,17 +111,17 @@ def info(model: str, image_size: int | None, similarity: str | None, as_json: bo
         network = create(model, similarity=similarity)
     cfg = config_of(network)
     size = (cfg["input_size"][0], image_size, image_size) if image_size else None
-    counts = report(network, size)
+    count = report(network, size)
     record = results(model) or _results_of_folder(model)
     if as_json:
         config = {k: v for k, v in dataclasses.asdict(_cfg(cfg)).items() if v not in (None, "", ())}
-        write_json({"model": model, "config": config, "results": record, "counts": counts.to_dict()})
+        write_json({"model": model, "config": config, "results": record, "counts": count.to_dict()})
         return
     click.echo(f"{model}\n")
-    click.echo(counts)
+    click.echo(count)
     click.echo(
-        f"\nEnergy of the arithmetic without normalisation, 45 nm: {counts.weighted.energy('fp32'):,.1f} uJ in fp32, "
-        f"{counts.weighted.energy('int8', 'int32'):,.1f} uJ in int8 with int32 sums.\n"
+        f"\nEnergy of the arithmetic without normalisation, 45 nm: {count.weighted.energy('fp32'):,.1f} uJ in fp32, "
+        f"{count.weighted.energy('int8', 'int32'):,.1f} uJ in int8 with int32 sums.\n"
         "Memory traffic is left out; a GPU gains nothing, it multiplies as fast as it adds."
     )
     if record:

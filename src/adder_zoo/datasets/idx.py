@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import DATA_ENVIRONMENT, DataError
 from PIL import Image
 from torch import Tensor
 
-SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
+from ._common import DATA_ENVIRONMENT, DataError
+
 SPLITS = {"train": "train", "test": "t10k"}
 
 # Where the files may lie below a root: torchvision's layout, then plain folders, then the root itself.
@@ -49,17 +49,13 @@ def find(dataset: str, data_dir: str | None) -> Path:
 
     Args:
         dataset: "mnist" or "fashion_mnist".
-        data_dir: A folder that holds the files or one of the usual layouts, or "sample" for the bundled sample; None
-            looks in the folder that the environment variable ADDER_ZOO_DATA names, then where the system keeps them.
+        data_dir: A folder that holds the files or one of the usual layouts; None looks in the folder that the
+            environment variable ADDER_ZOO_DATA names, then where the system keeps them.
 
     Raises:
         DataError: nothing was found; lists every folder looked in.
     """
-    if data_dir == "sample":
-        if dataset != "fashion_mnist":
-            raise DataError(f"the bundled sample is Fashion-MNIST; {dataset} needs --data-dir with the real files")
-        candidates = [SAMPLE]
-    elif data_dir is not None:
+    if data_dir is not None:
         candidates = _below(Path(data_dir), dataset)
     else:
         root = os.environ.get(DATA_ENVIRONMENT)
@@ -68,11 +64,10 @@ def find(dataset: str, data_dir: str | None) -> Path:
         if all(_file(folder, kind, split) for kind in ("images", "labels") for split in SPLITS.values()):
             return folder
     looked = "".join(f"\n  {folder}" for folder in candidates) or f"\n  nowhere: no --data-dir, no {DATA_ENVIRONMENT}"
-    hint = " (for a small sample of real images: --data-dir sample)" if dataset == "fashion_mnist" else ""
     raise DataError(
         f"no {dataset} found. Give --data-dir (or {DATA_ENVIRONMENT}) a folder that holds train-images-idx3-ubyte.gz, "
         f"train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, compressed or not, or "
-        f"torchvision's root{hint}. Looked in:{looked}"
+        f"torchvision's root. Looked in:{looked}"
     )
 
 

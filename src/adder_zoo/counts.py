@@ -1,0 +1,49 @@
+"""Parameters and operations of every network of the zoo, counted once: ``adder-zoo list`` would take minutes otherwise.
+
+    python -m adder_zoo.counts        counts all of them anew and writes counts.json
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import timm
+import torch
+from tqdm import tqdm
+
+from .report import report
+
+FILE = Path(__file__).with_name("counts.json")
+
+
+def counts(name: str) -> dict[str, int]:
+    """Parameters, multiplications and additions (all layers but normalisation) of ``name``, "architecture.tag"."""
+    return _known().get(name) or count(name)
+
+
+def count(name: str) -> dict[str, int]:
+    """The same, counted now."""
+    with torch.device("meta"):
+        result = report(timm.create_model(name))
+    return {
+        "parameters": result.parameters,
+        "multiplications": result.weighted.multiplications,
+        "additions": result.weighted.additions,
+    }
+
+
+@functools.cache
+def _known() -> dict[str, dict[str, int]]:
+    return json.loads(FILE.read_text()) if FILE.is_file() else {}
+
+
+def main() -> None:
+    names = timm.list_models("adder_*", include_tags=True)
+    lines = [f"{json.dumps(name)}: {json.dumps(count(name))}" for name in tqdm(names, unit="model")]
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
