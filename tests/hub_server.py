@@ -189,6 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.route == "/_faults":
             self.hub.faults = [Fault(**fault) for fault in json.loads(body)]
             return self.send(Answer(200))
+        if self.route == "/_upload_mode":
+            self.hub.upload_mode = json.loads(body)
+            return self.send(Answer(200))
         if self.route == "/_calls":
             calls, self.hub.calls = self.hub.calls, []
             return self.send(Answer(200, calls))

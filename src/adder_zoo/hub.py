@@ -273,6 +273,8 @@ def _push(
             f"pushing to {repo_id} needs a token, and there is none: run `hf auth login`, or set HF_TOKEN to a token "
             f"with write permission ({constants.ENDPOINT}/settings/tokens)"
         )
+    if not re.fullmatch(r"[!-~]+", token):  # a client would print it in its own error
+        raise HubError("the token has a space, a line break or a foreign character in it: copy it again, whole")
     api = HfApi(token=token, library_name="adder_zoo", library_version=__version__)
     with _explained(repo_id, token):
         with _patience():
