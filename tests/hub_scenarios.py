@@ -9,6 +9,7 @@ for seconds, and its patience is short.
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import itertools
 import json
@@ -218,9 +219,8 @@ def push_faults(run: str, times: str) -> list:
         for kind in KINDS:
             repo_id = f"faults/n{next(numbers)}"
             pattern = path.replace("org/clean", repo_id)
-            for word, any_ in (("_lfs", "_lfs/.*"), ("resolve", f"{repo_id}/resolve/.*README.md"), ("/branch", "/branch")):
-                if word in path:
-                    pattern = any_
+            for part, any_of_it in (("_lfs", "_lfs/"), ("resolve", f"{repo_id}/resolve/.*README.md")):
+                pattern = any_of_it if part in path else pattern
             if branch or "resolve" in path:
                 adder_zoo.push_to_hub(network("adder_lenet5_bn"), repo_id)
             set_fault(f"^{method} .*{pattern.lstrip('/')}", kind, int(times), 0.2)
@@ -282,7 +282,7 @@ def pull_ways(public: str, private: str) -> dict:
         list(tuned(torch.randn(2, 1, 32, 32)).shape),
     ]
     said["features"] = [list(f.shape) for f in pull(public, features_only=True)(torch.randn(2, 1, 32, 32))]
-    said["origin"] = [newest.pretrained_cfg["source"], newest.pretrained_cfg["hf_hub_id"], newest.pretrained_cfg["file"]]
+    said["origin"] = [newest.pretrained_cfg[key] for key in ("source", "hf_hub_id", "file")]
     for what, repo_id in (("no repository", "org/none"), ("no revision", f"{public}@none"), ("private", private)):
         said[what] = attempt(pull, repo_id)[1]
     os.environ["HF_TOKEN"] = os.environ["READ_TOKEN"]
@@ -369,5 +369,7 @@ if __name__ == "__main__":
     if os.environ.get("TALKATIVE"):
         logging.basicConfig(level=logging.DEBUG)
     torch.set_num_threads(1)
-    result = globals()[sys.argv[1]](*sys.argv[2:])
+    name = sys.argv[1]  # of a function here, or of a test module with a main of its own
+    function = importlib.import_module(name).main if name.startswith("test_") else globals()[name]
+    result = function(*sys.argv[2:])
     print("\n" + json.dumps(result))
