@@ -202,8 +202,8 @@ def race(run: str) -> dict:
     return {"error": said, "again": attempt(adder_zoo.push_to_hub, run, "org/race")[1]}
 
 
-def push_faults(run: str, times: str) -> list:
-    """Every fault at every call of a push, then the same push without it."""
+def push_faults(run: str, times: str, every: str) -> list:
+    """Every fault at every call of a push, or every third of these pairs; then the same push without it."""
     hurry()
     numbers = itertools.count()
     server("/_calls")
@@ -213,10 +213,10 @@ def push_faults(run: str, times: str) -> list:
     calls = list(dict.fromkeys(re.sub(r"[0-9a-f]{40,}", "HASH", call) for call in server("/_calls")))
     calls = [call for call in calls if "agent" not in call and ("next" not in call or "branch" in call)]
     outcomes = []
-    for call in calls:
+    for i, call in enumerate(calls):
         method, _, path = call.partition(" ")
         branch = "next" if "next" in path or "/branch/" in path else None
-        for kind in KINDS:
+        for kind in KINDS if every == "every" else KINDS[i % 3 :: 3]:
             repo_id = f"faults/n{next(numbers)}"
             pattern = path.replace("org/clean", repo_id)
             for part, any_of_it in (("_lfs", "_lfs/"), ("resolve", f"{repo_id}/resolve/.*README.md")):

@@ -170,10 +170,18 @@ def test_a_card_that_changes_meanwhile_is_not_overwritten(hub, pushes):
     assert "theirs\n\n<!-- adder_zoo:begin" in card
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(1000, marks=pytest.mark.slow)], ids=["once", "for good"])
-def test_every_fault_at_every_call_of_a_push(tmp_path, times):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("times", "which"),
+    [(1, "third"), pytest.param(1, "every", marks=SLOW), pytest.param(1000, "every", marks=SLOW)],
+    ids=["once, every third", "once", "for good"],
+)
+def test_every_fault_at_every_call_of_a_push(tmp_path, times, which):
     with HubServer(tmp_path / "hub") as hub:
-        outcomes = scenario(hub, tmp_path / "home", "push_faults", RUN, times, HF_TOKEN=WRITE_TOKEN, TALKATIVE="1")
+        settings = {"HF_TOKEN": WRITE_TOKEN, "TALKATIVE": "1"}
+        outcomes = scenario(hub, tmp_path / "home", "push_faults", RUN, times, which, **settings)
         calls = {re.sub(r"[0-9a-f]{40,}", "HASH", outcome["call"]) for outcome in outcomes}
         parts = (
             "repos/create", "branch/next", "GET /api/models", "HEAD", "GET /org", "validate-yaml", "preupload/main",
@@ -181,9 +189,10 @@ def test_every_fault_at_every_call_of_a_push(tmp_path, times):
         )  # fmt: skip
         for part in parts:
             assert any(part in call for call in calls), f"no push made the call {part}"
-        assert len(outcomes) >= len(KINDS) * len(parts)
+        assert len(outcomes) >= len(KINDS) * len(parts) // (1 if which == "every" else 3)
+        assert {o["kind"] for o in outcomes} == set(KINDS)
         struck = {o["kind"] for o in outcomes if o["error"]}
-        assert struck >= {"401", "403", "404", "cut", "lost", "stall"}, "faults were not noticed"
+        assert struck >= {"401", "403", "404", "stall"}, "faults were not noticed"
         for outcome in outcomes:
             check_error(outcome)
             assert outcome["second"] is None, outcome
