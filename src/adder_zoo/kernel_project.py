@@ -35,7 +35,7 @@ def source() -> Path:
     """
     folder = Path(__file__).resolve().parents[2] / "kernels" / "adder2d"
     if not (folder / "build.toml").is_file():
-        raise FileNotFoundError("the kernels are published from a checkout of adder_zoo; this is an installed package")
+        raise FileNotFoundError("the zoo is published from a checkout of adder_zoo; this is an installed package")
     return folder
 
 

@@ -79,11 +79,12 @@ def push(
 
 def _push_all(organisation: str, options: dict[str, Any]) -> None:
     options = {k: v for k, v in options.items() if k != "revision"}
+    project = kernel_project.source()  # first of all: outside of a checkout the cards would have no twins to tell of
     for name, folder, _, twin in cards.shipped():
         _say(hub.push_to_hub(folder, f"{organisation}/{name}", twin=twin, **options))
     with tempfile.TemporaryDirectory() as scratch:
         built = kernel_project.build(scratch, organisation)
-        about = kernel_project.describe(kernel_project.source())
+        about = kernel_project.describe(project)
         repo_id = f"{organisation}/{about['name']}"
         # `get_kernel(..., version=N)` reads the branch vN.
         for branch in ("main", f"v{about['version']}"):
