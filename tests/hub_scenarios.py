@@ -60,8 +60,9 @@ def attempt(function, *args, **kwargs):
     try:
         return function(*args, **kwargs), None, time.monotonic() - began
     except Exception as error:
+        seconds = time.monotonic() - began
         said = {"type": type(error).__name__, "message": str(error), "printed": traceback.format_exc()}
-        return None, said, time.monotonic() - began
+        return None, {**said, "seconds": seconds}, seconds
 
 
 def network(name: str, seed: int = 0) -> nn.Module:
@@ -342,8 +343,10 @@ def commands(*lines: str) -> list:
     """Runs each line, given as JSON; of each: status and what it printed."""
     said = []
     for line in lines:
+        began = time.monotonic()
         result = CliRunner().invoke(command_line, json.loads(line), prog_name="adder-zoo")
-        said.append({"status": result.exit_code, "output": result.output, "unexpected": repr(result.exception)})
+        told = {"status": result.exit_code, "output": result.output, "unexpected": repr(result.exception)}
+        said.append({**told, "seconds": time.monotonic() - began})
     return said
 
 

@@ -5,8 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -385,9 +383,7 @@ def test_nothing_waits_for_more_than_a_minute(tmp_path, stocked):
         files = {path.name: path.read_bytes() for path in RUN.iterdir()}
         hub.add("org/public", files)
         hub.fault(pattern, kind, 1000, seconds)
-        began = time.monotonic()
-        process = start(hub, tmp_path / f"home{len(servers)}", name, *args, HF_TOKEN=WRITE_TOKEN)
-        return process, began
+        return start(hub, tmp_path / f"home{len(servers)}", name, *args, HF_TOKEN=WRITE_TOKEN)
 
     push = json.dumps(["push", str(RUN), "org/new"])
     started = {
@@ -400,36 +396,24 @@ def test_nothing_waits_for_more_than_a_minute(tmp_path, stocked):
         "push, commit": run("commands", "POST .*commit", "stall", push),
         "push, 429": run("commands", "POST .*preupload", "429", push, seconds=15),
     }
-    seconds, said = {}, {}
-
-    def wait(what, process, began):
-        said[what] = finish(process)
-        seconds[what] = time.monotonic() - began
-
-    threads = [threading.Thread(target=wait, args=(what, *p)) for what, p in started.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    said = {what: finish(process) for what, process in started.items()}
     for hub in servers:
         hub.__exit__()
-    assert set(said) == set(started)
-    starting = 30  # eight processes import torch at once
-    assert all(s < 60 + starting for s in seconds.values()), seconds
     for what, answer in said.items():
-        message = answer["org/public"]["message"] if what.startswith("pull") else answer[0]["output"]
+        told = answer["org/public"] if what.startswith("pull") else answer[0]
+        message = told["message"] if what.startswith("pull") else told["output"]
         assert re.search("try again|does not answer|rate limit", message), (what, message)
+        assert told["seconds"] < 60, (what, told)
 
 
 def test_dead_server(tmp_path):
     with HubServer(tmp_path / "hub") as hub:
         pass
     push = start(hub, tmp_path / "one", "commands", json.dumps(["push", str(RUN), "org/x"]), HF_TOKEN=WRITE_TOKEN)
-    began = time.monotonic()
     (said,) = finish(push)
     assert said["status"] == 1
     assert "cannot be reached" in said["output"]
-    assert time.monotonic() - began < 60
+    assert said["seconds"] < 60
 
 
 # ---- the command line
