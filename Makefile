@@ -1,10 +1,12 @@
 # make demo    the main job on real images, from nothing but Python and make
 # make test    the test suite (make test-slow: with what takes minutes)
 # make check   lint and types
+# make cards   the model cards in hub_cards/, from results.json
+# make kernel  the kernel project as it is uploaded to the Hub, into build/kernel/
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow check clean
+.PHONY: install demo test test-slow check cards kernel clean
 
 install: .venv/installed
 
@@ -26,6 +28,12 @@ test-slow: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+cards: install
+	$(BIN)/python -c 'from adder_zoo import cards; cards.write_shipped("hub_cards")'
+
+kernel: install
+	$(BIN)/python -c 'from adder_zoo import kernel_project; print(kernel_project.build("build/kernel"))'
 
 clean:
 	rm -rf .venv build runs/demo src/*.egg-info src/adder_zoo/_native*.so

@@ -8,6 +8,7 @@ from ._version import __version__
 from .batchnorm import reestimated_batch_norm
 from .convert import convert_to_adder
 from .functional import adder2d
+from .hub import push_to_hub
 from .implementations import implementations
 from .layers import Adder2d, AdderLinear, adder_parameters
 from .optim import AdderSGD
@@ -23,6 +24,7 @@ __all__ = [
     "convert_to_adder",
     "implementations",
     "models",
+    "push_to_hub",
     "reestimated_batch_norm",
     "report",
 ]

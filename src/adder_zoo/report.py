@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from . import ops  # noqa: F401, registers the operators that are counted
 from .binary import BinaryConv2d, BinaryLinear
 
 # pJ for an operation in 45 nm (Horowitz, ISSCC 2014, "Computing's energy problem"): (multiplication, addition).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from . import models
+from . import hub, models
 
 
 @click.group(
@@ -16,6 +16,7 @@ from . import models
       adder-zoo list
       adder-zoo info adder_resnet20
       adder-zoo predict adder_lenet5_bn.mnist digits/
+      adder-zoo push runs/resnet20 my-org/adder_resnet20.cifar10
 
     \b
     Completion of commands and options, for bash (or zsh, fish):
@@ -27,5 +28,5 @@ def main() -> None:
     """Neural networks without multiplications."""
 
 
-for command in (models.list_models, models.info):
+for command in (models.list_models, models.info, hub.push):
     main.add_command(command)

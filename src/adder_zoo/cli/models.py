@@ -15,6 +15,7 @@ from ..counts import counts
 from ..models import WEIGHTS
 from ..report import report, table
 from ._common import Failure, ModelName, config_of, create, json_option, similarity_option, write_json
+from .hub import show_hub
 
 
 def results(name: str) -> dict[str, Any] | None:
@@ -49,17 +50,28 @@ def describe(name: str) -> dict[str, Any]:
       adder-zoo list                      all networks of the zoo
       adder-zoo list 'adder_resnet*'      those whose name fits
       adder-zoo list --pretrained --json  those with weights, for programs
+      adder-zoo list --hub ORG            those that an organisation has on the Hugging Face Hub
+      adder-zoo list --hub ORG --card     the same as Markdown, for the organisation's page
     """,
 )
 @click.argument("pattern", default="*")
 @click.option("--pretrained", is_flag=True, help="Only networks whose weights can be loaded.")
+@click.option("--hub", "author", metavar="ORG", help="Those of an organisation or user on the Hugging Face Hub.")
+@click.option("--card", "as_card", is_flag=True, help="With --hub: Markdown, as on the organisation's page.")
 @json_option
-def list_models(pattern: str, pretrained: bool, as_json: bool) -> None:
+def list_models(pattern: str, pretrained: bool, author: str | None, as_card: bool, as_json: bool) -> None:
     """Lists the networks of the zoo, with what they cost for one image.
 
     PATTERN is a shell pattern, with or without adder_ in front. Multiplications and additions are those of all layers
     but normalisation.
     """
+    if author is not None:
+        if pattern != "*" or pretrained:
+            raise click.UsageError("--hub lists all networks of ORG; it takes no pattern and no --pretrained")
+        show_hub(author, as_json, as_card)
+        return
+    if as_card:
+        raise click.UsageError("--card goes with --hub ORG")
     pattern = pattern if pattern.startswith(("adder_", "*")) else f"adder_{pattern}"
     names = timm.list_models(pattern, include_tags=True)
     names = [n for n in names if n.startswith("adder_") and (not pretrained or timm.models.is_model_pretrained(n))]

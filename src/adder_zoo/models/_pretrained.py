@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, register_notrace_module
 from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from .. import hub
 from ..layers import Adder2d, AdderLinear
 from ._similarity import SIMILARITIES
 
@@ -51,9 +54,10 @@ def build_model(
     """timm's ``build_model_with_cfg`` for a model with a ``similarity``, with clearer errors where weights do not load.
 
     Raises:
-        ValueError: an unknown similarity; or weights of one similarity asked for in a model of the other, which would
-            load, since the shapes agree, and compute nonsense.
-        FileNotFoundError, RuntimeError: the weights are missing, damaged or of another model.
+        ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, which would
+            load, since the shapes agree, and compute nonsense; or weights that are no safetensors.
+        FileNotFoundError, RuntimeError: the weights are missing, damaged or of another model. Those of the Hub raise
+            what ``hub.download`` does.
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"{variant}: similarity must be one of {SIMILARITIES}, got {similarity!r}")
@@ -62,20 +66,34 @@ def build_model(
 
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     name = f"{variant}.{cfg.tag}" if cfg.tag else variant
-    source = str(cfg.file or cfg.hf_hub_id or cfg.url or "")
-    ours = bool(cfg.file) and Path(str(cfg.file)).is_relative_to(WEIGHTS)
-    saved = kwargs.get("pretrained_model_args")  # timm hands them over for a folder or a Hub repository
-    weights_are = "adder" if ours else (saved or {}).get("similarity", "adder") if saved is not None else similarity
+    if cfg.state_dict and cfg.source not in ("hf-hub", "local-dir"):
+        return build_model_with_cfg(model_cls, variant, True, similarity=similarity, **kwargs)
+    source, file, saved = _weights(variant, name, cfg, kwargs)
+    ours = file.is_relative_to(WEIGHTS)
+    weights_are = "adder" if ours else similarity if saved is None else saved.get("similarity", "adder")
     if weights_are != similarity:
         raise ValueError(
             f"{name}: the weights are those of similarity={weights_are!r} and mean nothing to similarity="
             f"{similarity!r}. Use pretrained=False, or load a checkpoint that was trained with it."
         )
-    if cfg.file and not os.path.exists(cfg.file):
+    if file.suffix != ".safetensors":
+        raise ValueError(
+            f"{name}: {source} is no safetensors file. A pickle can run code when it is read, so none is loaded: "
+            "`adder-zoo import` makes a safetensors file of a checkpoint that you trust."
+        )
+    if not file.is_file():
         advice = "install adder_zoo again (pip install --force-reinstall adder_zoo)" if ours else "check the path"
-        raise FileNotFoundError(f"{name}: there are no weights at {cfg.file}; {advice}, or use pretrained=False")
+        raise FileNotFoundError(
+            f"{name}: there are no weights at {source}; {advice}, or use pretrained=False. (Only safetensors are "
+            "loaded; `adder-zoo import` makes them of a checkpoint.)"
+        )
+    # timm loads the one file that was looked at, whatever else lies beside it, and the model tells where it is from.
+    overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {})}
+    overlay |= {"source": "", "file": str(file), "state_dict": None, "custom_load": False}
     try:
-        return build_model_with_cfg(model_cls, variant, True, similarity=similarity, **kwargs)
+        model = build_model_with_cfg(
+            model_cls, variant, True, similarity=similarity, pretrained_cfg_overlay=overlay, **kwargs
+        )
     except SafetensorError as error:
         advice = "install adder_zoo again" if ours else "fetch it again"
         raise RuntimeError(f"{name}: the weights in {source} are damaged ({error}); {advice}") from error
@@ -83,6 +101,60 @@ def build_model(
         if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
             raise
         raise RuntimeError(f"{name}: the weights in {source} are those of another model. {error}") from error
+    model.pretrained_cfg.update(source=cfg.source, file=cfg.file)  # type: ignore[operator, union-attr]
+    return model
+
+
+def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple[str, Path, dict[str, Any] | None]:
+    """Where the weights of a model are: for a message, as a file, and what their config.json says of the model.
+
+    Raises:
+        FileNotFoundError: nothing says where weights are, and no organisation is set to look in.
+        hub.HubError, and huggingface_hub's own: the repository has no safetensors, or cannot be read.
+    """
+    saved = kwargs.get("pretrained_model_args")  # timm hands them over for a folder or a Hub repository
+    if cfg.source == "local-dir":
+        return f"{cfg.file}/{hub.WEIGHTS_FILE}", Path(cfg.file) / hub.WEIGHTS_FILE, saved
+    if cfg.file and cfg.source != "hf-hub":
+        return str(cfg.file), Path(cfg.file), saved
+    if cfg.hf_hub_id:
+        repo_id, _, revision = cfg.hf_hub_id.partition("@")
+    elif cfg.url:
+        raise ValueError(f"{name}: no weights are loaded from {cfg.url}; give a file, a folder or a Hub repository")
+    else:
+        organisation = hub.organisation()
+        if organisation is None:
+            raise FileNotFoundError(
+                f"{name} has no weights in the package. Train it with a recipe (recipes/), make a folder of a "
+                "checkpoint with `adder-zoo import`, name a folder ('local-dir:FOLDER') or a repository "
+                f"('hf-hub:ORG/NAME') in the place of {variant!r}, or set {hub.ORGANISATION} to the Hub organisation "
+                f"that has {name}."
+            )
+        repo_id, revision = f"{organisation}/{name}", ""
+    cache_dir = kwargs.get("cache_dir")
+    filename = cfg.hf_hub_filename or hub.WEIGHTS_FILE
+    if not filename.endswith(".safetensors"):
+        return f"{repo_id}/{filename}", Path(filename), saved
+    # The commit of its config.json is that of the weights, even if somebody pushes in between.
+    if cfg.source == "hf-hub":
+        known = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache_dir, revision=revision or None)
+        config = Path(known) if isinstance(known, str) else None
+    else:
+        config = hub.download(repo_id, "config.json", revision or None, cache_dir=cache_dir)
+        told = json.loads(config.read_text())
+        saved = told.get("model_args", {})
+        if told.get("architecture") != variant:
+            raise ValueError(f"{repo_id} has weights of {told.get('architecture')!r}, not of {variant!r}")
+    try:
+        commit = config.parent.name if config else revision or None
+        return repo_id, hub.download(repo_id, filename, commit, cache_dir=cache_dir), saved
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError as error:
+        raise hub.HubError(
+            f"{name}: the repository {repo_id} has no {filename}, and nothing else is loaded: a pickle can run code "
+            "when it is read. Ask its owner for safetensors (huggingface.co/spaces/safetensors/convert)."
+        ) from error
 
 
 def check_input_channels(state_dict: dict[str, Tensor], first: str, in_chans: int) -> None:

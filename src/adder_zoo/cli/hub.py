@@ -1,0 +1,148 @@
+"""``adder-zoo push``, and what ``adder-zoo list --hub`` shows."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import cards, hub, kernel_project
+from ..report import table
+from ._common import Failure, write_json
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      hf auth login                                        once: a token with write permission
+      adder-zoo push runs/resnet20 my-org/adder_resnet20.cifar10
+      adder-zoo push runs/resnet20 my-org/adder_resnet20.cifar10 --dry-run
+      adder-zoo push runs/resnet20 their-org/adder_resnet20.cifar10 --create-pr
+      adder-zoo push --all my-org                          everything that the package ships, and the kernels
+
+    \b
+    The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+    Status: 0 if it is on the Hub, 1 if it is not, 2 for a wrong command line.
+    """,
+)
+@click.argument("run_dir", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("repo", required=False, metavar="[ORG/NAME]")
+@click.option("--all", "organisation", metavar="ORG", help="Publish all shipped checkpoints, the kernels, an index.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--revision", metavar="BRANCH", help="Branch to push to; made if it is missing.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request in the place of pushing.")
+@click.option("--commit-message", metavar="TEXT", help="First line of the commit.")
+@click.option("--dry-run", is_flag=True, help="Show what would go up, and the card; calls nobody.")
+def push(
+    run_dir: Path | None,
+    repo: str | None,
+    organisation: str | None,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    commit_message: str | None,
+    dry_run: bool,
+) -> None:
+    """Puts the finished run in RUN_DIR on the Hugging Face Hub as ORG/NAME, in one commit.
+
+    Weights, configuration, results, settings, log, plots and a card that is rendered from the results go up. A card
+    that is there already keeps what people wrote in it. The same push again changes nothing.
+    """
+    options: dict[str, Any] = {
+        "private": private or None,
+        "revision": revision,
+        "create_pr": create_pr,
+        "commit_message": commit_message,
+        "dry_run": dry_run,
+    }
+    if organisation is not None:
+        if run_dir is not None:
+            raise click.UsageError("--all takes the organisation and nothing else: adder-zoo push --all ORG")
+        if revision:
+            raise click.UsageError("--all pushes to main; --revision is for a single run")
+        with _failures():
+            _push_all(organisation, options)
+        return
+    if run_dir is None or repo is None:
+        raise click.UsageError("give a run's folder and ORG/NAME, or --all ORG")
+    with _failures():
+        done = hub.push_to_hub(run_dir, repo, **options)
+    _say(done)
+    if dry_run:
+        click.echo(f"\n{done.card}")
+
+
+def _push_all(organisation: str, options: dict[str, Any]) -> None:
+    options = {k: v for k, v in options.items() if k != "revision"}
+    project = kernel_project.source()  # first of all: outside of a checkout the cards would have no twins to tell of
+    for name, folder, _, twin in cards.shipped():
+        _say(hub.push_to_hub(folder, f"{organisation}/{name}", twin=twin, **options))
+    with tempfile.TemporaryDirectory() as scratch:
+        built = kernel_project.build(scratch, organisation)
+        about = kernel_project.describe(project)
+        repo_id = f"{organisation}/{about['name']}"
+        # `get_kernel(..., version=N)` reads the branch vN.
+        for branch in ("main", f"v{about['version']}"):
+            message = options["commit_message"] or "Update the kernels"
+            kernel = {**options, "revision": branch, "commit_message": message}
+            _say(hub.push_folder(built, repo_id, repo_type="kernel", **kernel), branch)
+    with tempfile.TemporaryDirectory() as scratch:
+        page = cards.render_shipped(organisation)["README.md"]
+        message = options["commit_message"] or "Update the table of models"
+        index = {**options, "commit_message": message}
+        _say(hub.push_folder(scratch, f"{organisation}/README", repo_type="space", readme=page, **index))
+
+
+def _say(done: hub.Push, branch: str | None = None) -> None:
+    where = f"{done.repo_id} ({branch})" if branch else done.repo_id
+    if done.changed is None:
+        click.echo(f"{where}: would push")
+        rows = [(name, f"{size:,}") for name, size in sorted(done.files.items())]
+        click.echo(table(("file", "bytes"), rows, right=(1,)))
+    elif done.changed:
+        click.echo(f"{where}: pushed, {done.url}")
+    else:
+        click.echo(f"{where}: up to date")
+
+
+def show_hub(author: str, as_json: bool, as_card: bool) -> None:
+    """``adder-zoo list --hub``: the networks of an organisation as a table, as JSON or as its page."""
+    with _failures():
+        rows = hub.models_of(author)
+    if as_card:
+        click.echo(cards.index(author, rows), nl=False)
+        return
+    if as_json:
+        write_json(rows)
+        return
+    if not rows:
+        raise Failure(f"{author} has no adder networks on the Hub that you may see; private ones need `hf auth login`")
+    columns = ("model", "trained on", "accuracy", "CNN twin", "parameters", "multiplications", "additions")
+    click.echo(
+        table(
+            columns,
+            [
+                (
+                    row["model"] + (" (private)" if row["private"] else ""),
+                    row["dataset"] or "-",
+                    *(f"{row[key]:.2f} %" if row[key] is not None else "-" for key in ("accuracy", "twin_accuracy")),
+                    *(f"{row[key] / 1e6:,.2f} M" for key in ("parameters", "multiplications", "additions")),
+                )
+                for row in rows
+            ],
+            right=(2, 3, 4, 5, 6),
+        )
+    )
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except (hub.HubError, ValueError, OSError) as error:
+        raise Failure(str(error)) from None
