@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from . import hub, models
+from . import bench, checkpoints, hub, models, predict
 
 
 @click.group(
@@ -28,5 +28,15 @@ def main() -> None:
     """Neural networks without multiplications."""
 
 
-for command in (models.list_models, models.info, hub.push):
+for command in (
+    models.list_models,
+    models.info,
+    predict.predict,
+    predict.validate,
+    checkpoints.import_file,
+    checkpoints.convert,
+    checkpoints.export,
+    bench.bench,
+    hub.push,
+):
     main.add_command(command)

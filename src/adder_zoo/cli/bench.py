@@ -1,0 +1,84 @@
+"""``adder-zoo bench``."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import implementations
+from ..report import report
+from ._common import Failure, ModelName, create, json_option, write_json
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      adder-zoo bench adder_resnet20 --batch-size 128 --train
+      adder-zoo bench adder_resnet50 --batch-size 8 --threads 2 --json
+    """
+)
+@click.argument("model", type=ModelName())
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N")
+@click.option("--train", is_flag=True, help="Time a training step instead of inference.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default torch's choice.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, metavar="N")
+@json_option
+def bench(
+    model: str, batch_size: int, train: bool, threads: int | None, device: str, repeat: int, as_json: bool
+) -> None:
+    """Times a network of the zoo beside its convolutional twin, in turns, and gives medians and their ratio."""
+    if not model.startswith("adder_"):
+        raise Failure(f"{model} is no network of the zoo, so it has no twin; `adder-zoo list` shows those that have")
+    if threads:
+        torch.set_num_threads(threads)
+    networks = {s: create(model, similarity=s).train(train) for s in ("adder", "conv")}
+    for network in networks.values():
+        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = report(networks["adder"]).input_size
+    x = torch.randn(batch_size, *size, device=device).to(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size, device=device) % networks["adder"].num_classes  # type: ignore[operator]
+
+    def run(network: nn.Module) -> float:
+        began = time.perf_counter()
+        if train:
+            F.cross_entropy(network(x), labels).backward()
+            network.zero_grad()
+        else:
+            with torch.inference_mode():
+                network(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    times: dict[str, list[float]] = {s: [] for s in networks}
+    for _ in range(repeat):
+        for similarity, network in networks.items():
+            run(network)  # or it would pay for the memory that the one before gave back
+            times[similarity].append(run(network))
+    medians = {s: statistics.median(t) for s, t in times.items()}
+    result: dict[str, Any] = {
+        "model": model,
+        "what": "training step, forward and backward" if train else "inference",
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads() if device == "cpu" else None,
+        "implementation": implementations()["cpu" if device == "cpu" else "triton"].detail,
+        "images_per_second": {s: round(batch_size / t, 1) for s, t in medians.items()},
+        "speed_against_twin": round(medians["conv"] / medians["adder"], 3),
+        "repeat": repeat,
+    }
+    if as_json:
+        write_json(result)
+    else:
+        rates = result["images_per_second"]
+        click.echo(
+            f"{model}, {result['what']}, batch {batch_size}: {rates['adder']:,.1f} images per second, its convolutional "
+            f"twin {rates['conv']:,.1f}; {result['speed_against_twin']:.2f} times as fast as the twin"
+        )
