@@ -1,8 +1,9 @@
 """Checkpoints of others: read without running code, brought into the zoo's names, checked, and written as safetensors.
 
 Readable are safetensors and torch files that hold tensors only. The keys may bear the prefixes of wrappers
-(``module.``, ``_orig_mod.``), lie in a dictionary (``state_dict``, ``model``, ...), and be named as in the authors' code:
-``.adder`` for the filters of an adder layer, ``fc`` and ``bn2`` for the classifier of their ResNets and its batch norm.
+(``module.``, ``_orig_mod.``), lie in a dictionary (``state_dict``, ``model``, ...), and be named as in the authors'
+code: ``.adder`` for the filters of an adder layer, ``fc`` and ``bn2`` for the classifier of their ResNets and its batch
+norm.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {error}; fetch it again") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors (a whole module, perhaps), so reading it would run code that came with it. "
+            f"{path} holds more than tensors (a whole module, perhaps): reading it would run code that came with it. "
             "If you trust where it is from, save its tensors alone: "
             "torch.save(torch.load(file, weights_only=False).state_dict(), new_file)"
         ) from error
@@ -59,8 +60,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {error}; fetch it again") from error
     state = _tensors(content)
     if state is None:
-        kind = f"the keys {', '.join(map(str, list(content)[:SHOWN]))}" if isinstance(content, Mapping) else type(content)
-        raise CheckpointError(f"{path} holds no state dict, but {kind}")
+        keys = ", ".join(map(str, list(content)[:SHOWN])) if isinstance(content, Mapping) else ""
+        found = type(content).__name__ + (f" with {keys}" if keys else "")
+        raise CheckpointError(f"{path} holds no state dict, but a {found}")
     return _unwrapped(state)
 
 
@@ -97,7 +99,7 @@ def renamed(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
 
 
 def load_checkpoint(path: str | Path, model: str, similarity: str = "adder") -> nn.Module:
-    """The zoo's network ``model`` with the weights of a checkpoint; classes and input channels are read from its shapes.
+    """The zoo's network ``model`` with the weights of a checkpoint; its shapes tell classes and input channels.
 
     Args:
         path: A safetensors or torch file; half-precision weights become float32.

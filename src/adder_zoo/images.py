@@ -27,9 +27,8 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            if image.mode.startswith("I") or image.mode == "F":
-                image = _eight_bits(image)
-            return image.convert("L" if channels == 1 else "RGB")
+            deep = image.mode.startswith("I") or image.mode == "F"
+            return (_eight_bits(image) if deep else image).convert("L" if channels == 1 else "RGB")
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is no image that can be read") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

@@ -79,6 +79,6 @@ def bench(
     else:
         rates = result["images_per_second"]
         click.echo(
-            f"{model}, {result['what']}, batch {batch_size}: {rates['adder']:,.1f} images per second, its convolutional "
-            f"twin {rates['conv']:,.1f}; {result['speed_against_twin']:.2f} times as fast as the twin"
+            f"{model}, {result['what']}, batch {batch_size}: {rates['adder']:,.1f} images per second, its "
+            f"convolutional twin {rates['conv']:,.1f}; {result['speed_against_twin']:.2f} times as fast as the twin"
         )

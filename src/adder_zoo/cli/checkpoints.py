@@ -121,7 +121,7 @@ def convert(model: str, output: Path, keep_weights: bool, force: bool, as_json: 
 )
 @click.argument("model", type=ModelName())
 @output_option
-@click.option("--fixed-batch", type=click.IntRange(min=1), metavar="N", help="Take batches of N only; else of any size.")
+@click.option("--fixed-batch", type=click.IntRange(min=1), metavar="N", help="Take batches of N only, not any.")
 @click.option("--random-weights", is_flag=True, help="Export a network that has no weights.")
 @json_option
 def export(model: str, output: Path, fixed_batch: int | None, random_weights: bool, as_json: bool) -> None:
@@ -158,4 +158,5 @@ def export(model: str, output: Path, fixed_batch: int | None, random_weights: bo
                     "largest_difference": difference})  # fmt: skip
     else:
         batch = f"batches of {fixed_batch}" if fixed_batch else "batches of any size"
-        click.echo(f"{output}: {batch}, images {' x '.join(map(str, size))}; reloaded, logits differ by {difference:.2g}")
+        images = " x ".join(map(str, size))
+        click.echo(f"{output}: {batch}, images {images}; reloaded, logits differ by {difference:.2g}")

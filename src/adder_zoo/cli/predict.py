@@ -31,7 +31,7 @@ def _options(command: Any) -> Any:
         click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N"),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
         click.option(
-            "--impl", type=click.Choice(list(IMPLEMENTATIONS)), help="Who computes adder layers; by default the fastest."
+            "--impl", type=click.Choice(list(IMPLEMENTATIONS)), help="Who computes adder layers, if not the fastest."
         ),
         click.option(
             "--class-map",
@@ -332,9 +332,9 @@ def validate(
     began = time.monotonic()
     for indices, logits, errors in _batches(network, data, batch_size, device, workers):
         bar.update(len(indices) + len(errors))
-        for error in errors:
-            failed.append(error)
-            click.echo(f"error: {error}", err=True)
+        for message in errors:
+            failed.append(message)
+            click.echo(f"error: {message}", err=True)
         if indices:
             best = logits.topk(min(5, classes)).indices
             hits = best == target[indices, None]
