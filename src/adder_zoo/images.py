@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from timm.data.readers.img_extensions import get_img_extensions
 
 
 class ImageError(ValueError):
@@ -51,7 +50,7 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[tuple[Path, bool]]:
 
     A file that was named outright always may be; one in a folder if its ending is an image's.
     """
-    endings = set(get_img_extensions())
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     for path in map(Path, paths):
         if path.is_dir():
             for folder, folders, files in os.walk(path):

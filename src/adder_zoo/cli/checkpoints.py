@@ -75,9 +75,12 @@ def import_file(
 @click.argument("model", type=ModelName())
 @output_option
 @click.option("--keep-weights", is_flag=True, help="Start adder filters from the convolutions' instead of anew.")
+@click.option("--random-weights", is_flag=True, help="Do not load the convolutional network's weights.")
 @click.option("--force", is_flag=True, help="Replace weights that are in the folder.")
 @json_option
-def convert(model: str, output: Path, keep_weights: bool, force: bool, as_json: bool) -> None:
+def convert(
+    model: str, output: Path, keep_weights: bool, random_weights: bool, force: bool, as_json: bool
+) -> None:
     """Makes an untrained adder network of a convolutional one of timm, as a folder to train from.
 
     MODEL is one whose adder form the zoo knows (adder-zoo list): timm has to build it again. What stays a convolution,
@@ -85,8 +88,8 @@ def convert(model: str, output: Path, keep_weights: bool, force: bool, as_json: 
     """
     if (output / hub.WEIGHTS_FILE).exists() and not force:
         raise Failure(f"{output} holds weights; give another folder, or --force to replace them")
-    source = create(model, pretrained=has_weights(model))
-    architecture = config_of(source)["architecture"]
+    with torch.device("meta"):
+        architecture = config_of(create(model))["architecture"]
     name = f"adder_{architecture}"
     if architecture.startswith("adder_"):
         raise Failure(f"{model} is a network of the zoo already")
@@ -95,6 +98,7 @@ def convert(model: str, output: Path, keep_weights: bool, force: bool, as_json: 
             f"the zoo has no {name}, so timm could not build it again from a folder. In Python: "
             f"adder_zoo.convert_to_adder(timm.create_model({architecture!r}))"
         )
+    source = create(model, pretrained=has_weights(model) and not random_weights)
     network = create(name, num_classes=source.num_classes, in_chans=getattr(source, "in_chans", None))
     state = source.state_dict()
     adders = {f"{n}.weight" for n, m in network.named_modules() if isinstance(m, AdderLayer)}
