@@ -1,5 +1,8 @@
 """``convert_to_adder``: what is converted, what stays, what is refused, and that nothing is lost."""
 
+import copy
+import warnings
+
 import pytest
 import timm
 import torch
@@ -141,3 +144,44 @@ def test_same_convolution_becomes_a_same_layer():
     convert_to_adder(model)
     assert type(model[2]) is Adder2dSame
     assert model(torch.randn(1, 3, 9, 9)).shape == (1, 4, 4, 4)
+
+
+def test_refusals_are_grouped_and_leave_the_model_alone():
+    model = timm.create_model("resnetv2_50x1_bit")
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match=r"and 49 more \(StdConv2d\)"):
+        convert_to_adder(model)
+    assert [type(m) for m in model.modules()] == before
+    with pytest.raises(ValueError, match="mixed anew for each image"):
+        convert_to_adder(timm.create_model("efficientnet_cc_b0_4e"))
+
+
+def test_warns_layer_by_layer_where_no_norm_follows():
+    with pytest.warns(UserWarning, match="no normalisation layer follows features"):
+        convert_to_adder(timm.create_model("vgg11"))
+    first, *convs = (nn.Conv2d(c, 8, 3) for c in (3, 8, 8))
+    bare = nn.Sequential(first, nn.BatchNorm2d(8), *convs, nn.BatchNorm2d(8))
+    with pytest.warns(UserWarning, match="follows 2 in Sequential"):
+        convert_to_adder(bare)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("resnet18", "res2net50_26w_4s", "densenet121"):
+            convert_to_adder(timm.create_model(name))
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+def test_fusion_is_refused(name):
+    """timm folds branches and batch norm into one convolution for inference; a distance does not allow it."""
+    model = copy.deepcopy(convert_to_adder(timm.create_model(name))).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(x)
+        with pytest.raises(RuntimeError, match="as only a convolution allows"):
+            timm.utils.reparameterize_model(model)
+        assert torch.equal(model(x), before)
+
+
+def test_features_only_and_output_stride():
+    model = convert_to_adder(timm.create_model("resnet18", features_only=True, output_stride=8))
+    assert sum(isinstance(m, Adder2d) for m in model.modules()) == 19
+    assert [m.shape[-1] for m in model(torch.randn(1, 3, 64, 64))] == [32, 16, 8, 8, 8]
