@@ -119,7 +119,8 @@ struct Shape : adder_shape {
       H = W = R = S = stride_h = stride_w = 1;
     }
     last_width = -1;
-    if (R == 1 && S == 1 && stride_h == 1 && stride_w == 1 && no_padding) {
+    // Not with groups: the kernels for small ones know no shorter last row.
+    if (groups == 1 && R == 1 && S == 1 && stride_h == 1 && stride_w == 1 && no_padding) {
       const int64_t pixels = N * H * W;
       W = Q = max64(1, min64(pixels, FLAT_ROW));
       H = P = ceil_div(pixels, W);
