@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+
+from adder_zoo.models.imagenet import parents
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -65,3 +68,14 @@ def test_speeds():
 def test_files_it_names_exist():
     for name in re.findall(r"`((?:src|tests|recipes|kernels|benchmarks|docs)/[\w./-]*)`", README):
         assert (ROOT / name).exists(), name
+
+
+def test_numbers_of_networks():
+    """For the version of timm that the table of docs/coverage.md was made with."""
+    coverage = (ROOT / "docs/coverage.md").read_text()
+    if f"timm {timm.__version__}," not in coverage:
+        pytest.skip(f"timm {timm.__version__} has other networks than the version of docs/coverage.md")
+    assert f"# {len(timm.list_models('adder_*', include_tags=True))} networks" in README
+    assert f"- {len(parents())} of timm's networks" in README
+    share = re.search(r"\((\d+\.\d) %\)", coverage)[1]
+    assert f"`convert_to_adder` takes {share} % of timm's networks" in README
