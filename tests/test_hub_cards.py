@@ -13,12 +13,13 @@ import timm
 import torch
 import yaml
 from _common import PLACES, parse
-from _idx import SAMPLE, load
 from hub_server import WRITE_TOKEN, HubServer, card_errors
+from mnist import SAMPLE
 from PIL import Image
 from test_hub import scenario
 
 from adder_zoo import cards, hub
+from adder_zoo.datasets.idx import load
 from adder_zoo.models import WEIGHTS
 from adder_zoo.report import report
 
