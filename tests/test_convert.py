@@ -1,12 +1,14 @@
 """``convert_to_adder``: what is converted, what stays, what is refused, and that nothing is lost."""
 
 import copy
+import re
 import warnings
 
 import pytest
 import timm
 import torch
 from timm.layers import Conv2dSame, StdConv2d
+from timm.utils import reparameterize_model
 from torch import nn
 
 from adder_zoo import Adder2d, convert_to_adder
@@ -146,42 +148,110 @@ def test_same_convolution_becomes_a_same_layer():
     assert model(torch.randn(1, 3, 9, 9)).shape == (1, 4, 4, 4)
 
 
-def test_refusals_are_grouped_and_leave_the_model_alone():
-    model = timm.create_model("resnetv2_50x1_bit")
-    before = [type(m) for m in model.modules()]
-    with pytest.raises(ValueError, match=r"and 49 more \(StdConv2d\)"):
+def test_refusal_groups_the_layers_by_reason_and_is_not_longer_than_it_must_be():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), *(StdConv2d(4, 4, 3) for _ in range(5)), nn.Conv1d(4, 4, 3))
+    with pytest.raises(ValueError, match="no adder form") as caught:
         convert_to_adder(model)
-    assert [type(m) for m in model.modules()] == before
-    with pytest.raises(ValueError, match="mixed anew for each image"):
-        convert_to_adder(timm.create_model("efficientnet_cc_b0_4e"))
+    header, *lines, advice = str(caught.value).splitlines()
+    assert [line.strip() for line in lines] == [
+        "1, 2, 3 and 2 more (StdConv2d): it changes its weights or its input in a way of its own, which a distance is "
+        "not invariant to",
+        "6 (Conv1d): only two-dimensional convolutions that are not transposed have one",
+    ]
+    assert "filter_fn" in advice
+    convert_to_adder(model, lambda name, m: name == "0")
 
 
-def test_warns_layer_by_layer_where_no_norm_follows():
-    with pytest.warns(UserWarning, match="no normalisation layer follows features"):
-        convert_to_adder(timm.create_model("vgg11"))
-    first, *convs = (nn.Conv2d(c, 8, 3) for c in (3, 8, 8))
-    bare = nn.Sequential(first, nn.BatchNorm2d(8), *convs, nn.BatchNorm2d(8))
-    with pytest.warns(UserWarning, match="follows 2 in Sequential"):
-        convert_to_adder(bare)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in ("resnet18", "res2net50_26w_4s", "densenet121"):
-            convert_to_adder(timm.create_model(name))
+def test_filters_that_are_mixed_for_each_image_are_refused():
+    with torch.device("meta"):
+        model = timm.create_model("efficientnet_cc_b0_4e")
+    before = {name: type(m) for name, m in model.named_modules()}
+    with pytest.raises(ValueError, match=r"\(CondConv2d\): its filters are mixed anew for each image"):
+        convert_to_adder(model)
+    assert {name: type(m) for name, m in model.named_modules()} == before
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
-def test_fusion_is_refused(name):
-    """timm folds branches and batch norm into one convolution for inference; a distance does not allow it."""
-    model = copy.deepcopy(convert_to_adder(timm.create_model(name))).eval()
+def warnings_of(name, **kwargs):
+    with torch.device("meta"):
+        model = timm.create_model(name, **kwargs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        convert_to_adder(model)
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        # Behind a block's depthwise layer comes a norm; behind those that shrink the map none does; VGG has none.
+        ("convnext_tiny", "stages.1.downsample.1, stages.2.downsample.1, stages.3.downsample.1 in ConvNeXt"),
+        ("vgg11", "features.3, features.6, features.8, features.11, features.13 and 4 more in VGG"),
+    ],
+)
+def test_warning_names_the_layers_without_norm(name, named):
+    (message,) = warnings_of(name)
+    assert f"no normalisation layer follows {named}" in message
+
+
+@pytest.mark.parametrize("name", ["resnet18", "res2net50_26w_4s", "densenet121", "mobilenetv2_100", "resnest14d"])
+def test_no_warning_where_norms_are_whatever_their_order(name):
+    assert warnings_of(name) == []
+
+
+def test_warning_points_at_the_caller():
+    with pytest.warns(UserWarning, match="no normalisation") as caught:
+        convert_to_adder(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))
+    assert caught[0].filename == __file__
+
+
+FUSING = {"repvgg_a0": "stages.0.0", "mobileone_s0": "stages.0.0", "fastvit_t8": "stages.0.blocks.0.token_mixer"}
+
+
+@pytest.mark.filterwarnings("ignore:convert_to_adder")
+@pytest.mark.parametrize("name", FUSING)
+def test_fusion_is_refused_and_nothing_changes(name):
+    model = convert_to_adder(timm.create_model(name, num_classes=3)).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        before = model(x)
-        with pytest.raises(RuntimeError, match="as only a convolution allows"):
-            timm.utils.reparameterize_model(model)
-        assert torch.equal(model(x), before)
+        want = model(x)
+    with pytest.raises(RuntimeError, match="this block holds adder"):
+        reparameterize_model(model)
+    with torch.no_grad():
+        assert torch.equal(model(x), want)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert torch.equal(model(x), want)
+    with pytest.raises(RuntimeError, match=re.escape(FUSING[name])):
+        twin.get_submodule(FUSING[name]).reparameterize()
 
 
-def test_features_only_and_output_stride():
-    model = convert_to_adder(timm.create_model("resnet18", features_only=True, output_stride=8))
-    assert sum(isinstance(m, Adder2d) for m in model.modules()) == 19
-    assert [m.shape[-1] for m in model(torch.randn(1, 3, 64, 64))] == [32, 16, 8, 8, 8]
+def test_a_network_of_convolutions_still_fuses():
+    model = timm.create_model("repvgg_a0", num_classes=3).eval()
+    first = model.stem
+    convert_to_adder(model, lambda name, m: name.startswith("stages.3"))
+    first.reparameterize()
+    with pytest.raises(RuntimeError, match=r"stages\.3"):
+        model.stages[3][0].reparameterize()
+
+
+def test_features_only_networks_convert():
+    model = timm.create_model("resnet18", features_only=True)
+    shapes = [y.shape for y in model.eval()(torch.randn(1, 3, 64, 64))]
+    convert_to_adder(model)
+    assert [name for name, kind in kinds(model).items() if kind is not Adder2d] == ["conv1"]
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert [y.shape for y in model(x)] == shapes
+    assert model.feature_info.channels() == [shape[1] for shape in shapes]
+
+
+def test_output_stride_is_kept():
+    model = timm.create_model("resnet18", output_stride=8)
+    geometry = {n: (m.stride, m.dilation, m.padding) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    convert_to_adder(model).eval()
+    assert {n: (m.stride, m.dilation, m.padding) for n, m in model.named_modules() if n in geometry} == geometry
+    assert {m.dilation for m in model.modules() if isinstance(m, Adder2d)} == {(1, 1), (2, 2), (4, 4)}
+    with torch.no_grad():
+        assert model.forward_features(torch.randn(1, 3, 64, 64)).shape == (1, 512, 8, 8)

@@ -1,163 +1,413 @@
-"""The paper's networks as citizens of timm, in each similarity."""
+"""The paper's networks: their structure, parameters counted from the definition, and that each is a citizen of timm."""
+
+import itertools
+import json
 
 import pytest
 import timm
 import torch
 from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from adder_zoo import Adder2d, AdderLinear
 from adder_zoo.binary import BinaryConv2d, BinaryLinear
 from adder_zoo.hub import save_pretrained
+from adder_zoo.models import SIMILARITIES, AdderResNetCifar
 
-# name: channels and size of its images, adder layers, parameters (counted by hand from the definition), channels of its
-# features
-NETWORKS = {
-    "adder_lenet5_bn": (1, 32, 5, 61_942, [6, 16, 120]),
-    # 5x5: 25·(32 + 32·32 + 32·64 + 64·64 + 64·128 + 128·128), 1152·2, 2·10, and batch norm of 460 channels
-    "adder_lenetpp": (1, 28, 8, 25 * 31_776 + 2_304 + 20 + 2 * 460, [32, 64, 128]),
-    # 3x3: 9·(3·128 + 128·128 + 128·256 + 256·256 + 256·512 + 512·512), 8192·10, and batch norm of 1,802 channels
-    "adder_vgg_small": (3, 32, 5, 9 * 508_288 + 81_920 + 2 * 1_802, [128, 256, 512]),
-    "adder_resnet20": (3, 32, 20, 272_484, [16, 16, 32, 64]),
-    "adder_resnet32": (3, 32, 32, 466_916, [16, 16, 32, 64]),
-    "adder_resnet44": (3, 32, 44, 661_348, [16, 16, 32, 64]),
-    "adder_resnet56": (3, 32, 56, 855_780, [16, 16, 32, 64]),
-    "adder_resnet110": (3, 32, 110, 1_730_724, [16, 16, 32, 64]),
+RESNETS = tuple(f"adder_resnet{depth}" for depth in (20, 32, 44, 56, 110))
+LENETS = ("adder_lenet5_bn", "adder_lenetpp")
+NETWORKS = (*LENETS, "adder_vgg_small", *RESNETS)
+# One of each family; they share the code in which all of a family differ from others.
+FAMILIES = (*LENETS, "adder_vgg_small", "adder_resnet20")
+QUICK = {("adder_lenet5_bn", "adder"), ("adder_lenet5_bn", "xnor"), ("adder_resnet20", "adder")}
+
+COMPILED = [
+    pytest.param(name, similarity, marks=() if (name, similarity) in QUICK else pytest.mark.slow)
+    for name in FAMILIES
+    for similarity in SIMILARITIES
+]
+
+# Channels and sizes of the stages' maps, and the width of what the classifier sees.
+STAGES = {
+    "adder_lenet5_bn": ([(6, 28), (16, 10), (120, 1)], 84),
+    "adder_lenetpp": ([(32, 14), (64, 7), (128, 3)], 2),
+    "adder_vgg_small": ([(128, 16), (256, 8), (512, 4)], 512 * 4 * 4),
+    **{name: ([(16, 32), (16, 32), (32, 16), (64, 8)], 64) for name in RESNETS},
 }
-SMALL = [name for name in NETWORKS if name not in ("adder_resnet44", "adder_resnet56", "adder_resnet110")]
-KINDS = {"adder": (Adder2d, AdderLinear), "conv": (nn.Conv2d, nn.Linear), "xnor": (BinaryConv2d, BinaryLinear)}
-WHOLE = ("adder_lenet5_bn", "adder_lenetpp")  # every layer is of the similarity, the first and the last too
+
+KINDS = {
+    "adder": (Adder2d, AdderLinear),
+    "conv": (nn.Conv2d, nn.Linear),
+    "xnor": (BinaryConv2d, BinaryLinear),
+}
 
 
-def images(name, n=2, channels=None):
-    C, size = NETWORKS[name][:2]
-    return torch.randn(n, channels or C, size, size)
+def create(name, **kwargs):
+    return timm.create_model(name, **kwargs)
+
+
+def images(name, n=2, in_chans=None):
+    channels, height, width = timm.get_pretrained_cfg(name).input_size
+    return torch.randn(n, in_chans or channels, height, width)
+
+
+def layers(model):
+    """Of every layer with filters: its name and what compares in it."""
+    found = {}
+    for name, m in model.named_modules():
+        for similarity in ("adder", "xnor", "conv"):  # a binary layer is a subclass of a convolution
+            if isinstance(m, KINDS[similarity]):
+                found[name] = similarity
+                break
+    return found
+
+
+def expected_layers(name):
+    """Names of the layers in order of definition, and those of them that stay convolutions."""
+    if name == "adder_lenet5_bn":
+        return [*(f"stages.{i}.conv" for i in range(3)), "pre_logits.fc", "head.fc"], set()
+    stages = [f"stages.{i}.conv{j}" for i in range(3) for j in (1, 2)]
+    if name == "adder_lenetpp":
+        return [*stages, "pre_logits.fc", "head.fc"], set()
+    if name == "adder_vgg_small":
+        return [*stages, "head.fc"], {"stages.0.conv1", "head.fc"}
+    names = ["conv1"]
+    for stage in (1, 2, 3):
+        for block in range((int(name.removeprefix("adder_resnet")) - 2) // 6):
+            names += [f"layer{stage}.{block}.conv{j}" for j in (1, 2)]
+            if stage > 1 and block == 0:
+                names.append(f"layer{stage}.{block}.downsample.0")
+    return [*names, "head.fc"], {"conv1", "head.fc"}
+
+
+def expected_parameters(name, classes, in_chans):
+    """From the definition: filters without bias, and a batch norm of two parameters a channel behind each layer."""
+
+    def layer(c, k, size=1):
+        return c * k * size**2 + 2 * k
+
+    if name == "adder_lenet5_bn":
+        return layer(in_chans, 6, 5) + layer(6, 16, 5) + layer(16, 120, 5) + layer(120, 84) + layer(84, classes)
+    if name == "adder_lenetpp":
+        widths = [in_chans, 32, 32, 64, 64, 128, 128]
+        body = sum(layer(c, k, 5) for c, k in itertools.pairwise(widths))
+        return body + layer(128 * 3 * 3, 2) + layer(2, classes)
+    if name == "adder_vgg_small":
+        widths = [in_chans, 128, 128, 256, 256, 512, 512]
+        return sum(layer(c, k, 3) for c, k in itertools.pairwise(widths)) + layer(512 * 4 * 4, classes)
+    n = (int(name.removeprefix("adder_resnet")) - 2) // 6
+    total = layer(in_chans, 16, 3) + 2 * n * layer(16, 16, 3)
+    for c in (16, 32):
+        total += layer(c, 2 * c, 3) + (2 * n - 1) * layer(2 * c, 2 * c, 3) + layer(c, 2 * c)
+    return total + layer(64, classes)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_which_layers_compare_how(name, similarity):
+    with torch.device("meta"):
+        found = layers(create(name, similarity=similarity))
+    names, stay = expected_layers(name)
+    assert set(found) == set(names)
+    assert found == {layer: "conv" if layer in stay else similarity for layer in names}
+
+
+@pytest.mark.parametrize(("classes", "in_chans"), [(10, 3), (100, 1)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameters_are_those_of_the_definition(name, classes, in_chans):
+    shapes = []
+    for similarity in SIMILARITIES:
+        with torch.device("meta"):
+            model = create(name, similarity=similarity, num_classes=classes, in_chans=in_chans)
+        assert sum(p.numel() for p in model.parameters()) == expected_parameters(name, classes, in_chans)
+        shapes.append([(key, value.shape) for key, value in model.state_dict().items()])
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
+def test_depth_of_the_resnets():
+    """Depth counts the first layer, the two of each block and the classifier, but no shortcut."""
+    for name in RESNETS:
+        names, _ = expected_layers(name)
+        assert len([n for n in names if "downsample" not in n]) == int(name.removeprefix("adder_resnet"))
+
+
+def test_tags():
+    tags = set(timm.list_models("adder_*", include_tags=True))
+    assert {"adder_lenet5_bn.mnist", "adder_lenet5_bn.fashion_mnist", "adder_lenetpp.mnist"} <= tags
+    for name in ("adder_vgg_small", *RESNETS):
+        assert {f"{name}.cifar10", f"{name}.cifar100"} <= tags
+        with torch.device("meta"):
+            assert create(f"{name}.cifar100").num_classes == 100
+            assert create(f"{name}.cifar10").num_classes == 10
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_reach_every_parameter(name, similarity):
+    with torch.device("meta"):
+        model = create(name, similarity=similarity)
+        model(images(name)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_head_and_another_classifier(name, similarity):
+    stages, hidden = STAGES[name]
+    x = images(name, in_chans=2)
+    model = create(name, similarity=similarity, num_classes=7, in_chans=2, drop_rate=0.5).eval()
+    channels, size = stages[-1]
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert features.shape == (2, channels, size, size)
+        assert model.num_features == channels
+        assert model.forward_head(features, pre_logits=True).shape == (2, hidden) == (2, model.head_hidden_size)
+        logits = model.forward_head(features)
+        assert logits.shape == (2, 7)
+        assert torch.equal(model(x), logits)
+        assert model.get_classifier() is model.head
+
+        before = model.head
+        model.reset_classifier(3)
+        assert model.head is not before
+        assert not model.head.training
+        assert model.num_classes == 3
+        assert model(x).shape == (2, 3)
+        kind = "conv" if "head.fc" in expected_layers(name)[1] else similarity
+        assert layers(model)["head.fc"] == kind
+        model.reset_classifier(0)
+        assert torch.equal(model(x), model.forward_head(features, pre_logits=True))
+        model.reset_classifier(0, "")
+        assert torch.equal(model(x), features)
+        with pytest.raises(ValueError, match="num_classes=0"):
+            model.reset_classifier(5, "")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_pooling_and_no_classes_from_the_start(name):
+    channels, size = STAGES[name][0][-1]
+    x = images(name)
+    assert create(name, num_classes=0, global_pool="").eval()(x).shape == (2, channels, size, size)
+    assert create(name, num_classes=0).eval()(x).shape == (2, STAGES[name][1])
+    with pytest.raises(ValueError, match="num_classes=0"):
+        create(name, global_pool="")
+
+
+def test_poolings_of_the_resnets():
+    x = images("adder_resnet20")
+    for pool, width in (("avg", 64), ("max", 64), ("avgmax", 64), ("catavgmax", 128)):
+        model = create("adder_resnet20", global_pool=pool).eval()
+        assert model.head.fc.weight.shape == (10, width, 1, 1)
+        with torch.no_grad():
+            assert model(x).shape == (2, 10)
+            want = {
+                "avg": lambda f: f.mean((2, 3)),
+                "max": lambda f: f.amax((2, 3)),
+                "avgmax": lambda f: 0.5 * (f.mean((2, 3)) + f.amax((2, 3))),
+                "catavgmax": lambda f: torch.cat([f.mean((2, 3)), f.amax((2, 3))], 1),
+            }[pool](model.forward_features(x))
+            torch.testing.assert_close(model.forward_head(model.forward_features(x), pre_logits=True), want)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dropout_before_the_classifier(name):
+    x = images(name, n=8)
+    model = create(name, drop_rate=0.99)
+    assert model.head_drop.p == 0.99
+    model.head_drop.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
+    seen = []
+    with torch.no_grad():
+        model(x)
+        model.eval()(x)
+    (trained_in, trained_out), (tested_in, tested_out) = seen
+    assert not torch.equal(trained_in, trained_out)
+    assert torch.equal(tested_in, tested_out)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_only(name, similarity):
+    stages, _ = STAGES[name]
+    x = images(name)
+    whole = create(name, similarity=similarity).eval()
+    model = create(name, similarity=similarity, features_only=True).eval()
+    missing = model.load_state_dict(whole.state_dict(), strict=False).missing_keys
+    with torch.no_grad():
+        got = model(x)
+        if not missing:  # some wrappers of timm rename the stages
+            last, features = whole.forward_intermediates(x)
+            assert all(torch.equal(a, b) for a, b in zip(got, features, strict=True))
+        assert [f.shape[1:] for f in got] == [(c, s, s) for c, s in stages]
+        assert model.feature_info.channels() == [c for c, _ in stages]
+        if name != "adder_lenet5_bn":  # whose layers pad nothing
+            assert [x.shape[2] // r for r in model.feature_info.reduction()] == [s for _, s in stages]
+        chosen = create(name, similarity=similarity, features_only=True, out_indices=(0, 2)).eval()
+        assert [f.shape[1] for f in chosen(x)] == [stages[0][0], stages[2][0]]
+        assert chosen.feature_info.channels() == [stages[0][0], stages[2][0]]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_intermediates_are_those_of_the_forward_pass(name):
+    stages, _ = STAGES[name]
+    x = images(name)
+    model = create(name).eval()
+    with torch.no_grad():
+        features = model.forward_features(x)
+        last, every = model.forward_intermediates(x)
+        assert torch.equal(last, features)
+        assert torch.equal(every[-1], features)
+        assert [f.shape[1:] for f in every] == [(c, s, s) for c, s in stages]
+        only = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+        assert len(only) == 1
+        assert torch.equal(only[0], every[1])
+        two = model.forward_intermediates(x, indices=2, intermediates_only=True)
+        assert [f.shape for f in two] == [f.shape for f in every[-2:]]
+        with pytest.raises(ValueError, match="NCHW"):
+            model.forward_intermediates(x, output_fmt="NLC")
+        assert model.prune_intermediate_layers([1]) == [1]
+        assert torch.equal(model(x), every[1])
+        assert [f.shape for f in model.forward_intermediates(x, intermediates_only=True)] == [
+            f.shape for f in every[:2]
+        ]
+        whole = create(name).eval()
+        count = sum(p.numel() for p in whole.parameters())
+        assert sum(p.numel() for p in model.parameters()) < count
+        assert whole.prune_intermediate_layers([len(stages) - 1], prune_head=False) == [len(stages) - 1]
+        assert sum(p.numel() for p in whole.parameters()) == count
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_checkpointing_changes_nothing(name, similarity):
+    x = images(name)
+    model = create(name, similarity=similarity)
+    gradients = []
+    saved = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            y = model(x)
+        y.square().sum().backward()
+        saved.append(sum(sizes))
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert saved[1] < saved[0] / 2  # it was really done
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_groups_follow_the_forward_pass(name, coarse):
+    with torch.device("meta"):
+        model = create(name)
+    groups = group_parameters(model, model.group_matcher(coarse=coarse), return_values=False)
+    of = {parameter: group for group, members in groups.items() for parameter in members}
+    assert sorted(of) == sorted(p for p, _ in model.named_parameters())
+    order = [of[p] for p, _ in model.named_parameters()]
+    assert order == sorted(order)
+    assert of[expected_layers(name)[0][0] + ".weight"] == 0
+    stages = 3 if coarse or name != "adder_resnet20" else 9
+    # The stem of a plain network is its first stage, and so is its first block.
+    assert len(groups) in (stages + 1, stages + 2)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layer_decay(name):
+    model = create(name)
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert set(scales) == {id(p) for p in model.parameters()}
+    first, *_, head = expected_layers(name)[0]
+    by_name = {n: scales[id(p)] for n, p in model.named_parameters()}
+    assert by_name[f"{head}.weight"] == max(scales.values()) == 1
+    assert by_name[f"{first}.weight"] == min(scales.values()) < 0.5
+
+
+@pytest.mark.parametrize(("name", "similarity"), COMPILED)
+def test_compile_whole(name, similarity):
+    x = images(name)
+    model = create(name, similarity=similarity)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for network in (model, compiled):
+        model.zero_grad()
+        loss = network(x).square().sum()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_export_with_any_batch(name, similarity):
+    model = create(name, similarity=similarity).eval()
+    program = torch.export.export(model, (images(name),), dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
+    x = images(name, n=3)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_saved_network_comes_back(tmp_path, name, similarity):
+    x = images(name, in_chans=2, n=4)
+    model = create(name, similarity=similarity, num_classes=7, in_chans=2)
+    with torch.no_grad():
+        model(x)  # moves the statistics
+        save_pretrained(model, tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["architecture"] == name
+        assert config["num_classes"] == 7
+        assert config["model_args"]["similarity"] == similarity
+        assert config["model_args"]["in_chans"] == 2
+        assert config["pretrained_cfg"]["input_size"][0] == 2
+        again = create(f"local-dir:{tmp_path}", pretrained=True)
+        assert (again.similarity, again.num_classes, again.in_chans) == (similarity, 7, 2)
+        assert torch.equal(again.eval()(x), model.eval()(x))
+        for other in SIMILARITIES:
+            if other != similarity:
+                with pytest.raises(ValueError, match=f"those of similarity='{similarity}'"):
+                    create(f"local-dir:{tmp_path}", pretrained=True, similarity=other)
+        with pytest.raises(ValueError, match="2 input channel"):
+            create(f"local-dir:{tmp_path}", pretrained=True, in_chans=3)
+        tuned = create(f"local-dir:{tmp_path}", pretrained=True, num_classes=4)
+        assert tuned(x).shape == (4, 4)
+        first = expected_layers(name)[0][0]
+        assert torch.equal(tuned.get_submodule(first).weight, model.get_submodule(first).weight)
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_input_channels_survive(tmp_path, name, in_chans):
+    """Older versions of timm keep no record of how a model was made, so ``save_pretrained`` tells."""
+    model = create(name, in_chans=in_chans).eval()
+    save_pretrained(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["in_chans"] == in_chans
+    again = create(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = images(name, in_chans=in_chans)
+    assert torch.equal(again(x), model(x))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_structure(name):
-    _, _, layers, parameters, _ = NETWORKS[name]
-    networks = {s: timm.create_model(name, similarity=s, num_classes=10) for s in KINDS}
-    for similarity, network in networks.items():
-        assert sum(p.numel() for p in network.parameters()) == parameters
-        weighted = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, Adder2d, AdderLinear))]
-        of_kind = [m for m in weighted if type(m) in KINDS[similarity]]
-        if similarity == "conv":
-            assert len(of_kind) == len(weighted)
-        else:
-            assert len(of_kind) == layers
-            rest = [m for m in weighted if m not in of_kind]
-            if name in WHOLE:
-                assert not rest
-            else:
-                assert [m for m in rest if type(m) not in KINDS["conv"]] == []
-                assert rest == [weighted[0], weighted[-1]]
-    keys = [{k: v.shape for k, v in network.state_dict().items()} for network in networks.values()]
-    assert keys[0] == keys[1] == keys[2]
-
-
-@pytest.mark.parametrize("similarity", KINDS)
-@pytest.mark.parametrize("name", SMALL)
-def test_trains(name, similarity):
-    network = timm.create_model(name, similarity=similarity)
-    loss = nn.functional.cross_entropy(network(images(name, 4)), torch.arange(4))
-    loss.backward()
-    for key, parameter in network.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_head_and_classes(name):
-    network = timm.create_model(name, num_classes=7, drop_rate=0.5).eval()
-    x = images(name)
-    features = network.forward_features(x)
-    assert features.shape[1] == network.num_features
-    hidden = network.forward_head(features, pre_logits=True)
-    assert hidden.shape == (2, network.head_hidden_size)
-    assert torch.equal(network.forward_head(features), network(x))
-    assert network(x).shape == (2, 7)
-    assert network.get_classifier() is network.head
-    network.reset_classifier(3)
-    assert network(x).shape == (2, 3)
-    network.reset_classifier(0)
-    assert torch.equal(network(x), hidden)
-    network.reset_classifier(0, "")
-    assert torch.equal(network(x), features)
-    assert timm.create_model(name, in_chans=5)(images(name, 2, 5)).shape[0] == 2
-    with pytest.raises(ValueError, match="num_classes=0"):
-        timm.create_model(name, global_pool="")
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_features(name):
-    channels = NETWORKS[name][-1]
-    features = timm.create_model(name, features_only=True)
-    x = images(name)
-    maps = features(x)
-    assert [m.shape[1] for m in maps] == channels == features.feature_info.channels()
-    if name not in WHOLE:  # whose sizes are no multiples of their reduction
-        assert [x.shape[-1] // m.shape[-1] for m in maps] == features.feature_info.reduction()
-    assert len(timm.create_model(name, features_only=True, out_indices=(0, 2))(x)) == 2
-    network = timm.create_model(name).eval()
-    last, all_of_them = network.forward_intermediates(x)
-    assert torch.equal(last, network.forward_features(x))
-    assert torch.equal(last, all_of_them[-1])
-    assert len(network.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True)) == 1
-    assert network.prune_intermediate_layers([1]) == [1]
-    assert torch.equal(network(x), all_of_them[1])
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_checkpointing_and_groups(name):
-    network = timm.create_model(name)
-    x = images(name)
-    gradients = []
-    for enable in (False, True):
-        network.set_grad_checkpointing(enable)
-        network.zero_grad()
-        network(x).square().sum().backward()
-        gradients.append([p.grad.clone() for p in network.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    groups = group_parameters(network, network.group_matcher())
-    named = [name for group in groups.values() for name in group]
-    assert sorted(named) == sorted(key for key, _ in network.named_parameters())
-    assert len(groups) > 2
-
-
-@pytest.mark.parametrize("similarity", KINDS)
-@pytest.mark.parametrize("name", ["adder_lenetpp", "adder_vgg_small", "adder_resnet20"])
-def test_compile_and_export(name, similarity):
-    network = timm.create_model(name, similarity=similarity).eval()
-    x = images(name)
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), network(x))
-        torch.testing.assert_close(torch.export.export(network, (x,)).module()(x), network(x))
-
-
-@pytest.mark.parametrize("similarity", KINDS)
-@pytest.mark.parametrize("name", SMALL)
-def test_saved_networks_come_back(name, similarity, tmp_path):
-    network = timm.create_model(name, similarity=similarity, num_classes=7, in_chans=2)
-    network(images(name, 8, 2))  # moves the statistics of batch norm
-    network.eval()
-    save_pretrained(network, tmp_path)
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert (again.similarity, again.num_classes, again.in_chans) == (similarity, 7, 2)
-    x = images(name, 3, 2)
-    assert torch.equal(again(x), network(x))
-    others = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3).eval()
-    assert torch.equal(others.forward_features(x), network.forward_features(x))
-    wrong = next(s for s in KINDS if s != similarity)
-    with pytest.raises(ValueError, match="mean nothing"):
-        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, similarity=wrong)
-
-
-def test_bad_arguments():
+def test_unknown_similarity(name):
     with pytest.raises(ValueError, match="similarity must be one of"):
-        timm.create_model("adder_resnet20", similarity="cosine")
-    with pytest.raises(ValueError, match=r"6n \+ 2"):
-        timm.create_model("adder_resnet20", depth=21)
-    with pytest.raises(ValueError, match="28 x 28"):
-        timm.create_model("adder_lenetpp")(torch.randn(2, 1, 32, 32))
+        create(name, similarity="xor")
+
+
+@pytest.mark.parametrize("depth", [0, 2, 19, 21])
+def test_impossible_depth(depth):
+    with pytest.raises(ValueError, match="6n"):
+        AdderResNetCifar(depth)
+
+
+def test_features_of_lenetpp_have_two_dimensions_and_keep_their_sign():
+    """The paper's Fig. 1 draws them."""
+    model = create("adder_lenetpp")
+    x = images("adder_lenetpp", n=16)
+    with torch.no_grad():
+        features = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert features.shape == (16, 2)
+    assert (features < 0).any()
+    assert (features > 0).any()

@@ -121,6 +121,9 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
     similarity = getattr(model, "similarity", None)
     if similarity is not None:
         args.setdefault("similarity", similarity)
+    in_chans = _input_channels(model)
+    if in_chans is not None:  # older versions of timm keep no record of it
+        args.setdefault("in_chans", in_chans)
     # safetensors takes contiguous tensors only, and networks that run on a CPU are often in channels_last.
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     for module in plain.modules():  # parts may have been compiled by themselves
@@ -129,6 +132,21 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
     directory = Path(directory)
     save_for_hf(plain, str(directory), model_args=args, safe_serialization=True)
     return directory
+
+
+def _input_channels(model: nn.Module) -> int | None:
+    """What ``in_chans`` the network was built with, as far as it or its first convolution tells."""
+    in_chans = getattr(model, "in_chans", None)
+    if isinstance(in_chans, int):
+        return in_chans
+    cfg: Any = model.pretrained_cfg
+    first = cfg.get("first_conv")
+    try:
+        layer = model.get_submodule(first if isinstance(first, str) else "")
+    except AttributeError:
+        return None
+    in_chans = getattr(layer, "in_channels", None)
+    return in_chans if isinstance(in_chans, int) else None
 
 
 def _check_builds_again(model: nn.Module, folder: Path) -> None:

@@ -209,8 +209,9 @@ def report(model: nn.Module, input_size: Sequence[int] | None = None) -> Report:
             try:
                 meta = {name: torch.empty_like(t, device="meta") for name, t in _tensors(model)}
                 with _Counter(model) as counter:
-                    torch.func.functional_call(model, meta, (torch.empty(shape, device="meta", dtype=dtype),))
-            except (NotImplementedError, RuntimeError):
+                    x = torch.empty(shape, device="meta", dtype=dtype)
+                    torch.func.functional_call(model, meta, (x,), tie_weights=False)
+            except Exception:  # whatever looking at values that are not there raises; what is really wrong comes again
                 with _Counter(model) as counter:
                     model(torch.zeros(shape, device=parameter.device, dtype=dtype))
     finally:
@@ -284,7 +285,8 @@ class _Counter(TorchDispatchMode):
             kind = "binary"
         elif kind == "matmul" and isinstance(module, nn.Linear):
             kind = "linear"
-        if kind == "adder":
+        if kind in ("adder", "linear") or isinstance(module, BinaryLinear):
+            # These add it by an operator of its own, always or for some layouts of x.
             bias = getattr(module, "bias", None) is not None
         multiplications = per_element[0] * y.numel()
         additions = per_element[1] * y.numel() + bias * y.numel()
