@@ -226,7 +226,8 @@ def without_norm(model: nn.Module, layers: set[nn.Module]) -> list[str]:
     """Names of those of ``layers`` behind which no normalisation stands, as far as the order of definition tells.
 
     Of the modules with parameters the next one must normalise. Where layers are listed in a ``ModuleList``, their
-    normalisations may be listed behind them.
+    normalisations may be listed behind them. A pre-activation block whose shortcut is defined before its first
+    normalisation (``resnetv2``) makes the layer before it look alone, though it is not.
     """
     alone: list[str] = []
     waiting: list[str] = []

@@ -22,8 +22,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
-from timm.models._registry import _model_to_module
+from timm.models import get_pretrained_cfg, model_entrypoint
 from torch import nn
 from tqdm import tqdm
 
@@ -58,9 +57,13 @@ class Outcome:
     backward: bool | None = field(default=None)
 
 
+def _family(name: str) -> str:
+    return model_entrypoint(name).__module__.rpartition(".")[2]
+
+
 def examine(name: str, backward: bool = False) -> Outcome:
     """Converts timm's network ``name`` on the meta device and runs it."""
-    outcome = Outcome(name, _model_to_module[name])
+    outcome = Outcome(name, _family(name))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -106,7 +109,7 @@ def examine_all(names: Sequence[str]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     tried: set[str] = set()
     for name in tqdm(names, unit="model", disable=not sys.stderr.isatty()):
-        family = _model_to_module[name]
+        family = _family(name)
         outcomes.append(examine(name, backward=family not in tried))
         if outcomes[-1].status == "converted":
             tried.add(family)
@@ -138,8 +141,9 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         f"are and refuses {total['refused']} with a reason; {total['failed']} fail. A `filter_fn` that leaves out the "
         "layers named in a refusal converts the rest.",
         "",
-        '"Unnormalised": some converted layers have no normalisation behind them, so `convert_to_adder` warns; these '
-        "networks run, but will not train as they are.",
+        '"Unnormalised": `convert_to_adder` warns of layers behind which, in the order of definition, no normalisation '
+        "stands. These networks run, but will not train as they are; unless, as in the pre-activation networks of "
+        "`resnetv2`, the next block begins with one.",
         "",
         "| family | networks | converted | of these unnormalised | refused | no convolutions |",
         "|---|---|---|---|---|---|",
