@@ -101,23 +101,34 @@ class _Files(Dataset):
             return i, None, str(error)
 
 
-def _batches(
-    network: nn.Module, data: Dataset, batch_size: int, device: str, workers: int = 0
-) -> Iterator[tuple[list[int], Tensor, list[str]]]:
-    """Positions and logits of a batch's readable images, and the errors of the others."""
+def _answers(
+    network: nn.Module,
+    data: Dataset,
+    batch_size: int,
+    device: str,
+    failed: list[str],
+    workers: int = 0,
+    progress: bool = True,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Positions and logits of the readable images of each batch; the others are named, and go to ``failed``."""
+    hidden = not (progress and sys.stderr.isatty())
+    bar = tqdm(total=len(data), unit="img", disable=hidden)  # type: ignore[arg-type]
     for batch in DataLoader(data, batch_size, collate_fn=list, num_workers=workers):
-        errors = [error for _, image, error in batch if image is None]
+        for _, image, error in batch:
+            if image is None:
+                failed.append(error)
+                bar.write(f"error: {error}", sys.stderr)
         read = [(i, image) for i, image, _ in batch if image is not None]
-        if not read:
-            yield [], torch.empty(0), errors
-            continue
-        images = torch.stack([image for _, image in read]).to(device, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            try:
-                logits = network(images)
-            except (RuntimeError, ValueError) as error:
-                raise Failure(str(error)) from error
-        yield [i for i, _ in read], logits.float().cpu(), errors
+        if read:
+            images = torch.stack([image for _, image in read]).to(device, memory_format=torch.channels_last)
+            with torch.inference_mode():
+                try:
+                    logits = network(images)
+                except (RuntimeError, ValueError) as error:
+                    raise Failure(str(error)) from error
+            yield [i for i, _ in read], logits.float().cpu()
+        bar.update(len(batch))
+    bar.close()
 
 
 def _transform(network: nn.Module) -> tuple[Any, int]:
@@ -177,14 +188,9 @@ def predict(
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if form == "csv":
         writer.writerow(["image", "rank", "class", "label", "probability"])
-    bar = tqdm(total=len(files), unit="img", disable=len(files) < 2 * batch_size or not sys.stderr.isatty())
-    for indices, logits, errors in _batches(network, _Files(files, transform, channels), batch_size, device):
-        bar.update(len(indices) + len(errors))
-        for error in errors:
-            failed.append(error)
-            click.echo(f"error: {error}", err=True)
-        if not indices:
-            continue
+    data = _Files(files, transform, channels)
+    progress = not sys.stdout.isatty()  # or it would stand among the answers
+    for indices, logits in _answers(network, data, batch_size, device, failed, progress=progress):
         probabilities, classes = logits.softmax(1).topk(top_k)
         for i, best, which in zip(indices, probabilities.tolist(), classes.tolist(), strict=True):
             answer = [
@@ -198,7 +204,6 @@ def predict(
             else:
                 shown = ", ".join(f"{a['label']} {a['probability']:.1%}" for a in answer)
                 click.echo(f"{files[i]}: {shown}")
-    bar.close()
     if form == "json":
         write_json(answers)
     if failed:
@@ -328,22 +333,13 @@ def validate(
     right1 = right5 = count = 0
     failed: list[str] = []
     target = torch.tensor(labels)
-    bar = tqdm(total=len(labels), unit="img", disable=not sys.stderr.isatty())
     began = time.monotonic()
-    for indices, logits, errors in _batches(network, data, batch_size, device, workers):
-        bar.update(len(indices) + len(errors))
-        for message in errors:
-            failed.append(message)
-            click.echo(f"error: {message}", err=True)
-        if indices:
-            best = logits.topk(min(5, classes)).indices
-            hits = best == target[indices, None]
-            right1 += int(hits[:, 0].sum())
-            right5 += int(hits.sum())
-            count += len(indices)
-            bar.set_postfix(top1=f"{100 * right1 / count:.2f}%")
+    for indices, logits in _answers(network, data, batch_size, device, failed, workers):
+        hits = logits.topk(min(5, classes)).indices == target[indices, None]
+        right1 += int(hits[:, 0].sum())
+        right5 += int(hits.sum())
+        count += len(indices)
     seconds = time.monotonic() - began
-    bar.close()
     if not count:
         raise Failure(f"none of the {len(labels)} images could be read")
     result = {

@@ -1,6 +1,6 @@
-"""What the paper's plain networks share: stages of layers one after another, a hidden layer, a classifier.
+"""What the paper's networks share: stages of layers one after another, a hidden layer, a classifier.
 
-    x - stages - (pool) - pre_logits - dropout - head
+    x - stages - pre_logits - dropout - head
 
 A family builds the parts; this class makes them a citizen of timm: features, head, pruning, checkpointing.
 """
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import checkpoint_seq
+from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ._pretrained import check_input_channels, without
-from ._similarity import linear
+from ._similarity import conv2d, linear
 
 
 class StagedNet(nn.Module):
-    """Base of LeNet-5-BN, LeNet++ and VGG-small.
+    """Base of LeNet-5-BN, LeNet++, VGG-small and the ResNets for CIFAR.
 
     Args:
         num_classes: Classes; 0 leaves the classifier out and returns the hidden layer.
@@ -31,8 +31,8 @@ class StagedNet(nn.Module):
         global_pool: "avg"; "" with num_classes = 0 returns the last stage's map.
         drop_rate: Dropout before the classifier.
 
-    A subclass sets ``stages``, ``feature_info``, ``num_features``, ``head_hidden_size`` and ``pre_logits``, and says of
-    what similarity the classifier is.
+    A subclass sets ``stages`` (or says by ``run_stage`` and ``drop_stages`` what they are), ``feature_info``, one entry
+    for each, ``num_features``, ``head_hidden_size`` and ``pre_logits``, and says of what similarity the classifier is.
     """
 
     stages: nn.Sequential
@@ -54,6 +54,14 @@ class StagedNet(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raises ValueError for images that do not fit."""
+
+    def run_stage(self, i: int, x: Tensor) -> Tensor:
+        """Stage ``i``, whose output ``feature_info[i]`` describes."""
+        return self.stages[i](x)
+
+    def drop_stages(self, kept: int) -> None:
+        """Drops all stages but the first ``kept``."""
+        self.stages = self.stages[:kept]
 
     def _pooling(self, global_pool: str, num_classes: int) -> str:
         name = type(self).__name__
@@ -102,11 +110,11 @@ class StagedNet(nn.Module):
         """The outputs of the stages that ``indices`` choose, as in timm's other models."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.stages), indices)
+        take, last = feature_take_indices(len(self.feature_info), indices)
         self.check_input(x)
         intermediates = []
-        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
+        for i in range(last + 1 if stop_early else len(self.feature_info)):
+            x = self.run_checkpointed(i, x)
             if i in take:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
@@ -115,21 +123,28 @@ class StagedNet(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drops the stages behind the last of ``indices``, and the head."""
-        take, last = feature_take_indices(len(self.stages), indices)
-        pruned = last + 1 < len(self.stages)
-        self.stages = self.stages[: last + 1]
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        pruned = last + 1 < len(self.feature_info)
+        self.drop_stages(last + 1)
+        self.feature_info = self.feature_info[: last + 1]
         if prune_head or pruned:
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
             self.pre_logits = nn.Sequential()
             self.reset_classifier(0, "")
         return take
 
+    def run_checkpointed(self, i: int, x: Tensor) -> Tensor:
+        """``run_stage``, whose inner activations are computed anew in the backward pass if that is enabled."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint(self.run_stage, i, x)
+        return self.run_stage(i, x)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """[N, in_chans, H, W] to the last stage's map."""
         self.check_input(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.stages, x)
-        return self.stages(x)
+        for i in range(len(self.feature_info)):
+            x = self.run_checkpointed(i, x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last stage's map to logits, [N, num_classes], or to the hidden layer, [N, head_hidden_size]."""
@@ -156,6 +171,21 @@ def filter_for(first: str) -> Any:
         return state_dict
 
     return checkpoint_filter_fn
+
+
+def conv_stage(
+    similarities: Sequence[str], in_channels: int, channels: int, kernel_size: int, **dd: Any
+) -> nn.Sequential:
+    """Layers of ``similarities`` that keep the size, each with batch norm and ReLU, and max pooling by 2 behind."""
+    layers: list[tuple[str, nn.Module]] = []
+    for j, similarity in enumerate(similarities, 1):
+        layers += [
+            (f"conv{j}", conv2d(similarity, in_channels, channels, kernel_size, padding=kernel_size // 2, **dd)),
+            (f"bn{j}", nn.BatchNorm2d(channels, **dd)),
+            (f"act{j}", nn.ReLU(inplace=True)),
+        ]
+        in_channels = channels
+    return nn.Sequential(OrderedDict([*layers, ("pool", nn.MaxPool2d(2))]))
 
 
 def square(size: int | Sequence[int], wanted: int, name: str) -> None:

@@ -21,8 +21,8 @@ from timm.models import register_notrace_function as leaf
 from torch import Tensor, nn
 
 from ._pretrained import PAPER, build_model
-from ._similarity import conv2d, linear
-from ._staged import StagedNet, check_size, filter_for, square
+from ._similarity import linear
+from ._staged import StagedNet, check_size, conv_stage, filter_for, square
 from .lenet import DIGITS
 
 __all__ = ["AdderLeNetPP"]
@@ -87,15 +87,8 @@ class AdderLeNetPP(StagedNet):
         stages = []
         previous = in_chans
         for i, channels in enumerate(CHANNELS):
-            layers: list[tuple[str, nn.Module]] = []
-            for j in (1, 2):
-                layers += [
-                    (f"conv{j}", conv2d(similarity, previous, channels, 5, padding=2, **dd)),
-                    (f"bn{j}", nn.BatchNorm2d(channels, **dd)),
-                    (f"act{j}", nn.ReLU(inplace=True)),
-                ]
-                previous = channels
-            stages.append(nn.Sequential(OrderedDict([*layers, ("pool", nn.MaxPool2d(2))])))
+            stages.append(conv_stage([similarity] * 2, previous, channels, 5, **dd))
+            previous = channels
             self.feature_info.append({"num_chs": channels, "reduction": 2 ** (i + 1), "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         width = CHANNELS[-1] * (SIZE // 2 ** len(CHANNELS)) ** 2

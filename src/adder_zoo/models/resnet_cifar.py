@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from timm.layers import SelectAdaptivePool2d
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ._pretrained import CIFAR10_CLASSES, CIFAR_PREPROCESSING, PAPER, build_model, bundled
 from ._similarity import conv2d
-from ._staged import filter_for
+from ._staged import StagedNet, filter_for
 
 __all__ = ["AdderResNetCifar"]
 
@@ -77,16 +76,15 @@ class Block(nn.Module):
         return self.act2(x + shortcut)
 
 
-class AdderResNetCifar(nn.Module):
+class AdderResNetCifar(StagedNet):
     """A ResNet for small images with adder layers, or its convolutional or binary twin.
 
     Args:
         depth: Layers with weights, 6n + 2.
-        num_classes: Classes; 0 leaves the classifier out and returns the features.
-        in_chans: Channels of the images.
-        similarity: What compares a patch with a filter (Eq. 1): "adder", "conv" or "xnor".
-        global_pool: timm's pooling, "avg" as in the paper; "" with num_classes = 0 returns the map.
-        drop_rate: Dropout before the classifier.
+        num_classes: Classes; 0 leaves the classifier out and returns the pooled features, [N, 64].
+        in_chans, similarity, drop_rate: See ``StagedNet``.
+        global_pool: "avg" as in the paper, or another of timm's; "" with num_classes = 0 returns the map, [N, 64, H/4,
+            W/4].
         device, dtype: Of the parameters.
     """
 
@@ -101,20 +99,15 @@ class AdderResNetCifar(nn.Module):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate)
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"AdderResNetCifar: depth must be 6n + 2 (8, 14, 20, ...), got {depth}")
         dd = {"device": device, "dtype": dtype}
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.similarity = similarity
-        self.num_features = self.head_hidden_size = CHANNELS[-1]
-        self.grad_checkpointing = False
-
+        self.num_features = CHANNELS[-1]
         self.conv1 = nn.Conv2d(in_chans, CHANNELS[0], 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(CHANNELS[0], **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.feature_info: list[dict[str, Any]] = [{"num_chs": CHANNELS[0], "reduction": 1, "module": "act1"}]
+        self.feature_info.append({"num_chs": CHANNELS[0], "reduction": 1, "module": "act1"})
         previous = CHANNELS[0]
         for i, channels in enumerate(CHANNELS):
             blocks = []
@@ -123,100 +116,51 @@ class AdderResNetCifar(nn.Module):
                 previous = channels
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": channels, "reduction": 2**i, "module": f"layer{i + 1}"})
-        self.head_drop = nn.Dropout(drop_rate)
-        self._set_head(num_classes, global_pool, **dd)
+        self._set_pool()
+        self.head = self._classifier(num_classes, **dd)
 
-    def _set_head(self, num_classes: int, global_pool: str, **dd: Any) -> None:
-        if num_classes and not global_pool:
-            raise ValueError("AdderResNetCifar: global_pool='' returns the feature map; it needs num_classes=0")
-        # The classifier is a 1x1 convolution on the pooled map, so the map stays one until the end.
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
-        self.head: nn.Module = nn.Identity()
-        if num_classes:
-            width = self.num_features * self.global_pool.feat_mult()
-            layers = OrderedDict(
-                fc=nn.Conv2d(width, num_classes, 1, bias=False, **dd), bn=nn.BatchNorm2d(num_classes, **dd)
-            )
-            self.head = nn.Sequential(layers)
-        self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+    def _pooling(self, global_pool: str, num_classes: int) -> str:
+        return global_pool if global_pool else super()._pooling(global_pool, num_classes)
+
+    def _set_pool(self) -> None:
+        pool = SelectAdaptivePool2d(pool_type=self.global_pool or "avg", flatten=True)
+        self.pre_logits = pool
+        self.head_hidden_size = self.num_features * pool.feat_mult()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool is not None:
+            self.global_pool = self._pooling(global_pool, num_classes)
+            self._set_pool()
+        super().reset_classifier(num_classes)
+
+    def _classifier(self, num_classes: int, **dd: Any) -> nn.Module:
+        """A 1x1 convolution, as the authors have it, on the pooled features."""
+        if num_classes == 0:
+            return nn.Identity()
+        layers = OrderedDict(
+            unflatten=nn.Unflatten(1, (self.head_hidden_size, 1, 1)),
+            fc=nn.Conv2d(self.head_hidden_size, num_classes, 1, bias=False, **dd),
+            bn=nn.BatchNorm2d(num_classes, **dd),
+            flatten=nn.Flatten(1),
+        )
+        return nn.Sequential(layers)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^(?:conv1|bn1)", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
+    def run_stage(self, i: int, x: Tensor) -> Tensor:
+        """The stem, then the three stages."""
+        return self.get_submodule(f"layer{i}")(x) if i else self.act1(self.bn1(self.conv1(x)))
 
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The 1x1 convolution together with its batch norm: neither means anything without the other."""
-        return self.head
+    def run_checkpointed(self, i: int, x: Tensor) -> Tensor:
+        if i and self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.get_submodule(f"layer{i}"), x)  # type: ignore[arg-type]  # block by block
+        return self.run_stage(i, x)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        weight = self.conv1.weight
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        self._set_head(num_classes, pool, device=weight.device, dtype=weight.dtype)
-        self.num_classes = num_classes
-        self.head.train(self.training)
-
-    def _stages(self) -> list[nn.Module]:
-        return [self.get_submodule(f"layer{i + 1}") for i in range(len(self.feature_info) - 1)]
-
-    def _stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(stage, x)
-        return stage(x)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of the stem and the stages that ``indices`` choose, as in timm's other models."""
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        x = self.act1(self.bn1(self.conv1(x)))
-        intermediates = [x] if 0 in take else []
-        for i, stage in enumerate(self._stages()[:last] if stop_early else self._stages(), 1):
-            x = self._stage(stage, x)
-            if i in take:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drops the stages behind the last of ``indices``, and the head."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        pruned = last + 1 < len(self.feature_info)
-        for i in range(last + 1, len(self.feature_info)):
+    def drop_stages(self, kept: int) -> None:
+        for i in range(kept, len(self.feature_info)):
             delattr(self, f"layer{i}")
-        self.feature_info = self.feature_info[: last + 1]
-        if prune_head or pruned:
-            self.num_features = self.head_hidden_size = self.feature_info[-1]["num_chs"]
-            self.reset_classifier(0, "")
-        return take
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """[N, in_chans, H, W] to [N, 64, H/4, W/4]."""
-        x = self.act1(self.bn1(self.conv1(x)))
-        for stage in self._stages():
-            x = self._stage(stage, x)
-        return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """[N, 64, H/4, W/4] to logits, [N, num_classes], or to the pooled features, [N, 64]."""
-        x = self.head_drop(self.global_pool(x))
-        return self.flatten(x if pre_logits else self.head(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> AdderResNetCifar:

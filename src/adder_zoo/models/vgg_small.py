@@ -19,8 +19,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ._pretrained import CIFAR10_CLASSES, CIFAR_PREPROCESSING, PAPER, build_model
-from ._similarity import conv2d
-from ._staged import StagedNet, filter_for
+from ._staged import StagedNet, conv_stage, filter_for
 
 __all__ = ["AdderVggSmall"]
 
@@ -78,16 +77,9 @@ class AdderVggSmall(StagedNet):
         stages = []
         previous = in_chans
         for i, channels in enumerate(CHANNELS):
-            layers: list[tuple[str, nn.Module]] = []
-            for j in (1, 2):
-                kind = "conv" if (i, j) == (0, 1) else similarity
-                layers += [
-                    (f"conv{j}", conv2d(kind, previous, channels, 3, padding=1, **dd)),
-                    (f"bn{j}", nn.BatchNorm2d(channels, **dd)),
-                    (f"act{j}", nn.ReLU(inplace=True)),
-                ]
-                previous = channels
-            stages.append(nn.Sequential(OrderedDict([*layers, ("pool", nn.MaxPool2d(2))])))
+            first = similarity if i else "conv"
+            stages.append(conv_stage([first, similarity], previous, channels, 3, **dd))
+            previous = channels
             self.feature_info.append({"num_chs": channels, "reduction": 2 ** (i + 1), "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.pre_logits = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(POOLED), flatten=nn.Flatten(1)))
