@@ -69,6 +69,16 @@ NAMED = [
     case("stride_beyond_image", "one output, most of x unused", (1, 3, 4, 4), (4, 3, 1, 1), 7),
     case("1x1", "a matrix product", (2, 24, 7, 5), (40, 24, 1, 1)),
     case("1x1_stride2", "a shortcut: three quarters of dx are 0", (2, 12, 8, 8), (24, 12, 1, 1), 2),
+    *(
+        case(f"1x1_stride{h}{w}_{c}", "oneDNN writes behind its workspace", x, (k, c, 1, 1), (h, w), pad, layout=layout)
+        for x, c, k, h, w, pad, layout in (
+            ((2, 3, 28, 18), 3, 2, 1, 3, (0, 4, 4, 2), "channels_last"),
+            ((2, 5, 20, 13), 5, 1, 1, 2, (0, 4, 2, 3), "channels_last"),
+            ((2, 2, 20, 28), 2, 4, 2, 1, (0, 0), "transposed"),
+            ((2, 12, 9, 9), 12, 6, 2, 2, (0, 0), "channels_last"),
+            ((3, 4, 9, 8), 4, 11, 2, 3, (1, 2), "channels_last"),
+        )
+    ),
     case("1x1_padded", "outputs made of padding alone", (1, 3, 4, 4), (5, 3, 1, 1), 1, 2),
     case("1x1_one_row_over", "49 pixels: a flattened row of 48 and a rest", (1, 17, 7, 7), (16, 17, 1, 1)),
     case("1x1_one_pixel", "a linear layer", (5, 33, 1, 1), (10, 33, 1, 1)),

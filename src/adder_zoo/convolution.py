@@ -95,9 +95,22 @@ def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:
 
 def _convolution_backward(dy, x, weight, stride, pads, dilation, groups, which: int) -> Tensor:
     mask = [which == i for i in range(3)]
+    if which == 1 and weight.shape[2:] == (1, 1) and x.device.type == "cpu" and max(stride) > 1:
+        x, stride, pads = _met_pixels(x, dy, stride, pads), [1, 1], [0, 0]
     dy, x, weight = _usual_strides(dy), _usual_strides(x), _usual_strides(weight)
     args = (None, list(stride), pads, list(dilation), False, [0, 0], groups, mask)
     return torch.ops.aten.convolution_backward(dy, x, weight, *args)[which]
+
+
+def _met_pixels(x: Tensor, dy: Tensor, stride: Sequence[int], pads: Sequence[int]) -> Tensor:
+    """The pixels that a strided 1x1 kernel meets, [N, C, P, Q].
+
+    oneDNN gathers them itself, and up to 3.12 writes behind its workspace where x is channels_last with fewer channels
+    than a vector holds (uxlfoundation/oneDNN issue 6035): a wrong dw, or a heap in pieces.
+    """
+    if any(pads):
+        x = F.pad(x, (pads[1], pads[1], pads[0], pads[0]))
+    return x[:, :, :: stride[0], :: stride[1]][:, :, : dy.shape[2], : dy.shape[3]]
 
 
 def _usual_strides(t: Tensor) -> Tensor:
