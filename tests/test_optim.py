@@ -183,6 +183,30 @@ def test_only_the_direction_of_a_gradient_counts(magnitude):
     torch.testing.assert_close(before - layer.weight.detach(), want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_zero_gradient_of_a_large_layer_is_no_update(dtype):
+    """timm begins residual branches with zero batch norms: the filters in them have gradients of nothing but zeros."""
+    layer = Adder2d(512, 512, 3, bias=False, dtype=dtype)
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    AdderSGD(layer.parameters(), lr=0.1).step()
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_smallest_gradient_is_scaled_like_any_other(dtype):
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # subnormal
+    layer = Adder2d(4, 4, 1, bias=False, dtype=dtype)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    layer.weight.grad[1, 2] = smallest
+    before = layer.weight.detach().clone()
+    AdderSGD(layer.parameters(), lr=1.0, eta=0.25).step()
+    moved = before - layer.weight.detach()
+    assert moved.flatten().nonzero().tolist() == [[6]]
+    # α·ΔL = η·√k = 1 in the one direction; w - 1 is rounded
+    assert abs(moved[1, 2].item() - 1) <= 4 * torch.finfo(dtype).eps
+
+
 def test_zero_missing_and_nan_gradients():
     model = nn.Sequential(Adder2d(1, 2, 3, bias=False), Adder2d(2, 2, 3, bias=False), Adder2d(2, 2, 3, bias=False))
     before = [p.detach().clone() for p in model.parameters()]

@@ -101,7 +101,8 @@ def scaled_gradient(grad: Tensor, group: dict[str, Any]) -> Tensor:
     tiny = torch.finfo(grad.dtype).tiny
     grad = grad / grad.abs().amax().clamp_min(tiny)
     norm = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
-    rate = group["eta"] * grad.numel() ** 0.5 / norm.clamp_min(tiny)
+    # Now no norm lies between 0 and eps, the smallest subnormal number over tiny, so a gradient of zeros stays one.
+    rate = group["eta"] * grad.numel() ** 0.5 / norm.clamp_min(torch.finfo(grad.dtype).eps)
     return (grad * rate).to(grad.dtype)
 
 
