@@ -14,7 +14,7 @@ from pathlib import Path
 import mnist
 import timm
 import torch
-from _common import RecipeError, fail
+from _settings import RecipeError, fail
 from mnist import SAMPLE
 from torch import Tensor, nn
 

@@ -8,87 +8,46 @@ ADDER_ZOO_DATA names and where Debian's package dataset-fashion-mnist puts its f
 The same command on the same --output-dir goes on with a run that was stopped, and ends with the same weights.
 
 The output folder gets model.safetensors and config.json (the last epoch's weights, with batch norm statistics taken
-anew: `timm.create_model("local-dir:FOLDER", pretrained=True)`), results.json, log.csv and args.yaml.
+anew: `timm.create_model("local-dir:FOLDER", pretrained=True)`), results.json, log.csv, curves.png and args.yaml; best/
+has the epoch that tested best.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torch.nn.functional as F
-from _common import Progress, RecipeError, Run, accuracy, check_saved, fail, parse, start
+from _data import Images
+from _run import Run, start
+from _settings import RecipeError, Settings, fail, option, parse
+from _training import Data, create, train
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from adder_zoo import AdderSGD, reestimated_batch_norm
 from adder_zoo.datasets import DataError
 from adder_zoo.datasets.idx import find, load, resize
-from adder_zoo.hub import save_pretrained
-from adder_zoo.optim import ADDER_LRS
 
 SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
 
 
 @dataclass(frozen=True)
-class Config:
-    dataset: str = field(default="mnist", metadata={"choices": ("mnist", "fashion_mnist")})
-    data_dir: str | None = field(
-        default=None, metadata={"type": str, "help": "folder of the idx files, or 'sample' for the bundled sample"}
-    )
-    output_dir: str = field(default="runs/mnist", metadata={"help": "the run's folder; a run in it is taken up"})
-    model: str = "adder_lenet5_bn"
-    similarity: str = field(
-        default="adder", metadata={"choices": ("adder", "conv"), "help": "conv: the paper's CNN, same schedule"}
-    )
+class Config(Settings):
+    dataset: str = option("mnist", "", ("mnist", "fashion_mnist"))
+    data_dir: str | None = option(None, "folder of the idx files, or 'sample' for the bundled one", run=False, type=str)
+    output_dir: str = option("runs/mnist", "the run's folder; a run in it is taken up", run=False)
+    model: str = option("adder_lenet5_bn", "a network of this zoo")
     epochs: int = 50  # sec. 4.1
-    batch_size: int = field(default=256, metadata={"help": "for each process"})  # sec. 4.1
+    batch_size: int = option(256, "for each process and accumulation step")  # sec. 4.1
     lr: float = 0.1  # sec. 4.1, cosine decay to zero
     momentum: float = 0.9  # Nesterov's, sec. 4.1
     weight_decay: float = 5e-4  # sec. 4.1
-    adder_lr: str = field(default="adaptive", metadata={"choices": ADDER_LRS, "help": "ALR (Eq. 13), ILR or neither"})
-    eta: float = field(default=0.2, metadata={"help": "η of Eq. 13"})  # the authors' code
-    factor: float = field(default=100.0, metadata={"help": "factor of --adder-lr increased"})  # sec. 4.5
-    weight_grad: str = field(default="full", metadata={"choices": ("full", "sign"), "help": "Eq. 5 or Eq. 4"})
-    bn_batches: int = field(default=20, metadata={"help": "training batches to take batch norm statistics over"})
-    gradient_accumulation_steps: int = 1
-    max_steps: int = field(default=0, metadata={"help": "stop after so many updates, schedule included; 0: by epochs"})
-    seed: int = 0
-    cpu: bool = field(default=False, metadata={"help": "train on the CPU even where there is a GPU"})
-    threads: int = field(default=0, metadata={"help": "CPU threads for each process; 0: all cores"})
-
-
-class Images(Dataset):
-    """Labelled images in memory; a batch is gathered in one go.
-
-    Args:
-        images: [N, C, H, W], float32.
-        labels: [N], int64.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.images[i], self.labels[i]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images[indices], self.labels[indices]
+    eta: float = option(0.2, "η of Eq. 13")  # the authors' code
+    factor: float = option(100.0, "of --adder-lr increased")  # sec. 4.5
 
 
 def preprocessed(images: Tensor, model: nn.Module) -> Tensor:
@@ -98,158 +57,35 @@ def preprocessed(images: Tensor, model: nn.Module) -> Tensor:
     return (images - config["mean"][0]) / config["std"][0]
 
 
-def loader(data: Images, batch_size: int, shuffle: bool) -> DataLoader:
-    # The batches come whole from __getitems__, so there is nothing to collate.
-    return DataLoader(data, batch_size, shuffle=shuffle, collate_fn=lambda batch: batch)
+def data(config: Config, model: nn.Module) -> Data:
+    if config.synthetic:
+        splits, part = {"train": noise(60_000), "test": noise(10_000)}, "synthetic"
+    else:
+        splits, part = load(
+            config.dataset, SAMPLE if config.data_dir == "sample" else find(config.dataset, config.data_dir)
+        )
+    train, test = (Images(preprocessed(images, model), labels) for images, labels in (splits["train"], splits["test"]))
+    return Data(config.dataset, train, test, 10, record={"data": part})
+
+
+def noise(count: int) -> tuple[Tensor, Tensor]:
+    return torch.randint(256, (count, 28, 28), dtype=torch.uint8), torch.arange(count) % 10
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe with ``argv`` (the command line by default); returns what results.json holds."""
     config = parse(Config, (__doc__ or "").splitlines()[0], argv)
-    for name in ("epochs", "batch_size", "bn_batches", "gradient_accumulation_steps"):
-        if getattr(config, name) < 1:
-            raise RecipeError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
-    accelerator = start(config.cpu, config.threads, config.gradient_accumulation_steps)
-    folder = SAMPLE if config.data_dir == "sample" else find(config.dataset, config.data_dir)
-    splits, part = load(config.dataset, folder)
-    run = Run(config.output_dir, config, accelerator)
-    if run.finished:
-        raise RecipeError(f"the run in {run.folder} is finished (see results.json); give another --output-dir")
+    accelerator = start(config)
+    run = Run(config, accelerator)
     set_seed(config.seed)
-
-    # ---- model and data
     name = config.model if "." in config.model else f"{config.model}.{config.dataset}"
-    model = timm.create_model(name, num_classes=10, in_chans=1, similarity=config.similarity)
-    train_data, test_data = (
-        Images(preprocessed(images, model), labels) for images, labels in (splits["train"], splits["test"])
+    model, teacher = (
+        create(config, name, num_classes=10, in_chans=1, similarity=similarity) if similarity else None
+        for similarity in (config.similarity, "conv" if config.distillation == "pkkd" else None)
     )
-    train_loader = loader(train_data, config.batch_size, shuffle=True)
-    # Statistics are always taken over the same images, in shuffled order: a bare prefix may be sorted by class.
-    order = torch.randperm(len(train_data), generator=torch.Generator().manual_seed(0)).tolist()
-    bn_images = config.bn_batches * config.batch_size * accelerator.num_processes
-    bn_data = Images(*train_data.__getitems__(order[:bn_images]))
-
-    # ---- optimizer and schedule
-    optimizer = AdderSGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=True,
-        eta=config.eta,
-        adder_lr=config.adder_lr,
-        factor=config.factor,
-    )
-    for module in model.modules():
-        if hasattr(module, "weight_grad"):
-            module.weight_grad = config.weight_grad  # type: ignore[assignment]
-    model, optimizer, train_loader, bn_loader, test_loader = accelerator.prepare(
-        model.to(memory_format=torch.channels_last),
-        optimizer,
-        train_loader,
-        loader(bn_data, config.batch_size, shuffle=False),
-        loader(test_data, config.batch_size, shuffle=False),
-    )
-    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-    updates_per_epoch = math.ceil(len(train_loader) / config.gradient_accumulation_steps)
-    updates = config.epochs * updates_per_epoch
-    if config.max_steps:
-        updates = min(updates, config.max_steps)
-    scheduler, _ = create_scheduler_v2(
-        optimizer.optimizer, "cosine", num_epochs=updates, updates_per_epoch=1, step_on_epochs=False
-    )
-
-    # ---- training
-    progress = Progress()
-    if run.resume(progress):
-        accelerator.print(f"going on after epoch {progress.epoch}")
-    while progress.updates < updates:
-        began = time.monotonic()
-        epoch = progress.epoch
-        train_loader.set_epoch(epoch)
-        scheduler.step_update(progress.updates)
-        rate = optimizer.param_groups[0]["lr"]
-        model.train()
-        loss_sum = torch.zeros((), device=accelerator.device)
-        right = torch.zeros((), device=accelerator.device)
-        seen = 0
-        bar = tqdm(
-            total=len(train_data), unit="img", desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process
-        )
-        for images, labels in train_loader:
-            with accelerator.accumulate(model):
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels)
-                accelerator.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                progress.updates += 1
-                scheduler.step_update(progress.updates)
-            seen += len(labels)
-            loss_sum += loss.detach() * len(labels)
-            right += (logits.detach().argmax(1) == labels).sum()
-            bar.update(len(labels) * accelerator.num_processes)
-            if progress.updates % 10 == 0 or not accelerator.sync_gradients:
-                bar.set_postfix(loss=f"{loss_sum.item() / seen:.4f}", acc=f"{100 * right.item() / seen:.2f}%")
-            if progress.updates >= updates:
-                break
-        bar.close()
-        totals = accelerator.reduce(torch.stack([loss_sum, right, torch.tensor(float(seen)).to(loss_sum)]), "sum")
-        train_loss, train_accuracy = (totals[0] / totals[2]).item(), (100 * totals[1] / totals[2]).item()
-        if not math.isfinite(train_loss):
-            raise RecipeError(
-                f"the loss is {train_loss} in epoch {epoch + 1}: the training diverged. Lower --lr or --eta; the last "
-                f"good checkpoint is in {run.checkpoints}."
-            )
-        progress.epoch += 1
-        progress.seconds += time.monotonic() - began
-
-        # ---- evaluation: with the running statistics of batch norm, and with statistics taken anew
-        running = accuracy(model, test_loader, accelerator)
-        with reestimated_batch_norm(plain, bn_loader, lambda t: accelerator.reduce(t, "mean")):
-            reestimated = accuracy(model, test_loader, accelerator)
-            if progress.updates >= updates and accelerator.is_main_process:
-                save_pretrained(plain, run.folder)
-                check_saved(run.folder, plain, test_data.images[: config.batch_size].to(accelerator.device))
-                accelerator.print(f"{run.folder} holds the weights; timm loads them again and gives the same logits")
-        progress.rows.append(
-            {
-                "epoch": progress.epoch,
-                "lr": round(rate, 8),
-                "train_loss": round(train_loss, 6),
-                "train_accuracy": round(train_accuracy, 4),
-                "test_accuracy": round(reestimated, 4),
-                "test_accuracy_running_statistics": round(running, 4),
-                "seconds": round(time.monotonic() - began, 2),
-            }
-        )
-        accelerator.print(
-            f"epoch {progress.epoch}: loss {train_loss:.4f}, train {train_accuracy:.2f} %, test {reestimated:.2f} % "
-            f"({running:.2f} % with running statistics)"
-        )
-        if progress.updates < updates:
-            run.save(progress)
-
-    last = progress.rows[-1]
-    parameters = sum(p.numel() for p in plain.parameters())
-    results = run.finish(
-        progress,
-        {
-            "model": name,
-            "similarity": config.similarity,
-            "dataset": config.dataset,
-            "data": part,
-            "parameters": parameters,
-            "test_images": len(test_data),
-            "test_accuracy": last["test_accuracy"],
-            "test_accuracy_running_statistics": last["test_accuracy_running_statistics"],
-            "train_loss": last["train_loss"],
-        },
-    )
-    accelerator.print(f"{run.folder}: {results['test_accuracy']:.2f} % of {len(test_data)} test images")
-    accelerator.end_training()
-    return results
+    assert model is not None
+    images = data(config, model)
+    return train(config, accelerator, run, images, model, teacher)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import _common
+import _run
+import _settings
 import mnist
 import pytest
 import timm
@@ -44,7 +45,7 @@ def finished(tmp_path_factory):
 def test_run_leaves_what_it_promises(finished):
     folder, out, err = finished
     assert sorted(p.name for p in folder.iterdir()) == [
-        "args.yaml", "config.json", "log.csv", "model.safetensors", "results.json",
+        "args.yaml", "best", "config.json", "curves.png", "log.csv", "logs", "model.safetensors", "results.json",
     ]  # fmt: skip
     assert "timm loads them again and gives the same logits" in out
     assert "img/s" in err
@@ -79,13 +80,13 @@ def test_finished_run_is_left_alone(finished):
 def test_killed_run_goes_on_to_the_same_weights(finished, tmp_path):
     process = start(tmp_path, "--epochs", "3")
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "checkpoints").glob("epoch-0000[12]")):
+    while not list((tmp_path / "checkpoints").glob("update-*[0-9]")):
         assert process.poll() is None, process.stderr.read()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    (tmp_path / "checkpoints" / "epoch-00009.part").mkdir()  # a checkpoint that was cut off must not count
+    (tmp_path / "checkpoints" / "update-00000099.part").mkdir()  # a checkpoint that was cut off must not count
     code, out, err = run(tmp_path, "--epochs", "3")
     assert code == 0, err[-3000:]
     assert "going on after epoch" in out
@@ -120,10 +121,10 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
     class Alone:
         num_processes = 1
 
-    monkeypatch.setattr(_common, "Accelerator", lambda **options: Alone())
+    monkeypatch.setattr(_run, "Accelerator", lambda **options: Alone())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(_common.RecipeError, match="the launcher started 2 processes"):
-        _common.start(cpu=True)
+    with pytest.raises(_settings.RecipeError, match="the launcher was told 2 processes"):
+        _run.start(mnist.Config(cpu=True))
 
 
 @pytest.mark.parametrize("similarity", ["adder", "conv"])
@@ -145,15 +146,15 @@ def test_divergence_stops_with_a_message(tmp_path):
 def test_config_file_and_flags(tmp_path, capsys):
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 7\nlr: 5e-2\nbatch-size: 64\n")
-    config = _common.parse(mnist.Config, "", ["--config", str(file), "--epochs", "9"])
+    config = _settings.parse(mnist.Config, "", ["--config", str(file), "--epochs", "9"])
     assert (config.epochs, config.lr, config.batch_size, config.eta) == (9, 0.05, 64, 0.2)
     for text, words in (("speed: 3", "unknown settings speed"), ("epochs: many", "must be a int"), ("- 1", "by name")):
         file.write_text(text)
         with pytest.raises(SystemExit):
-            _common.parse(mnist.Config, "", ["--config", str(file)])
+            _settings.parse(mnist.Config, "", ["--config", str(file)])
         assert words in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        _common.parse(mnist.Config, "", ["--similarity", "xor"])
+        _settings.parse(mnist.Config, "", ["--similarity", "xor"])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_config_file_and_flags(tmp_path, capsys):
     [(["--epochs", "0"], "--epochs must be at least 1"), (["--data-dir", "/nowhere"], "no fashion_mnist found")],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(tmp_path, flags, words):
-    with pytest.raises((_common.RecipeError, mnist.DataError), match=words):
+    with pytest.raises((_settings.RecipeError, mnist.DataError), match=words):
         mnist.main([*SMALL, "--output-dir", str(tmp_path / "run"), *flags])
     assert not (tmp_path / "run").exists()
 

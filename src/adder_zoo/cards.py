@@ -30,7 +30,7 @@ DATASETS: dict[str, tuple[str, str, str | None]] = {
     "fashion_mnist": ("Fashion-MNIST", "zalando-datasets/fashion_mnist", "recipes/mnist.py"),
     "cifar10": ("CIFAR-10", "uoft-cs/cifar10", "recipes/cifar.py"),
     "cifar100": ("CIFAR-100", "uoft-cs/cifar100", "recipes/cifar.py"),
-    "imagenet": ("ImageNet-1k", "ILSVRC/imagenet-1k", None),
+    "imagenet": ("ImageNet-1k", "ILSVRC/imagenet-1k", "recipes/imagenet.py"),
 }
 
 # Between these two, a push writes; the rest of a card is its owner's.

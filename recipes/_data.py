@@ -1,0 +1,223 @@
+"""Images for training, drawn so that a run can be taken up anywhere.
+
+What happens to an image depends on the seed, the epoch and the image alone: any number of processes, of whatever kind,
+sees the same ones, and so does a run that was taken up again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from adder_zoo.datasets import DataError
+
+SIZE = 32
+PAD = 4
+
+
+def seed_everything(*key: int) -> None:
+    """Seeds all generators of this process by ``key``, without looking at what they were."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class Images(Dataset):
+    """Labelled images in memory; a batch is gathered in one go.
+
+    Args:
+        images: [N, C, H, W], float32.
+        labels: [N], int64.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.images[i], self.labels[i]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
+
+
+class Augmented(Dataset):
+    """Images in memory, normalised; in training padded by 4, cropped at random and mirrored at random.
+
+    Args:
+        images: [N, 3, 32, 32], uint8.
+        labels: [N], int64.
+        mean, std: For each channel, on the scale from 0 to 1.
+        seed: Of the augmentation; None leaves the images as they are.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], seed: int | None = None
+    ) -> None:
+        scale = 1 / (255 * torch.tensor(std))
+        self.shift = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1)
+        self.scale = scale.view(3, 1, 1)
+        self.images = images
+        self.labels = labels
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws this epoch's crops and mirrors; call it before the epoch begins."""
+        if self.seed is None:
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.offsets = torch.randint(2 * PAD + 1, (len(self.labels), 2), generator=generator)
+        self.mirrored = torch.randint(2, (len(self.labels),), generator=generator).bool()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([i])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch in one go: images [B, 3, 32, 32] float32 in channels_last, labels [B]."""
+        images = self.images[indices] * self.scale - self.shift
+        if self.seed is not None:
+            # The border is black, as of torchvision's RandomCrop on an image, so it is not 0 once normalised.
+            padded = (-self.shift).expand(3, SIZE + 2 * PAD, SIZE + 2 * PAD).repeat(len(indices), 1, 1, 1)
+            padded[:, :, PAD:-PAD, PAD:-PAD] = images
+            top, left = self.offsets[indices].T
+            row = torch.arange(SIZE)
+            column = torch.where(self.mirrored[indices, None], row.flip(0), row) + left[:, None]
+            row = row + top[:, None]
+            batch = torch.arange(len(indices))[:, None, None]
+            # [B, 32, 32, 3]: gathered pixel by pixel, which leaves the batch in channels_last.
+            images = padded.permute(0, 2, 3, 1)[batch, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+        return images.contiguous(memory_format=torch.channels_last), self.labels[indices]
+
+
+class Seeded(Dataset):
+    """A data set of files whose transform draws from the generators of Python, NumPy and torch.
+
+    They are seeded for each image, and left as they were.
+
+    Args:
+        dataset: One of ``timm.data.create_dataset``, for example.
+
+    Raises:
+        DataError: (by an item) a file cannot be read; names it.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            seed_everything(self.seed, self.epoch, i)
+            return self.dataset[i]
+        except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # what PIL raises for damaged files
+            raise DataError(f"{self._name(i)} cannot be read: {error}") from error
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
+
+    def _name(self, i: int) -> str:
+        if hasattr(self.dataset, "filename"):
+            return str(self.dataset.filename(i, absolute=True))
+        return str(self.dataset.samples[i][0]) if hasattr(self.dataset, "samples") else f"image {i}"
+
+
+class Noise(Dataset):
+    """Images of noise, for timing: always the same one, so that only the training takes time."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], classes: int) -> None:
+        self.image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        self.count = count
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        return self.image, i % self.classes
+
+
+class Part(Subset):
+    """Some of a data set, which may draw its images anew for each epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        set_epoch(self.dataset, epoch)
+
+
+def set_epoch(data: Any, epoch: int) -> None:
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(epoch)
+
+
+def some(data: Dataset, count: int) -> Dataset:
+    """``count`` items of ``data``, always the same ones, in shuffled order: a bare prefix may be sorted by class."""
+    assert isinstance(data, Sized)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+    return Part(data, order[:count])
+
+
+def loader(data: Dataset, batch_size: int, shuffle: bool, workers: int, device: torch.device) -> Any:
+    """Batches of ``data``; of a stream, which has split itself among the processes, they come on the device."""
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
+    if isinstance(data, IterableDataset):
+        return Stream(DataLoader(data, batch_size, **options), device)
+    if isinstance(data.dataset if isinstance(data, Part) else data, (Images, Augmented)):
+        options["collate_fn"] = _as_it_is  # the batches come whole
+    return DataLoader(data, batch_size, shuffle=shuffle, **options)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class Stream:
+    """Batches of a data set that can only be read from its beginning (shards of WebDataset, for example)."""
+
+    def __init__(self, batches: DataLoader, device: torch.device) -> None:
+        self.batches = batches
+        self.device = device
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        set_epoch(self.batches.dataset, epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        seed_everything(self.epoch)  # of which the loader draws the seeds of its workers
+        batches = iter(self.batches)
+        for number in itertools.count():
+            seed_everything(self.epoch, number)
+            try:
+                images, labels = next(batches)
+            except StopIteration:
+                return
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
