@@ -187,7 +187,10 @@ def loader(data: Dataset, batch_size: int, shuffle: bool, workers: int, device: 
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
     if isinstance(data, IterableDataset):
         return Stream(DataLoader(data, batch_size, **options), device)
-    if isinstance(data.dataset if isinstance(data, Part) else data, (Images, Augmented)):
+    whole = data
+    while isinstance(whole, Part):
+        whole = whole.dataset
+    if isinstance(whole, (Images, Augmented)):
         options["collate_fn"] = _as_it_is  # the batches come whole
     return DataLoader(data, batch_size, shuffle=shuffle, **options)
 

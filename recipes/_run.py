@@ -103,6 +103,7 @@ class Progress:
         self.processes = 0
         self.epoch = 0  # finished ones
         self.batches = 0  # done in this epoch
+        self.rate = 0.0  # the learning rate that this epoch began with
         self.updates = 0
         self.seconds = 0.0  # of training
         self.sums = [0.0, 0.0, 0.0]  # of this epoch: loss, right answers, images; of this process

@@ -166,7 +166,8 @@ def train(
             set_epoch(data.train, epoch)
             set_exponent(inner.model, epoch, config.l2_to_l1)
             scheduler.step_update(progress.updates)
-            rate = optimizer.param_groups[0]["lr"]
+            if not progress.batches:
+                progress.rate = optimizer.param_groups[0]["lr"]
             objective.train()
             sums = torch.tensor(progress.sums, dtype=precision).to(device)
             bar = tqdm(
@@ -238,7 +239,7 @@ def train(
             last = progress.updates >= updates
             row = {
                 "epoch": progress.epoch,
-                "lr": round(rate, 8),
+                "lr": round(progress.rate, 8),
                 "train_loss": round(loss_sum / seen, 6),
                 "train_accuracy": round(100 * right_sum / seen, 4),
             }

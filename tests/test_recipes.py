@@ -1,0 +1,540 @@
+"""The recipes as a user runs them: they train, leave what they promise, go on where they were stopped, and refuse."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import _run
+import _settings
+import _training
+import cifar
+import imagenet
+import mnist
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from adder_zoo.datasets import DataError
+
+SCENARIOS = Path(__file__).parent / "recipe_scenarios.py"
+RECIPE = Path(mnist.__file__)
+SMALL = ["--dataset", "fashion_mnist", "--data-dir", "sample", "--cpu", "--threads", "1"]
+
+
+class Killed(BaseException):
+    """As sudden as a signal that nobody can catch, for what lies on the disk."""
+
+
+@pytest.fixture
+def alone():
+    AcceleratorState._reset_state(True)
+    threads = torch.get_num_threads()
+    yield
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)
+
+
+FEW = [
+    *SMALL,
+    "--limit-batches",
+    "5",
+    "--batch-size",
+    "32",
+    "--bn-batches",
+    "2",
+    "--epochs",
+    "2",
+    "--report-to",
+    "none",
+]
+
+
+def start(folder, *flags, launcher=(), environment=None):
+    command = [sys.executable, *launcher, str(RECIPE), *SMALL, "--output-dir", str(folder), *flags]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def run(folder, *flags, **options):
+    process = start(folder, *flags, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    code, out, err = run(folder, "--epochs", "3")
+    assert code == 0, err[-3000:]
+    return folder, out, err
+
+
+def test_run_leaves_what_it_promises(finished):
+    folder, out, err = finished
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "args.yaml", "best", "config.json", "curves.png", "log.csv", "logs", "model.safetensors", "results.json",
+    ]  # fmt: skip
+    assert "timm loads them again and gives the same logits" in out
+    assert "img/s" in err
+    assert "acc=" in err
+    results = json.loads((folder / "results.json").read_text())
+    rows = list(csv.DictReader((folder / "log.csv").open()))
+    assert [r["epoch"] for r in rows] == ["1", "2", "3"]
+    assert [float(r["lr"]) for r in rows] == [0.1, 0.075, 0.025]  # cosine to zero
+    losses = [float(r["train_loss"]) for r in rows]
+    assert losses[0] > losses[1] > losses[2]
+    assert float(rows[-1]["test_accuracy"]) == results["test_accuracy"] > 65
+    # Mid-training the running statistics lag behind; the record shows both.
+    assert float(rows[0]["test_accuracy_running_statistics"]) < float(rows[0]["test_accuracy"]) - 20
+    assert (results["data"], results["updates"], results["epochs"]) == ("sample", 60, 3)
+    assert results["config"] == yaml.safe_load((folder / "args.yaml").read_text())
+    assert results["environment"]["torch"] == torch.__version__
+    assert not any(str(folder) in p.read_text() for p in folder.glob("*.json"))
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert model.pretrained_cfg["label_names"][9] == "Ankle boot"
+
+
+def test_finished_run_is_left_alone(finished):
+    folder = finished[0]
+    before = (folder / "model.safetensors").read_bytes()
+    code, _, err = run(folder, "--epochs", "3")
+    assert code == 1
+    assert "is finished" in err
+    assert "Traceback" not in err
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_killed_run_goes_on_to_the_same_weights(finished, tmp_path):
+    process = start(tmp_path, "--epochs", "3")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "checkpoints").glob("update-*[0-9]")):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (tmp_path / "checkpoints" / "update-00000099.part").mkdir()  # a checkpoint that was cut off must not count
+    code, out, err = run(tmp_path, "--epochs", "3")
+    assert code == 0, err[-3000:]
+    assert "going on after epoch" in out
+    assert_same_run(finished[0], tmp_path)
+
+
+def test_other_settings_do_not_go_on_with_a_run(tmp_path, alone):
+    mnist.main([*FEW, "--output-dir", str(tmp_path)])
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(_settings.RecipeError, match=r"lr was 0\.1 and is 0\.3"):
+        mnist.main([*FEW, "--lr", "0.3", "--output-dir", str(tmp_path)])
+
+
+def test_two_processes_share_the_work(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    code, _, err = run(tmp_path, "--max-steps", "20", "--batch-size", "128", launcher=launcher)
+    assert code == 0, err[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["environment"]["processes"] == 2
+    assert results["test_images"] == 1000
+    assert results["test_accuracy"] > 50
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
+    class Alone:
+        num_processes = 1
+
+    monkeypatch.setattr(_run, "Accelerator", lambda **options: Alone())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(_settings.RecipeError, match="the launcher was told 2 processes"):
+        _run.start(mnist.Config(cpu=True))
+
+
+@pytest.mark.parametrize("similarity", ["adder", "conv"])
+def test_accumulation_is_one_update(tmp_path, alone, similarity):
+    flags = ["--limit-batches", "8", "--gradient-accumulation-steps", "3", "--similarity", similarity, "--epochs", "1"]
+    results = mnist.main([*FEW, *flags, "--output-dir", str(tmp_path)])
+    assert results["updates"] == 3  # of 3, 3 and 2 batches
+    assert results["similarity"] == similarity
+
+
+def test_divergence_stops_with_a_message(tmp_path, alone):
+    with pytest.raises(_settings.RecipeError, match="diverged"):
+        mnist.main([*FEW, "--similarity", "conv", "--lr", "1e30", "--output-dir", str(tmp_path)])
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_config_file_and_flags(tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text("epochs: 7\nlr: 5e-2\nbatch-size: 64\n")
+    config = _settings.parse(mnist.Config, "", ["--config", str(file), "--epochs", "9"])
+    assert (config.epochs, config.lr, config.batch_size, config.eta) == (9, 0.05, 64, 0.2)
+    for text, words in (("speed: 3", "unknown settings speed"), ("epochs: many", "must be a int"), ("- 1", "by name")):
+        file.write_text(text)
+        with pytest.raises(SystemExit):
+            _settings.parse(mnist.Config, "", ["--config", str(file)])
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        _settings.parse(mnist.Config, "", ["--similarity", "xor"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--epochs", "0"], "--epochs must be at least 1"), (["--data-dir", "/nowhere"], "no fashion_mnist found")],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(tmp_path, flags, words):
+    with pytest.raises((_settings.RecipeError, mnist.DataError), match=words):
+        mnist.main([*SMALL, "--output-dir", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run").exists()
+
+
+def test_paper_settings_are_the_defaults():
+    c = mnist.Config()
+    assert (c.epochs, c.batch_size, c.lr, c.momentum, c.weight_decay, c.eta) == (50, 256, 0.1, 0.9, 5e-4, 0.2)
+
+
+# ---- on a few batches
+
+
+OPTIONS = {
+    "plain": [],
+    "everything": [
+        "--mixup", "0.2", "--cutmix", "1", "--smoothing", "0.1", "--model-ema", "--opt", "sgd", "--clip-grad", "1",
+        "--warmup-epochs", "1", "--sched", "poly", "--gradient-accumulation-steps", "2",
+    ],
+    "transfer": ["--distillation", "pkkd", "--l2-to-l1", "1"],
+}  # fmt: skip
+
+
+def at_batch(monkeypatch, number, action):
+    """Does something when the training of this process comes to its batch ``number``, counted from 0."""
+    batches = iter(range(10**6))
+    seed = _training.seed_everything
+
+    def counted(*key):
+        if next(batches) == number:
+            action()
+        seed(*key)
+
+    monkeypatch.setattr(_training, "seed_everything", counted)
+
+
+def weights_of(folder):
+    return {str(f.relative_to(folder)): load_file(f) for f in sorted(folder.rglob("*.safetensors"))}
+
+
+def assert_same_run(one, other):
+    want, got = weights_of(one), weights_of(other)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[f][k], got[f][k]) for f in want for k in want[f])
+    logs = [list(csv.DictReader((folder / "log.csv").open())) for folder in (one, other)]
+    for row in (*logs[0], *logs[1]):
+        del row["seconds"]
+    assert logs[0] == logs[1]
+
+
+def killed_at(monkeypatch, batch, main, argv):
+    def fail():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        at_batch(patch, batch, fail)
+        with pytest.raises(Killed):
+            main(argv)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_run_stopped_within_an_epoch_goes_on_to_the_same_weights(alone, tmp_path, monkeypatch, options):
+    argv = [*FEW, *OPTIONS[options], "--checkpointing-steps", "1"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    mnist.main([*argv, "--output-dir", str(whole)])
+    for batch in (3, 4):  # the fourth of the first epoch, then, counted from where that went on, one of the second
+        AcceleratorState._reset_state(True)
+        killed_at(monkeypatch, batch, mnist.main, [*argv, "--output-dir", str(stopped)])
+    AcceleratorState._reset_state(True)
+    mnist.main([*argv, "--output-dir", str(stopped)])
+    assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_after_a_checkpoint(alone, tmp_path, monkeypatch, capsys, number):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    mnist.main([*FEW, "--output-dir", str(whole)])
+    AcceleratorState._reset_state(True)
+    with monkeypatch.context() as patch:
+        at_batch(patch, 2, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as stop:
+            mnist.main([*FEW, "--output-dir", str(stopped)])
+    assert stop.value.code == 128 + number
+    assert "stopped at update 3; the same command goes on from there" in capsys.readouterr().out
+    assert [p.name for p in (stopped / "checkpoints").iterdir()] == ["update-00000003"]
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    AcceleratorState._reset_state(True)
+    mnist.main([*FEW, "--output-dir", str(stopped)])
+    assert "going on after epoch 0, update 3" in capsys.readouterr().out
+    assert_same_run(whole, stopped)
+
+
+def test_checkpoints_are_few_and_the_best_is_kept(alone, tmp_path, monkeypatch):
+    killed_at(
+        monkeypatch,
+        9,
+        mnist.main,
+        [*FEW, "--checkpointing-steps", "1", "--checkpoint-hist", "3", "--output-dir", str(tmp_path)],
+    )
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["update-00000007", "update-00000008", "update-00000009"]
+    assert timm.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True)
+
+
+def test_other_number_of_processes_does_not_go_on_with_a_run(alone, tmp_path, monkeypatch):
+    killed_at(monkeypatch, 6, mnist.main, [*FEW, "--output-dir", str(tmp_path)])
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr(_run.Progress, "load_state_dict", lambda self, state: vars(self).update(state, processes=4))
+    with pytest.raises(_settings.RecipeError, match="has 4 processes, and here are 1"):
+        mnist.main([*FEW, "--output-dir", str(tmp_path)])
+
+
+def test_average_of_the_weights_is_measured_and_saved(alone, tmp_path):
+    results = mnist.main([*FEW, "--model-ema", "--model-ema-decay", "0.5", "--output-dir", str(tmp_path)])
+    ema, last = (load_file(tmp_path / f / "model.safetensors") for f in ("ema", "."))
+    assert any(not torch.equal(ema[k], last[k]) for k in ema)
+    assert 0 <= results["ema_test_accuracy"] <= 100
+    model = timm.create_model(f"local-dir:{tmp_path / 'ema'}", pretrained=True).eval()
+    images, labels = mnist.load("fashion_mnist", mnist.SAMPLE)[0]["test"]
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[: 5 * 32]
+    with torch.no_grad():
+        hits = model(mnist.preprocessed(images[order], model)).argmax(1) == labels[order]
+    assert 100 * hits.float().mean() == pytest.approx(results["ema_test_accuracy"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--opt", "sdg"], "--opt sdg"),
+        (["--model", "adder_lenet7"], "--model adder_lenet7"),
+        (["--sync-bn"], "GPUs only"),
+        (["--report-to", "tensorbored"], "Accelerate knows"),
+        (["--smoothing", "2"], "between 0 and 1"),
+        (["--distillation", "pkkd", "--similarity", "conv"], "leave --similarity at adder"),
+        (["--drop-path", "0.1"], "drop_path_rate"),
+    ],
+)
+def test_what_cannot_be_met_is_refused(alone, tmp_path, flags, words):
+    with pytest.raises(_settings.RecipeError, match=words):
+        mnist.main([*FEW, "--output-dir", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run").exists()
+
+
+def test_trackers_and_curves(alone, tmp_path):
+    pytest.importorskip("tensorboard")
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    mnist.main([*FEW, "--report-to", "tensorboard", "--output-dir", str(tmp_path)])
+    events = event_accumulator.EventAccumulator(str(tmp_path / "logs")).Reload()
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [e.value for e in events.Scalars("test_accuracy")] == pytest.approx(
+        [float(r["test_accuracy"]) for r in rows]
+    )
+    assert [e.step for e in events.Scalars("train/loss")] == [10]
+    assert Image.open(tmp_path / "curves.png").size == (1000, 400)
+
+
+# ---- equal batches, however they are cut
+
+
+GENTLE = ("--lr", "0.01")  # frozen statistics do not catch what larger steps would do
+
+
+def scenario(folder, name, *flags, launcher=()):
+    command = [sys.executable, *launcher, str(SCENARIOS), name, "--synthetic", "--max-steps", "20", "--cpu",
+               "--threads", "1", "--report-to", "none", "--output-dir", str(folder), *flags]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    """ResNet-20 after 20 updates of 16 images with frozen statistics, and what rounding makes of that.
+
+    Rounding is measured: the same run with the images of each batch in reversed order, whose sums are the same ones.
+    """
+    folder = tmp_path_factory.mktemp("uncut")
+    flags = ("--batch-size", "16", "--limit-batches", "20", *GENTLE)
+    one, other = (scenario(folder / name, name, *flags) for name in ("frozen", "reversed"))
+    assert 0 < distance(one, other) < 1e-3
+    return one, distance(one, other)
+
+
+def distance(a, b):
+    floats = [k for k in a if a[k].is_floating_point()]
+    return max(((a[k] - b[k]).norm() / a[k].norm().clamp_min(1e-30)).item() for k in floats)
+
+
+def test_two_processes_do_what_one_does(uncut, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    two = scenario(tmp_path, "frozen", "--batch-size", "8", "--limit-batches", "20", *GENTLE, launcher=launcher)
+    assert distance(uncut[0], two) < 4 * uncut[1]
+
+
+def test_accumulated_batches_do_what_a_large_one_does(uncut, tmp_path):
+    flags = ("--batch-size", "4", "--gradient-accumulation-steps", "4", "--limit-batches", "80", *GENTLE)
+    assert distance(uncut[0], scenario(tmp_path, "frozen", *flags)) < 4 * uncut[1]
+
+
+def test_launcher_that_starts_fewer_processes_is_found_out(tmp_path):
+    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2")
+    code, _, err = run(tmp_path / "run", "--epochs", "1", launcher=launcher)
+    assert code != 0
+    assert "the launcher was told 2 processes, but this one knows of 1" in err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- the CIFAR and ImageNet recipes
+
+
+def test_cifar(alone, tmp_path):
+    flags = ["--synthetic", "--limit-batches", "2", "--batch-size", "16", "--bn-batches", "1", "--epochs", "1", "--cpu"]
+    results = cifar.main([*flags, "--dataset", "cifar100", "--output-dir", str(tmp_path)])
+    assert (results["model"], results["dataset"], results["updates"]) == ("adder_resnet20.cifar100", "cifar100", 2)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 100
+
+
+def test_cifar100_from_torchvision_files(alone, tmp_path, monkeypatch):
+    """The path from CIFAR-100 as torchvision has it, on a few images that were made up."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    sums = {}
+    for name, count in (("train", 200), ("test", 100)):
+        images = rng.integers(256, size=(count, 3072), dtype=np.uint8)
+        content = {b"data": images, b"fine_labels": [i % 100 for i in range(count)]}
+        (folder / name).write_bytes(pickle.dumps({k.decode(): v for k, v in content.items()}))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}))
+    sums["meta"] = hashlib.md5((folder / "meta").read_bytes()).hexdigest()
+    kind = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(kind, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(kind, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": "fine_label_names", "md5": sums["meta"]})
+    flags = ["--dataset", "cifar100", "--data-dir", str(tmp_path), "--model", "adder_resnet20", "--batch-size", "50"]
+    results = cifar.main([*flags, "--cpu", "--bn-batches", "1", "--epochs", "1", "--output-dir", str(tmp_path / "run")])
+    assert (results["updates"], results["train_images"], results["test_images"]) == (4, 200, 100)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for label in ("bird", "dog", "tree"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(256, size=(40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / label / f"{i}.jpeg")
+    return tmp_path / "data"
+
+
+IMAGENET = [
+    "--model", "adder_resnet18", "--img-size", "32", "--num-classes", "3", "--batch-size", "6", "--bn-batches", "1",
+    "--epochs", "2", "--cpu", "--threads", "1", "--report-to", "none", "--checkpointing-steps", "1", "--aa", "rand-m5",
+    "--reprob", "0.5", "--color-jitter", "0.2",
+]  # fmt: skip
+
+
+def test_imagenet_goes_on_to_the_same_weights_whoever_loads_the_images(alone, tmp_path, monkeypatch, photographs):
+    argv = [*IMAGENET, "--data-dir", str(photographs)]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    results = imagenet.main([*argv, "--workers", "0", "--output-dir", str(whole)])
+    assert (results["model"], results["train_images"], results["test_images"]) == ("adder_resnet18.in1k", 18, 6)
+    assert results["test_top5_accuracy"] == 100  # of three classes
+    AcceleratorState._reset_state(True)
+    killed_at(monkeypatch, 4, imagenet.main, [*argv, "--workers", "0", "--output-dir", str(stopped)])
+    AcceleratorState._reset_state(True)
+    imagenet.main([*argv, "--workers", "2", "--output-dir", str(stopped)])
+    assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_damaged_photograph_is_named(alone, tmp_path, photographs, workers):
+    file = photographs / "train" / "dog" / "3.jpeg"
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DataError, match=r"train/dog/3\.jpeg cannot be read"):
+        imagenet.main(
+            [*IMAGENET, "--data-dir", str(photographs), "--workers", workers, "--output-dir", str(tmp_path / "r")]
+        )
+
+
+def test_photographs_that_do_not_fit_are_refused(alone, tmp_path, photographs, monkeypatch):
+    monkeypatch.delenv("ADDER_ZOO_DATA", raising=False)
+    for flags, words in (
+        (["--data-dir", str(photographs), "--num-classes", "2"], "give --num-classes 3"),
+        (["--data-dir", str(tmp_path / "nowhere")], "no train images in"),
+        ([], "no --data-dir"),
+    ):
+        AcceleratorState._reset_state(True)
+        with pytest.raises(DataError, match=words):
+            imagenet.main([*IMAGENET, "--output-dir", str(tmp_path / "run"), *flags])
+        assert not (tmp_path / "run").exists()
+
+
+def test_stream_of_shards(alone, tmp_path, monkeypatch):
+    """WebDataset's shards, which can only be read from their beginning: the stopped run reads up to where it was."""
+    pytest.importorskip("webdataset")
+    rng = np.random.default_rng(0)
+    sizes = {}
+    for split, count in (("train", 24), ("validation", 7)):
+        for shard in range(2):
+            name = f"images-{split}-{shard:04d}.tar"
+            with tarfile.open(tmp_path / name, "w") as tar:
+                for i in range(shard, count, 2):
+                    buffer = io.BytesIO()
+                    Image.fromarray(rng.integers(256, size=(40, 40, 3), dtype=np.uint8)).save(buffer, "png")
+                    for suffix, content in (("png", buffer.getvalue()), ("cls", str(i % 3).encode())):
+                        info = tarfile.TarInfo(f"{i:05d}.{suffix}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+            sizes.setdefault(split, {"name": split, "filenames": [], "shard_lengths": [], "num_samples": count})
+            sizes[split]["filenames"].append(name)
+            sizes[split]["shard_lengths"].append(len(range(shard, count, 2)))
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": sizes}))
+    argv = [*IMAGENET, "--dataset", "wds/", "--data-dir", str(tmp_path), "--workers", "1"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    results = imagenet.main([*argv, "--output-dir", str(whole)])
+    assert (results["updates"], results["test_images"]) == (8, 7)
+    AcceleratorState._reset_state(True)
+    killed_at(monkeypatch, 6, imagenet.main, [*argv, "--output-dir", str(stopped)])
+    AcceleratorState._reset_state(True)
+    imagenet.main([*argv, "--output-dir", str(stopped)])
+    assert_same_run(whole, stopped)
+
+
+@pytest.mark.slow
+def test_five_kills_at_random_moments(finished, tmp_path):
+    moments = random.Random(0)
+    flags = ("--epochs", "3", "--checkpointing-steps", "1")
+    for _ in range(5):
+        process = start(tmp_path, *flags)
+        time.sleep(moments.uniform(6, 14))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        for file in tmp_path.rglob("*.safetensors"):
+            if ".part" not in str(file):
+                load_file(file)
+    if not (tmp_path / "results.json").exists():
+        assert run(tmp_path, *flags)[0] == 0
+    assert_same_run(finished[0], tmp_path)
