@@ -2,11 +2,14 @@
 # make test    the test suite (make test-slow: with what takes minutes)
 # make check   lint and types
 # make cards   the model cards in hub_cards/, from results.json
+# make gpu-train  the paper's trainings on a GPU for MINUTES=10, to be taken up again
 # make kernel  the kernel project as it is uploaded to the Hub, into build/kernel/
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow check cards kernel clean
+MINUTES ?= 10
+
+.PHONY: install demo test test-slow check cards gpu-train kernel clean
 
 install: .venv/installed
 
@@ -31,6 +34,9 @@ check: install
 
 cards: install
 	$(BIN)/python -c 'from adder_zoo import cards; cards.write_shipped("hub_cards")'
+
+gpu-train: install
+	$(BIN)/python recipes/gpu_train.py --minutes $(MINUTES)
 
 kernel: install
 	$(BIN)/python -c 'from adder_zoo import kernel_project; print(kernel_project.build("build/kernel"))'

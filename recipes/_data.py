@@ -42,6 +42,9 @@ class Images(Dataset):
         self.images = images
         self.labels = labels
 
+    def to(self, device: torch.device) -> None:
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -73,6 +76,10 @@ class Augmented(Dataset):
         self.seed = seed
         self.set_epoch(0)
 
+    def to(self, device: torch.device) -> None:
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
+
     def set_epoch(self, epoch: int) -> None:
         """Draws this epoch's crops and mirrors; call it before the epoch begins."""
         if self.seed is None:
@@ -95,11 +102,12 @@ class Augmented(Dataset):
             # The border is black, as of torchvision's RandomCrop on an image, so it is not 0 once normalised.
             padded = (-self.shift).expand(3, SIZE + 2 * PAD, SIZE + 2 * PAD).repeat(len(indices), 1, 1, 1)
             padded[:, :, PAD:-PAD, PAD:-PAD] = images
-            top, left = self.offsets[indices].T
-            row = torch.arange(SIZE)
-            column = torch.where(self.mirrored[indices, None], row.flip(0), row) + left[:, None]
+            device = images.device
+            top, left = self.offsets[indices].T.to(device)
+            row = torch.arange(SIZE, device=device)
+            column = torch.where(self.mirrored[indices, None].to(device), row.flip(0), row) + left[:, None]
             row = row + top[:, None]
-            batch = torch.arange(len(indices))[:, None, None]
+            batch = torch.arange(len(indices), device=device)[:, None, None]
             # [B, 32, 32, 3]: gathered pixel by pixel, which leaves the batch in channels_last.
             images = padded.permute(0, 2, 3, 1)[batch, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
         return images.contiguous(memory_format=torch.channels_last), self.labels[indices]
@@ -184,14 +192,17 @@ def some(data: Dataset, count: int) -> Dataset:
 
 def loader(data: Dataset, batch_size: int, shuffle: bool, workers: int, device: torch.device) -> Any:
     """Batches of ``data``; of a stream, which has split itself among the processes, they come on the device."""
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
-    if isinstance(data, IterableDataset):
-        return Stream(DataLoader(data, batch_size, **options), device)
     whole = data
     while isinstance(whole, Part):
         whole = whole.dataset
-    if isinstance(whole, (Images, Augmented)):
-        options["collate_fn"] = _as_it_is  # the batches come whole
+    if isinstance(
+        whole, (Images, Augmented)
+    ):  # in memory: that of the device is the best place, and batches come whole
+        whole.to(device)
+        return DataLoader(data, batch_size, shuffle=shuffle, collate_fn=_as_it_is)
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
+    if isinstance(data, IterableDataset):
+        return Stream(DataLoader(data, batch_size, **options), device)
     return DataLoader(data, batch_size, shuffle=shuffle, **options)
 
 

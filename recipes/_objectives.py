@@ -134,7 +134,7 @@ def _map(channels: int) -> nn.Module:
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     # Soft targets, of mixup, are smooth already.
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing if targets.dim() == 1 else 0.0)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing if targets.dim() == 1 else 0.0)
 
 
 def objective_for(config: Settings, model: nn.Module, teacher: nn.Module | None) -> Supervised | PKKD:

@@ -37,7 +37,7 @@ class Settings:
     data_dir: str | None = option(None, "folder of the data set", run=False, type=str)
     synthetic: bool = option(False, "noise in place of the data set, for timing")
     limit_batches: int = option(0, "use no more batches than so many of each part of the data, for smoke runs; 0: all")
-    workers: int = option(0, "processes that load images; 0: the training process itself", run=False)
+    workers: int = option(0, "processes that load images from files; 0: the training process itself", run=False)
 
     # ---- network
     model: str = option("", "a network of timm or of this zoo")

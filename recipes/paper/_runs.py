@@ -1,0 +1,68 @@
+"""What the experiments share: runs of the recipes, one after the other, and the report that is made of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).resolve().parents[1]
+DOCS = RECIPES.parent / "docs" / "paper"
+sys.path.insert(0, str(RECIPES))
+
+
+def arguments(description: str, runs: str | None = None, epochs: int | None = None) -> argparse.ArgumentParser:
+    """The flags of all experiments. What else is given goes to the recipe as it is (``--threads 1``, for example)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data-dir", help="folder of the data sets; default: the one that ADDER_ZOO_DATA names")
+    parser.add_argument("--report-dir", default=str(DOCS), help="where the table and the picture go")
+    if runs:
+        parser.add_argument("--output-dir", default=f"runs/paper/{runs}", help="folder of the runs; taken up again")
+        parser.add_argument("--epochs", type=int, default=epochs)
+    return parser
+
+
+def run(recipe: str, folder: Path, flags: Sequence[str]) -> dict[str, Any]:
+    """The results of a recipe with these flags in ``folder``: a finished run is read, a stopped one goes on."""
+    results = folder / "results.json"
+    if not results.exists():
+        command = [sys.executable, str(RECIPES / recipe), *flags, "--output-dir", str(folder)]
+        print("$", " ".join(command), flush=True)
+        code = subprocess.run(command).returncode
+        if code:
+            sys.exit(code)
+    return json.loads(results.read_text())
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The log of a run."""
+    import csv
+
+    with (folder / "log.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def write(folder: str, name: str, record: Any, lines: Iterable[str], figure: Any = None) -> None:
+    """Writes ``name``.json, .md and .png."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    text = "\n".join(lines)
+    if figure is not None:
+        figure.savefig(place / f"{name}.png", dpi=100)
+        text += f"\n\n![{name}]({name}.png)"
+    (place / f"{name}.md").write_text(text + "\n")
+    print(f"\n{text}\n\n{place / name}.md")
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f} (one seed)"
+    return (
+        f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)} seeds, best {max(values):.2f})"
+    )

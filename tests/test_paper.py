@@ -1,0 +1,86 @@
+"""The paper's experiments, each from its command, on very little of the data."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAPER = Path(__file__).parents[1] / "recipes" / "paper"
+DOCS = Path(__file__).parents[1] / "docs" / "paper"
+SHORT = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "32", "--bn-batches", "1", "--cpu", "--threads", "1",
+         "--report-to", "none"]  # fmt: skip
+
+
+def run(name, *flags):
+    command = [sys.executable, str(PAPER / f"{name}.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_variance_is_the_predicted_one(tmp_path):
+    run("variance", "--report-dir", str(tmp_path))
+    for row in json.loads((tmp_path / "variance.json").read_text()):
+        for kind in ("adder", "conv"):
+            # The deviation of a variance that was measured over 64 filters, which share their images, is some percents.
+            assert row[f"{kind}_measured"] == pytest.approx(row[f"{kind}_predicted"], rel=0.2)
+
+
+def test_gradient_norms(tmp_path, data_dir):
+    run("gradient_norms", "--report-dir", str(tmp_path), "--data-dir", str(data_dir))
+    median = json.loads((tmp_path / "gradient_norms.json").read_text())["median"]
+    for layer in (0, 1):
+        assert median["conv"][layer] > 10 * median["adder"][layer]
+
+
+@pytest.mark.slow
+def test_training_for_some_minutes(tmp_path, data_dir):
+    """As `make gpu-train` does it, on a CPU: the time is over before the first run is, and the next call goes on."""
+    flags = ["--minutes", "1.3", "--cpu", "--output-dir", str(tmp_path), "--data-dir", str(data_dir), "--threads", "1"]
+    command = [sys.executable, str(PAPER.parent / "gpu_train.py"), *flags]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "lenet5_bn.mnist is stopped; the same command goes on with it" in done.stdout
+    assert "going on after epoch 0, update" in done.stdout
+    assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags", "reports"),
+    [
+        ("ablation", [], ["ablation.png", "ablation.md"]),
+        ("seeds", ["--seeds", "2", "--dataset", "fashion_mnist"], ["seeds_fashion_mnist.md"]),
+        ("weights", [], ["weights.png", "weights.md"]),
+        ("features", [], ["features.png", "features.md"]),
+        ("table2", ["--synthetic", "--model", "adder_resnet20"], ["table2_adder_resnet20_cifar10.png"]),
+        ("table2", ["--synthetic", "--dataset", "cifar100", "--model", "adder_vgg_small"],
+         ["table2_adder_vgg_small_cifar100.md"]),
+    ],
+)  # fmt: skip
+def test_experiment(tmp_path, data_dir, name, flags, reports):
+    places = [
+        "--report-dir",
+        str(tmp_path / "docs"),
+        "--output-dir",
+        str(tmp_path / "runs"),
+        "--data-dir",
+        str(data_dir),
+    ]
+    run(name, *places, *SHORT, *flags)
+    for report in reports:
+        assert (tmp_path / "docs" / report).stat().st_size > 0
+    run(name, *places, *SHORT, *flags)  # finished runs are read, not run again
+
+
+def test_reports_are_of_the_code_as_it_is():
+    """Each report names the command that makes it; its picture is there."""
+    for report in DOCS.glob("*.md"):
+        text = report.read_text()
+        (command,) = re.findall(r"`python (recipes/paper/\w+\.py)", text)
+        assert (DOCS.parents[1] / command).is_file()
+        for picture in re.findall(r"\]\((\S+\.png)\)", text):
+            assert (DOCS / picture).is_file()
