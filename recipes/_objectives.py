@@ -105,12 +105,12 @@ class PKKD(nn.Module):
         before = self.bandwidths[i, which]
         bandwidth = torch.where(before > 0, before.lerp(mean, self.MOMENTUM), mean)
         self.bandwidths[i, which] = bandwidth
-        return torch.exp(-distances / bandwidth.clamp_min(torch.finfo(torch.float32).tiny))
+        return torch.exp(-distances / bandwidth.clamp_min(torch.finfo(bandwidth.dtype).tiny))
 
     def _student_hook(self, i: int) -> Any:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if torch.is_grad_enabled() and self.training:
-                self._distances[i, 0] = -output.float()
+                self._distances[i, 0] = -_at_least_float32(output)
 
         return hook
 
@@ -118,14 +118,18 @@ class PKKD(nn.Module):
         @torch.no_grad()
         def hook(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self.training:
-                x = inputs[0].float()
+                x = _at_least_float32(inputs[0])
                 padding: Any = layer.padding
                 if isinstance(layer, Conv2dSame):
                     x, padding = pad_same(x, layer.kernel_size, layer.stride, layer.dilation), 0  # type: ignore[arg-type]
                 options = (layer.stride, padding, layer.dilation, layer.groups)
-                self._distances[i, 1] = -adder2d(x, layer.weight.float(), None, *options, p=2.0)
+                self._distances[i, 1] = -adder2d(x, layer.weight.to(x.dtype), None, *options, p=2.0)
 
         return hook
+
+
+def _at_least_float32(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _map(channels: int) -> nn.Module:

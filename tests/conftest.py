@@ -68,3 +68,15 @@ def impl(request):
     if isa:
         request.getfixturevalue("native")(isa)
     return name
+
+
+@pytest.fixture
+def alone():
+    """Accelerate keeps the state of a process in one place; a recipe that runs here must find it as it was."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    threads = torch.get_num_threads()
+    yield
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)

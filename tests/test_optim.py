@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,3 +292,12 @@ def test_timm_builds_it_by_name():
 def test_options_without_meaning_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         AdderSGD(network().parameters(), **{"lr": 0.1, **options})
+
+
+def test_filters_in_parts_know_the_norm_of_the_whole():
+    """FSDP 2 on two processes: half of a filter's gradient has another norm than all of it."""
+    script = Path(__file__).parent / "sharded_optimizer.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.splitlines()) == ["process 0: equal", "process 1: equal"]

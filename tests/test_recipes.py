@@ -41,15 +41,6 @@ class Killed(BaseException):
     """As sudden as a signal that nobody can catch, for what lies on the disk."""
 
 
-@pytest.fixture
-def alone():
-    AcceleratorState._reset_state(True)
-    threads = torch.get_num_threads()
-    yield
-    AcceleratorState._reset_state(True)
-    torch.set_num_threads(threads)
-
-
 FEW = [
     *SMALL,
     "--limit-batches",

@@ -1,0 +1,129 @@
+"""Knowledge transfer, held against its equations in float64."""
+
+import mnist
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from _objectives import PKKD, Supervised, set_exponent
+from _settings import RecipeError
+from torch import nn
+
+import adder_zoo
+from adder_zoo import Adder2d
+from adder_zoo.layers import AdderLayer
+
+
+class Net(nn.Module):
+    def __init__(self, similarity):
+        super().__init__()
+        layer = Adder2d if similarity == "adder" else nn.Conv2d
+        self.first = layer(2, 3, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+        self.second = layer(3, 4, 1, bias=False)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.second(self.norm(self.first(x)).relu()).mean((2, 3)))
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    student, teacher = Net("adder").double(), Net("conv").double()
+    images, labels = torch.randn(6, 2, 7, 7).double(), torch.tensor([0, 1, 2, 3, 4, 0])
+    return student, teacher, images, labels
+
+
+def patches(x, layer):
+    """[N, taps, outputs]."""
+    return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+
+
+def test_pkkd_is_its_equation(parts):
+    student, teacher, images, labels = parts
+    objective = PKKD(student, teacher, alpha=0.3, beta=2.0).double().train()
+    seen = {}
+    for name, net in (("student", student), ("teacher", teacher)):
+        for layer in ("first", "second"):
+            net.get_submodule(layer).register_forward_pre_hook(
+                lambda m, args, key=(name, layer): seen.__setitem__(key, args[0].detach())
+            )
+    loss, logits = objective(images, labels)
+    answers = teacher(images)
+
+    between = 0
+    for i, name in enumerate(("first", "second")):
+        kernels = []
+        for who, net, power in (("student", student, 1), ("teacher", teacher, 2)):
+            layer = net.get_submodule(name)
+            taps = patches(seen[who, name], layer)  # [N, T, L]
+            w = layer.weight.flatten(1)  # [K, T]
+            distance = (taps[:, None] - w[None, :, :, None]).abs().pow(power).sum(2)  # [N, K, L]
+            kernels.append(torch.exp(-distance / distance.mean()))  # 2σ², in the first batch
+        maps = []
+        for kernel, (conv, _) in zip(kernels, (objective.student_maps[i], objective.teacher_maps[i]), strict=True):
+            mapped = torch.einsum("nkl,ok->nol", kernel, conv.weight[:, :, 0, 0])
+            mean = mapped.mean((0, 2), keepdim=True)
+            maps.append((mapped - mean) / (mapped.var((0, 2), correction=0, keepdim=True) + 1e-5).sqrt())
+        between = between + (maps[0] - maps[1]).square().mean()
+    soft = -(answers.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    true = 2.0 * between + 0.3 * F.cross_entropy(logits, labels) + 0.7 * soft + F.cross_entropy(answers, labels)
+    torch.testing.assert_close(loss, true)
+
+
+def test_teacher_learns_from_its_labels_alone(parts):
+    student, teacher, images, labels = parts
+    PKKD(student, teacher, alpha=0.3, beta=2.0).double().train()(images, labels)[0].backward()
+    taught = [p.grad.clone() for p in teacher.parameters()]
+    teacher.zero_grad()
+    F.cross_entropy(teacher(images), labels).backward()
+    for grad, p in zip(taught, teacher.parameters(), strict=True):
+        torch.testing.assert_close(grad, p.grad)
+
+
+def test_student_learns_from_the_layers_too(parts):
+    student, teacher, images, labels = parts
+    PKKD(student, teacher, alpha=1.0, beta=1.0).double().train()(images, labels)[0].backward()
+    both = student.first.weight.grad.clone()
+    student.zero_grad()
+    Supervised(student).train()(images, labels)[0].backward()
+    assert not torch.allclose(both, student.first.weight.grad)
+
+
+def test_pkkd_answers_with_the_student_and_needs_adder_layers(parts):
+    student, teacher, images, _ = parts
+    objective = PKKD(student, teacher, 0.5, 1.0).eval()
+    assert torch.equal(objective(images), student(images))
+    with pytest.raises(RecipeError, match="no adder layers"):
+        PKKD(Net("conv"), Net("conv"), 0.5, 1.0)
+
+
+def test_exponent_falls_from_2_to_1():
+    model = timm.create_model("adder_lenet5_bn")
+    assert [set_exponent(model, epoch, 4) for epoch in range(6)] == [2.0, 1.75, 1.5, 1.25, 1.0, 1.0]
+    assert set_exponent(model, 0, 0) == 1.0
+    set_exponent(model, 1, 4)
+    assert {m.p for m in model.modules() if isinstance(m, AdderLayer)} == {1.75}
+    x = torch.randn(2, 1, 32, 32)
+    layer = model.get_submodule(next(n for n, m in model.named_modules() if isinstance(m, Adder2d)))
+    want = adder_zoo.adder2d(x, layer.weight, None, layer.stride, layer.padding, p=1.75)
+    assert torch.equal(layer(x), want)
+    assert not torch.equal(layer(x), adder_zoo.adder2d(x, layer.weight, None, layer.stride, layer.padding))
+
+
+def test_l2_to_l1_ends_as_an_adder_network(alone, tmp_path):
+    flags = [
+        "--dataset",
+        "fashion_mnist",
+        "--data-dir",
+        "sample",
+        "--cpu",
+        "--limit-batches",
+        "2",
+        "--batch-size",
+        "16",
+    ]
+    mnist.main([*flags, "--epochs", "2", "--bn-batches", "1", "--l2-to-l1", "1", "--output-dir", str(tmp_path)])
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert {m.p for m in model.modules() if isinstance(m, AdderLayer)} == {1}
