@@ -32,7 +32,15 @@ _PROGRAMS = 1024  # to cut the pixels for, so that a card has work even for few 
 _PIXELS = 256  # the fewest that are worth a part
 
 
-@triton.jit
+_INTEGERS = [
+    *("M", "H", "W", "P", "Q", "K", "C", "Kg", "Cg", "R", "S", "stride_h", "stride_w", "pad_top", "pad_left"),
+    *("dilation_h", "dilation_w", "stride_yn", "stride_yk", "stride_yp", "stride_yq"),
+    *("stride_xn", "stride_xc", "stride_xh", "stride_xw", "stride_wk", "stride_wc", "stride_wr", "stride_ws"),
+    *("tiles_k", "tiles_c", "pixels_per_split"),
+]
+
+
+@triton.jit(do_not_specialize=_INTEGERS)
 def _adder2d_bwd_dw_kernel(
     dy_ptr, x_ptr, w_ptr, dw_ptr,
     M, H, W, P, Q, K, C, Kg, Cg, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
@@ -111,9 +119,9 @@ def plan(
     tiles_k, tiles_c = triton.cdiv(g.Kg, block_k), triton.cdiv(g.Cg, block_c)
     return Launch(
         _adder2d_bwd_dw_kernel,
-        splits * g.G * g.R * g.S * tiles_k * tiles_c,
+        lambda meta: splits * g.G * g.R * g.S * tiles_k * tiles_c,
         {
-            "dy_ptr": dy, "x_ptr": x, "w_ptr": weight, "dw_ptr": dw, "M": M, **g.scalars(),
+            "dy_ptr": dy, "x_ptr": x, "w_ptr": weight, "dw_ptr": dw, "M": M, **g.scalars(), "K": g.K, "C": g.C,
             **strides("y", "nkpq", dy), **strides("x", "nchw", x), **strides("w", "kcrs", weight),
             "tiles_k": tiles_k, "tiles_c": tiles_c, "pixels_per_split": triton.cdiv(M, splits),
         },
