@@ -42,9 +42,17 @@ _CONFIGS = {
     "many filters": (128, 128, 16, 8, 3, 128),  # 16x4 sums a thread: 20 values read serve 64 differences
     "few filters": (64, 64, 32, 4, 3, 128),  # up to 64; 8x4 sums, so more columns a step make up for its fixed cost
     "very few filters": (128, 16, 16, 4, 3, None),  # up to 16: LeNet
+    # Four columns of a pixel come in one read and wait in registers, so that fewer a step spill nothing.
+    "many filters, channels last": (128, 128, 8, 8, 3, 128),
+    "few filters, channels last": (128, 64, 16, 8, 3, 128),
+    "very few filters, channels last": (128, 16, 16, 4, 3, None),
+    # Chains have 16 terms; sums are laid out so that two filters share an instruction.
+    "many filters, half": (64, 64, 16, 4, 3, 168),  # a float16 sum beside each float32 one; three blocks share one
+    "few filters, half": (64, 64, 16, 4, 3, 168),
+    "very few filters, half": (128, 16, 16, 4, 3, None),
     # AMD has no asynchronous copies to hide, and registers enough for 8 columns of each tile.
     "many filters, AMD": (128, 128, 8, 8, 2, None),
-    "few filters, AMD": (128, 64, 8, 8, 2, None),
+    "few filters, AMD": (128, 64, 8, 4, 2, None),
     "very few filters, AMD": (128, 16, 8, 4, 2, None),
 }
 # What ADDER2D_AUTOTUNE=1 tries for each shape: other tiles of pixels, other depths of the pipeline, other occupancies.
@@ -112,7 +120,10 @@ def _adder2d_fwd_kernel(
             w = w_first + i % S * dilation_w
             bits |= (m_inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)).to(tl.int32) << i
 
-    acc = anchor(tl.zeros((BLOCK_N, BLOCK_M), tl.float32), never, BLOCK_N, BLOCK_M, DEPTH)
+    if HALF:  # two neighbouring filters share an instruction
+        acc = anchor(tl.zeros((BLOCK_M, BLOCK_N), tl.float32), never, BLOCK_M, BLOCK_N, DEPTH)
+    else:
+        acc = anchor(tl.zeros((BLOCK_N, BLOCK_M), tl.float32), never, BLOCK_N, BLOCK_M, DEPTH)
     steps = tl.cdiv(Cg, COLUMNS)  # of a tap
     first = (split * steps_per_split).to(tl.int32)
     last = tl.minimum(first + steps_per_split, R * S * steps)
@@ -150,9 +161,9 @@ def _adder2d_fwd_kernel(
         ws = columns(wv, COLUMNS, BLOCK_N)
         if HALF:  # chains of at most 16 terms in float16
             for chain in tl.static_range((COLUMNS + 15) // 16):
-                part = tl.abs(ws[chain * 16][:, None] - xs[chain * 16][None, :])
+                part = tl.abs(xs[chain * 16][:, None] - ws[chain * 16][None, :])
                 for u in tl.static_range(chain * 16 + 1, min(chain * 16 + 16, COLUMNS)):
-                    part += tl.abs(ws[u][:, None] - xs[u][None, :])
+                    part += tl.abs(xs[u][:, None] - ws[u][None, :])
                 acc += part.to(tl.float32)
         else:
             for u in tl.static_range(COLUMNS):
@@ -167,8 +178,10 @@ def _adder2d_fwd_kernel(
         s = tl.where(over, 0, s)
         r += over.to(tl.int32)
 
-    m = (pid_m * BLOCK_M + tl.arange(0, BLOCK_M))[None, :]
-    k_of_group = (pid_n % tiles_per_group * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
+    m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    k_of_group = pid_n % tiles_per_group * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = m[:, None] if HALF else m[None, :]
+    k_of_group = k_of_group[None, :] if HALF else k_of_group[:, None]
     k = group * Kg + k_of_group
     if WIDE:
         k = k.to(tl.int64)
@@ -180,20 +193,25 @@ def _adder2d_fwd_kernel(
 _tuned = triton.autotune(_TUNED, key=["M", "Cg", "Kg", "R", "S", "stride_h"], cache_results=True)(_adder2d_fwd_kernel)
 
 
-def configuration(geometry: Geometry, hip: bool = HIP) -> tuple[int, int, int, int, int, int | None]:
-    """(BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers) by the shape alone."""
+def configuration(geometry: Geometry, variant: str) -> tuple[int, int, int, int, int, int | None]:
+    """(BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers) by shape and variant: "", "channels last", "half", "AMD"."""
     g = geometry
     kind = "many filters" if g.Kg > 64 else "few filters" if g.Kg > 16 else "very few filters"
-    block_m, block_n, depth, warps, stages, registers = _CONFIGS[kind + ", AMD" if hip else kind]
+    block_m, block_n, depth, warps, stages, registers = _CONFIGS[f"{kind}, {variant}" if variant else kind]
     if interpreting():  # a program costs the same whatever its size
         block_m, block_n = power_of_2(g.N * g.P * g.Q, 1, 4096), power_of_2(g.Kg, 1, 128)
     return block_m, block_n, power_of_2(g.Cg, 1, depth), warps, stages, registers
 
 
-def packed(weight: Tensor, geometry: Geometry, half: bool, hip: bool = HIP) -> Tensor:
+def variant(x: Tensor, half: bool, C: int, hip: bool = HIP) -> str:
+    """Which configurations are for this input; ``half``: both operands are float16."""
+    return "AMD" if hip else "half" if half else "channels last" if channels_last(x, C) else ""
+
+
+def packed(weight: Tensor, geometry: Geometry, variant: str, half: bool) -> Tensor:
     """The filters for ``plan``, float16 or float32."""
     g = geometry
-    _, block_n, depth, *_ = configuration(g, hip)
+    _, block_n, depth, *_ = configuration(g, variant)
     filters = weight.to(torch.float16 if half else torch.float32)
     return pack(filters.reshape(g.G, g.Kg, g.Cg, g.R * g.S).permute(0, 3, 2, 1), block_n, depth)
 
@@ -202,7 +220,8 @@ def plan(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, hip: bool = HIP) -
     """The launch that computes ``y`` [N, K, P, Q], or parts [splits, N, K, P, Q] of it, from ``packed`` filters."""
     g = geometry
     M = g.N * g.P * g.Q
-    block_m, block_n, depth, warps, stages, registers = configuration(g, hip)
+    half = w.dtype == torch.float16
+    block_m, block_n, depth, warps, stages, registers = configuration(g, variant(x, half, g.C, hip))
     tiles_per_group = triton.cdiv(g.Kg, block_n)
     splits = y.shape[0] if y.dim() == 5 else 1
     one = y[0] if y.dim() == 5 else y
@@ -220,7 +239,7 @@ def plan(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, hip: bool = HIP) -
         {
             "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages, "DEPTH": 1 if hip else 8,
             "LAST": last, "VECTOR": vector(x, g.Cg) if last and even else 1, "BITS": g.R * g.S <= 31, "EVEN": even,
-            "HALF": w.dtype == torch.float16, "WIDE": wide(x, y),
+            "HALF": half, "WIDE": wide(x, y),
         },
         warps,
         stages,
@@ -262,8 +281,10 @@ def adder2d_forward(
         return y
     if x.element_size() < 4 and not channels_last(x, g.C):
         x = x.contiguous(memory_format=torch.channels_last)
-    w = packed(weight, geometry, x.dtype == weight.dtype == torch.float16)
-    block_m, _, depth, *_ = configuration(geometry)
+    half = x.dtype == weight.dtype == torch.float16
+    kind = variant(x, half, g.C)
+    w = packed(weight, geometry, kind, half)
+    block_m, _, depth, *_ = configuration(geometry, kind)
     programs = triton.cdiv(g.N * g.P * g.Q, block_m) * w.shape[0] * w.shape[1]
     splits = parts(programs, g.R * g.S * triton.cdiv(g.Cg, depth), x.device)
     if splits == 1:

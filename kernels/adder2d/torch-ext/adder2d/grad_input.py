@@ -18,7 +18,7 @@ an addition. So "clipped" is computed as
     HT(z) = 2·sat(z/2 + 1/2) - 1    Σ dy·HT(w - x) = 2·(Σ dy·sat((w + 1)/2 - x/2) - Σ dy/2)
 
 with (w + 1)/2 prepared, x/2 in registers and Σ dy/2 taken once for each pixel, not for each channel. Its error is that
-of Σ |dy|, whatever HT is: at most (3·terms + 8)·2^-24·Σ |dy|. The saturation makes a NaN 0; where x or w has one, or
+of Σ |dy|, whatever HT is: at most (4·terms + 8)·2^-24·Σ |dy|. The saturation makes a NaN 0; where x or w has one, or
 the sum has become one, a tile is summed once more, tap by tap.
 """
 
@@ -57,8 +57,12 @@ MODES = ("clipped", "full", "sign")
 # (BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers). A thread keeps x beside its sums.
 _CONFIGS = {
     "many channels": (128, 128, 16, 8, 3, 192),  # 64 sums, 64 x: one block has a multiprocessor, its sums hide latency
-    "few channels": (64, 64, 32, 4, 3, 128),  # up to 64; 32 of each: four blocks of 128 threads share one
+    "few channels": (64, 64, 32, 4, 3, 168),  # up to 64; 32 of each: three blocks of 128 threads share one
     "very few channels": (128, 16, 16, 4, 3, None),  # up to 16: LeNet and the first layers
+    # Four columns of a pixel come in one read and wait in registers.
+    "many channels, channels last": (128, 128, 16, 8, 3, 224),
+    "few channels, channels last": (64, 64, 16, 4, 3, 168),
+    "very few channels, channels last": (128, 16, 16, 4, 3, None),
     # AMD has no asynchronous copies to hide, and spills with 64 of each.
     "many channels, AMD": (128, 64, 8, 8, 2, None),
     "few channels, AMD": (128, 64, 8, 8, 2, None),
@@ -255,20 +259,25 @@ _tuned = triton.autotune(_TUNED, key=["pixels", "Cg", "Kg", "R", "S", "stride_h"
 )
 
 
-def configuration(geometry: Geometry, hip: bool = HIP) -> tuple[int, int, int, int, int, int | None]:
-    """(BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers) by the shape alone."""
+def configuration(geometry: Geometry, variant: str) -> tuple[int, int, int, int, int, int | None]:
+    """(BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers) by shape and variant: "", "channels last" or "AMD"."""
     g = geometry
     kind = "many channels" if g.Cg > 64 else "few channels" if g.Cg > 16 else "very few channels"
-    block_m, block_n, depth, warps, stages, registers = _CONFIGS[kind + ", AMD" if hip else kind]
+    block_m, block_n, depth, warps, stages, registers = _CONFIGS[f"{kind}, {variant}" if variant else kind]
     if interpreting():  # a program costs the same whatever its size
         block_m, block_n = power_of_2(phases(g)[2], 1, 4096), power_of_2(g.Cg, 1, 128)
     return block_m, block_n, power_of_2(g.Kg, 1, depth), warps, stages, registers
 
 
-def packed(weight: Tensor, geometry: Geometry, saturated: bool, hip: bool = HIP) -> Tensor:
+def variant(dy: Tensor, K: int, hip: bool = HIP) -> str:
+    """Which configurations are for this gradient."""
+    return "AMD" if hip else "channels last" if channels_last(dy, K) else ""
+
+
+def packed(weight: Tensor, geometry: Geometry, variant: str, saturated: bool) -> Tensor:
     """The filters for ``plan``, float32; (w + 1)/2 for the saturated form."""
     g = geometry
-    _, block_n, depth, *_ = configuration(g, hip)
+    _, block_n, depth, *_ = configuration(g, variant)
     filters = weight.float().mul(0.5).add(0.5) if saturated else weight.float()
     return pack(filters.reshape(g.G, g.Kg, g.Cg, g.R * g.S).permute(0, 3, 1, 2), block_n, depth)
 
@@ -294,7 +303,7 @@ def plan(
         mode: "saturated", or "clipped", "full" and "sign" by the equations.
     """
     g = geometry
-    block_m, block_n, depth, warps, stages, registers = configuration(g, hip)
+    block_m, block_n, depth, warps, stages, registers = configuration(g, variant(dy, g.K, hip))
     phases_h, phases_w, pixels, step_r, step_s = phases(g)
     tiles_per_group = triton.cdiv(g.Cg, block_n)
     splits = dx.shape[0] if dx.dim() == 5 else 1
@@ -344,7 +353,7 @@ def adder2d_grad_input(
 
     Returns:
         [N, C, H, W], in the dtype of x, accumulated in float32, channels_last where x is. "clipped" is off by at most
-        (3·terms + 8)·2^-24·Σ |dy|, over the K/groups·R·S terms of an element at most.
+        (4·terms + 8)·2^-24·Σ |dy|, over the K/groups·R·S terms of an element at most.
     """
     check(x, weight, dy)
     if input_grad not in MODES:
@@ -356,14 +365,15 @@ def adder2d_grad_input(
     if small_groups.fits(g.G, g.Cg):
         small_groups.plan_grad_input(dy, x, weight, dx, geometry, input_grad).run()
         return dx.to(x.dtype)
-    block_m, block_n, depth, *_ = configuration(geometry)
+    kind = variant(dy, g.K)
+    block_m, block_n, depth, *_ = configuration(geometry, kind)
     phases_h, phases_w, pixels, step_r, step_s = phases(g)
     programs = phases_h * phases_w * triton.cdiv(pixels, block_m) * g.G * triton.cdiv(g.Cg, block_n)
     steps = triton.cdiv(g.R, step_r) * triton.cdiv(g.S, step_s) * triton.cdiv(g.Kg, depth)  # of the longest phase
     splits = parts(programs, steps, x.device)
     # A part knows only its own terms, so it cannot take Σ dy from outside; few tiles leave time for the plain clamp.
     saturated = input_grad == "clipped" and splits == 1
-    w = packed(weight, geometry, saturated)
+    w = packed(weight, geometry, kind, saturated)
     if saturated:
         total, nan = dy.unflatten(1, (g.G, g.Kg)).sum(2).contiguous(), w.sum()
     else:
