@@ -275,48 +275,29 @@ def anchor(acc, never, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.cons
 
 
 @triton.jit
-def _halves(t, N: tl.constexpr, B: tl.constexpr):
-    return tl.split(tl.permute(tl.reshape(t, (N // 2, 2, B)), (0, 2, 1)))  # [N / 2, B] twice: even and odd columns
-
-
-@triton.jit
-def _columns_2(t, B: tl.constexpr):
-    a, b = _halves(t, 2, B)
-    return (tl.reshape(a, (B,)), tl.reshape(b, (B,)))
-
-
-@triton.jit
-def _columns_4(t, B: tl.constexpr):
-    a, b = _halves(t, 4, B)
-    return _columns_2(a, B) + _columns_2(b, B)
-
-
-@triton.jit
-def _columns_8(t, B: tl.constexpr):
-    a, b = _halves(t, 8, B)
-    return _columns_4(a, B) + _columns_4(b, B)
-
-
-@triton.jit
-def _columns_16(t, B: tl.constexpr):
-    a, b = _halves(t, 16, B)
-    return _columns_8(a, B) + _columns_8(b, B)
+def _quarters(t, N: tl.constexpr, B: tl.constexpr):
+    """[N, B] as four tiles [N / 4, B], or [B] for N = 4."""
+    a, b = tl.split(tl.permute(tl.reshape(t, (N // 4, 2, 2, B)), (0, 3, 1, 2)))
+    a, b, c, d = tl.split(a) + tl.split(b)
+    if N == 4:
+        a, b, c, d = tl.reshape(a, (B,)), tl.reshape(b, (B,)), tl.reshape(c, (B,)), tl.reshape(d, (B,))
+    return a, b, c, d
 
 
 @triton.jit
 def columns(t, N: tl.constexpr, B: tl.constexpr):
-    """[N, B] as N tensors [B], in an order that is the same for every tile of N columns."""
+    """[N, B] as N tensors [B], in an order that is the same for every tile of N columns. N is a power of 2, up to 32."""
     if N == 1:
         return (tl.reshape(t, (B,)),)
     elif N == 2:
-        return _columns_2(t, B)
+        a, b = tl.split(tl.permute(tl.reshape(t, (2, B)), (1, 0)))
+        return a, b
     elif N == 4:
-        return _columns_4(t, B)
-    elif N == 8:
-        return _columns_8(t, B)
+        return _quarters(t, 4, B)
     elif N == 16:
-        return _columns_16(t, B)
+        a, b, c, d = _quarters(t, 16, B)
+        return _quarters(a, 4, B) + _quarters(b, 4, B) + _quarters(c, 4, B) + _quarters(d, 4, B)
     else:
-        tl.static_assert(N == 32)
-        a, b = _halves(t, 32, B)
-        return _columns_16(a, B) + _columns_16(b, B)
+        tl.static_assert(N == 8 or N == 32)
+        a, b = tl.split(tl.permute(tl.reshape(t, (N // 2, 2, B)), (0, 2, 1)))
+        return columns(a, N // 2, B) + columns(b, N // 2, B)
