@@ -164,19 +164,16 @@ def _packed(weight: Tensor, shape: _Shape) -> Tensor:
     other change in place moves the counter, assigning to ``.data`` the memory. (A change in place *of* ``.data`` hides
     from the counter, as it hides from autograd.) Inference tensors have no counter and are packed at each call.
     """
-    key = (library().isa, weight.data_ptr(), weight.dtype, weight.stride(), shape.H, shape.W, shape.P, shape.Q)
-    key += (shape.groups, shape.stride_h, shape.stride_w, shape.pad_top, shape.pad_left)
-    key += (shape.dilation_h, shape.dilation_w)
-    if not weight.is_inference():
-        key += (weight._version,)
-        found = _packed_filters.get(weight)
-        if found is not None and found[0] == key:
-            return found[1]
+    geometry = bytes(shape)[ctypes.sizeof(c_int64) :]  # without N
+    memory = (weight.data_ptr(), weight.dtype, weight.stride())
+    key = (library().isa, *memory, None if weight.is_inference() else weight._version, geometry)
+    found = _packed_filters.get(weight)
+    if found is not None and found[0] == key and not weight.is_inference():
+        return found[1]
     dense = _dense(weight)
     packed = torch.empty(library().packed_size(shape), dtype=torch.float32)
     library().pack(shape, dense.data_ptr(), packed.data_ptr())
-    if not weight.is_inference():
-        _packed_filters[weight] = (key, packed)
+    _packed_filters[weight] = (key, packed)
     return packed
 
 
