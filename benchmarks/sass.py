@@ -106,7 +106,7 @@ def plans(layer: Layer, batch: int, dtype, memory_format, hip: bool = False) -> 
     g = forward.Geometry.of(x, weight, (layer.stride,) * 2, (layer.padding,) * 4, (1, 1), 1)
     y = torch.empty((g.N, g.K, g.P, g.Q), device="meta", memory_format=memory_format)
     kind = forward.variant(x, half, g.C, hip)
-    yield "forward", forward.plan(x, forward.packed(weight, g, kind, half), y, g, hip)
+    yield "forward", forward.plan(x, forward.packed(weight, g, kind, half), y, g, None, hip)
     w, raw = grad_input.packed(weight, g, grad_input.variant(y, g.K, hip), True), weight.float()
     total, dx = torch.empty(g.N, g.G, g.P, g.Q, device="meta"), torch.empty_like(x)
     yield "dx", grad_input.plan(y, x, w, dx, raw, total, w, g, "saturated", hip)

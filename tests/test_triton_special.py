@@ -10,10 +10,12 @@ import truth
 from checks import assert_within, bound
 from interpreted import INTERPRETING, run_again
 from shapes import NAMED, case, tensors
+from test_fuse import extras
 from test_operator import MODES, check, run, saturated_bound
 
 import adder_zoo
 from adder_zoo import Adder2d, adder2d
+from adder_zoo.fused import adder2d_fused
 from adder_zoo.implementations import _kernels
 
 HALF = [
@@ -21,6 +23,11 @@ HALF = [
     case("half_depthwise", "several groups in a tile", (2, 5, 6, 6), (5, 1, 3, 3), 1, 1, groups=5),
     case("half_even", "steps without a rest, channels_last", (1, 32, 4, 5), (18, 32, 1, 1), layout="channels_last"),
     case("half_deep", "more than one chain", (1, 40, 3, 3), (5, 40, 2, 2), 1, 1),
+]
+FUSED = [
+    case("fused", "ragged, a NaN", (2, 5, 7, 6), (7, 5, 3, 3), 2, 1),
+    case("fused_depthwise", "several groups in a tile", (2, 5, 6, 6), (5, 1, 3, 3), 1, 1, groups=5),
+    case("fused_channels_last", "another order", (1, 16, 4, 5), (18, 16, 1, 1), layout="channels_last"),
 ]
 SPECIAL = [
     case("plain", "a tile", (1, 5, 6, 6), (6, 5, 3, 3), 1, 1),
@@ -44,6 +51,22 @@ else:
     def test_half_precision(x_dtype, weight_dtype):
         for i, shape in enumerate(HALF):
             check(shape, "triton", x_dtype, weight_dtype, modes=[MODES[i % 3]])
+
+    @pytest.mark.parametrize("residual_dtype", [None, torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("relu", [False, True])
+    def test_fused(relu, residual_dtype):
+        for i, shape in enumerate(FUSED):
+            x, w, _ = tensors(shape)
+            x[0, 0, 0, 0] = torch.nan if i == 0 else 1.0
+            scale, shift, residual = extras(shape)
+            residual = None if residual_dtype is None else residual.to(residual_dtype)
+            y = adder2d_fused(x, w, scale, shift, residual, *shape.geometry, relu, "triton")
+            value, magnitude, terms = truth.forward(x.double().numpy(), w.double().numpy(), *shape.geometry)
+            a, b = (t.double().numpy().reshape(-1, 1, 1) for t in (scale, shift))
+            c = 0 if residual is None else residual.double().numpy()
+            true = np.maximum(a * value + b + c, 0) if relu else a * value + b + c
+            error = np.abs(a) * bound((value, magnitude, terms)) + 4 * 2.0**-24 * (np.abs(a * value) + np.abs(b) + np.abs(c))
+            assert_within(y, (true,), error, f"{shape}, {residual_dtype}, {relu}")
 
     def test_float16_chains_are_short():
         """512 terms of about 30: one chain in float16 would stand still where it steps by 16, and be 10 % off."""
@@ -94,10 +117,26 @@ else:
             monkeypatch.setattr(module, "interpreting", lambda: False)
             monkeypatch.setattr(module, "wide", lambda *tensors: True)
         monkeypatch.setattr(sub[2], "_PIXELS", 16)
-        check(next(c for c in NAMED if c.id == "depthwise_stride2"), "triton", torch.float32, modes=MODES[:2])
+        depthwise = case("small", "several tiles", (2, 3, 17, 16), (3, 1, 3, 3), 2, 1, groups=3)
+        check(depthwise, "triton", torch.float32, modes=MODES[:1])
         shape = case("tiles", "several tiles each way", (2, 20, 12, 13), (70, 20, 2, 2), 2, 1)
-        check(shape, "triton", torch.float32, modes=MODES[:2])
+        check(shape, "triton", torch.float32, modes=MODES[:1])
         assert sub[2].splits_for(sub[2].Geometry.of(*tensors(shape)[:2], *shape.geometry)) > 1
+
+    def test_reduction_in_parts(monkeypatch):
+        """Few tiles: the reduction is cut, within taps too, and the parts are added up."""
+        kernels = _kernels()
+        for name in ("forward", "grad_input"):
+            monkeypatch.setattr(sys.modules[f"{kernels.__name__}.{name}"], "parts", lambda *sizes: 3)
+        for i, shape in enumerate((FUSED[0], FUSED[2], case("parts", "phases", (1, 20, 5, 5), (18, 20, 3, 3), 2, 1))):
+            check(shape, "triton", torch.float32, modes=[MODES[i % 3]])
+        x, w, _ = tensors(FUSED[0])
+        scale, shift, residual = extras(FUSED[0])
+        fused = adder2d_fused(x, w, scale, shift, residual, *FUSED[0].geometry, True, "triton")
+        y = adder2d(x, w, None, 2, 1, impl="triton")
+        assert torch.equal(fused, (y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1) + residual).relu())
+        sizes = {sys.modules[f"{kernels.__name__}._launch"].parts(n, 64, torch.device("cpu")) for n in (0, 1, 100)}
+        assert sizes == {1}
 
     def test_memory_format():
         x, w = torch.randn(2, 6, 5, 5), torch.randn(4, 6, 3, 3)

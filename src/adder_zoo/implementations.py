@@ -91,6 +91,7 @@ def _module(impl: str) -> ModuleType:
         module = ModuleType("adder_zoo.triton")
         module.__dict__.update(
             forward=kernels.adder2d_forward,
+            forward_fused=kernels.adder2d_forward_fused,
             grad_input=kernels.adder2d_grad_input,
             grad_weight=kernels.adder2d_grad_weight,
         )

@@ -203,6 +203,65 @@ def check(x: Tensor, weight: Tensor, *others: Tensor) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows the distance in a network at inference: act(scale[k]·y + shift[k] + residual).
+
+    Attributes:
+        scale, shift: [K], contiguous, float32.
+        residual: [N, K, P, Q], any strides, float32, float16 or bfloat16; or None.
+        relu: Whether act is a ReLU; otherwise there is none.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    residual: Tensor | None
+    relu: bool
+
+    @staticmethod
+    def arguments(epilogue: Epilogue | None, y: Tensor) -> dict[str, Any]:
+        """The kernels' arguments; without an epilogue they point to ``y`` and are not read."""
+        if epilogue is None:
+            return {"scale_ptr": y, "shift_ptr": y, "residual_ptr": y, **dict.fromkeys(_RESIDUAL_STRIDES, 0)}
+        residual = y if epilogue.residual is None else epilogue.residual
+        names = dict(zip(_RESIDUAL_STRIDES, residual.stride(), strict=True))
+        return {"scale_ptr": epilogue.scale, "shift_ptr": epilogue.shift, "residual_ptr": residual, **names}
+
+    @staticmethod
+    def constants(epilogue: Epilogue | None) -> dict[str, bool]:
+        return {
+            "FUSED": epilogue is not None,
+            "RESIDUAL": epilogue is not None and epilogue.residual is not None,
+            "RELU": epilogue is not None and epilogue.relu,
+        }
+
+    def apply(self, y: Tensor) -> Tensor:
+        """The same in eager torch, where a reduction was cut into parts; ``y`` [N, K, P, Q]."""
+        y = y * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+        if self.residual is not None:
+            y = y + self.residual
+        return y.relu() if self.relu else y
+
+
+_RESIDUAL_STRIDES = ("stride_en", "stride_ek", "stride_ep", "stride_eq")
+EPILOGUE_INTEGERS = list(_RESIDUAL_STRIDES)
+
+
+@triton.jit
+def finish(
+    y, k, k_inside, residual_offset, inside, scale_ptr, shift_ptr, residual_ptr,
+    FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """act(scale[k]·y + shift[k] + residual) of a tile; a NaN stays one."""
+    if FUSED:
+        y = y * tl.load(scale_ptr + k, k_inside, 0.0) + tl.load(shift_ptr + k, k_inside, 0.0)
+    if RESIDUAL:
+        y += tl.load(residual_ptr + residual_offset, inside, 0.0).to(tl.float32)
+    if RELU:
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return y
+
+
 @triton.jit
 def transfer(z, MODE: tl.constexpr):
     """What the input gradient makes of z = w - x, and the weight gradient of z = x - w; a NaN stays one."""

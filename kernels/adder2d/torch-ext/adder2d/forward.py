@@ -7,6 +7,8 @@
     a column of the reduction is one (r, s, c); a step has COLUMNS of them, of one tap (r, s)
 
 Two zeros are kept apart: padding of the image is x = 0 and adds -|w|; the tail of a tile adds nothing.
+
+At inference a scale, a shift (batch norm's), a residual and a ReLU follow while the sums are in registers.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from torch import Tensor
 
 from . import small_groups
 from ._launch import (
+    EPILOGUE_INTEGERS,
     HIP,
+    Epilogue,
     Geometry,
     Launch,
     anchor,
     channels_last,
     check,
     columns,
+    finish,
     interpreting,
     memory_format,
     pack,
@@ -67,20 +72,21 @@ _INTEGERS = [
     *("M", "H", "W", "P", "Q", "Kg", "Cg", "R", "S", "stride_h", "stride_w", "pad_top", "pad_left"),
     *("dilation_h", "dilation_w", "stride_xn", "stride_xc", "stride_xh", "stride_xw"),
     *("stride_yn", "stride_yk", "stride_yp", "stride_yq", "stride_split", "tiles_n", "tiles_per_group"),
-    *("steps_per_split", "never"),
+    *("steps_per_split", "never"), *EPILOGUE_INTEGERS,
 ]
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def _adder2d_fwd_kernel(
-    x_ptr, w_ptr, y_ptr,
+    x_ptr, w_ptr, y_ptr, scale_ptr, shift_ptr, residual_ptr,
     M, H, W, P, Q, Kg, Cg, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_yn, stride_yk, stride_yp, stride_yq, stride_split,
+    stride_en, stride_ek, stride_ep, stride_eq,
     tiles_n, tiles_per_group, steps_per_split, never,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, DEPTH: tl.constexpr,
     LAST: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, EVEN: tl.constexpr, HALF: tl.constexpr,
-    WIDE: tl.constexpr,
+    FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
@@ -186,8 +192,15 @@ def _adder2d_fwd_kernel(
     if WIDE:
         k = k.to(tl.int64)
     inside = (m < M) & (k_of_group < Kg)
-    y_offset = m // (P * Q) * stride_yn + m // Q % P * stride_yp + m % Q * stride_yq + k * stride_yk
-    tl.store(y_ptr + split * stride_split + y_offset, -acc, inside)
+    n = m // (P * Q)
+    p = m // Q % P
+    q = m % Q
+    e_offset = n * stride_en + p * stride_ep + q * stride_eq + k * stride_ek
+    y = finish(
+        -acc, k, k_of_group < Kg, e_offset, inside, scale_ptr, shift_ptr, residual_ptr, FUSED, RESIDUAL, RELU
+    )  # fmt: skip
+    y_offset = n * stride_yn + p * stride_yp + q * stride_yq + k * stride_yk
+    tl.store(y_ptr + split * stride_split + y_offset, y, inside)
 
 
 _tuned = triton.autotune(_TUNED, key=["M", "Cg", "Kg", "R", "S", "stride_h"], cache_results=True)(_adder2d_fwd_kernel)
@@ -216,7 +229,9 @@ def packed(weight: Tensor, geometry: Geometry, variant: str, half: bool) -> Tens
     return pack(filters.reshape(g.G, g.Kg, g.Cg, g.R * g.S).permute(0, 3, 2, 1), block_n, depth)
 
 
-def plan(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, hip: bool = HIP) -> Launch:
+def plan(
+    x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, epilogue: Epilogue | None = None, hip: bool = HIP
+) -> Launch:
     """The launch that computes ``y`` [N, K, P, Q], or parts [splits, N, K, P, Q] of it, from ``packed`` filters."""
     g = geometry
     M = g.N * g.P * g.Q
@@ -231,7 +246,7 @@ def plan(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, hip: bool = HIP) -
         _adder2d_fwd_kernel,
         lambda meta: triton.cdiv(M, meta["BLOCK_M"]) * g.G * tiles_per_group * splits,
         {
-            "x_ptr": x, "w_ptr": w, "y_ptr": y, "M": M, **g.scalars(),
+            "x_ptr": x, "w_ptr": w, "y_ptr": y, **Epilogue.arguments(epilogue, one), "M": M, **g.scalars(),
             **strides("x", "nchw", x), **strides("y", "nkpq", one), "stride_split": y.stride(0) if y.dim() == 5 else 0,
             "tiles_n": g.G * tiles_per_group, "tiles_per_group": tiles_per_group,
             "steps_per_split": triton.cdiv(g.R * g.S * triton.cdiv(g.Cg, depth), splits), "never": 0,
@@ -239,7 +254,8 @@ def plan(x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, hip: bool = HIP) -
         {
             "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages, "DEPTH": 1 if hip else 8,
             "LAST": last, "VECTOR": vector(x, g.Cg) if last and even else 1, "BITS": g.R * g.S <= 31, "EVEN": even,
-            "HALF": half, "WIDE": wide(x, y),
+            "HALF": half, **Epilogue.constants(epilogue),
+            "WIDE": wide(x, y, *([epilogue.residual] if epilogue and epilogue.residual is not None else [])),
         },
         warps,
         stages,
@@ -273,11 +289,55 @@ def adder2d_forward(
         is off by at most 17·2^-11 of itself (0.8 %, when all errors add up; some 0.05 % as they fall), and infinite
         where a chain exceeds 65504. All other precisions are widened first, and off by float32's rounding alone.
     """
+    return _forward(x, weight, stride, padding, dilation, groups, None)
+
+
+def adder2d_forward_fused(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    """act(scale[k]·(-Σ|x - w|) + shift[k] + residual), in one pass over the output.
+
+    Args:
+        x, weight, stride, padding, dilation, groups: As in ``adder2d_forward``.
+        scale, shift: [K], any floating dtype.
+        residual: [N, K, P, Q], float32, float16 or bfloat16, any strides; or None.
+        relu: Whether act is a ReLU; otherwise there is none.
+
+    Returns:
+        [N, K, P, Q], float32, channels_last where x is.
+    """
+    others = [] if residual is None else [residual]
+    for t in (scale, shift, *others):
+        if t.device != x.device:
+            raise ValueError(f"tensors are on {x.device} and {t.device}; move one of them")
+    epilogue = Epilogue(scale.float().contiguous(), shift.float().contiguous(), residual, relu)
+    check(x, weight, *others)
+    return _forward(x, weight, stride, padding, dilation, groups, epilogue)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    epilogue: Epilogue | None,
+) -> Tensor:
     check(x, weight)
     geometry = g = Geometry.of(x, weight, stride, padding, dilation, groups)
     y = torch.empty((g.N, g.K, g.P, g.Q), dtype=torch.float32, device=x.device, memory_format=memory_format(x))
     if small_groups.fits(g.G, g.Kg):
-        small_groups.plan_forward(x, weight, y, geometry).run()
+        small_groups.plan_forward(x, weight, y, geometry, epilogue).run()
         return y
     if x.element_size() < 4 and not channels_last(x, g.C):
         x = x.contiguous(memory_format=torch.channels_last)
@@ -288,10 +348,11 @@ def adder2d_forward(
     programs = triton.cdiv(g.N * g.P * g.Q, block_m) * w.shape[0] * w.shape[1]
     splits = parts(programs, g.R * g.S * triton.cdiv(g.Cg, depth), x.device)
     if splits == 1:
-        plan(x, w, y, geometry).run()
+        plan(x, w, y, geometry, epilogue).run()
         return y
     partial = torch.empty((splits, *y.shape), dtype=y.dtype, device=y.device).as_strided(
         (splits, *y.shape), (y.numel(), *y.stride())
     )
     plan(x, w, partial, geometry).run()
-    return torch.sum(partial, 0, out=y)
+    torch.sum(partial, 0, out=y)
+    return y if epilogue is None else epilogue.apply(y)

@@ -16,7 +16,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Geometry, Launch, interpreting, power_of_2, strides, transfer, wide
+from ._launch import (
+    EPILOGUE_INTEGERS,
+    Epilogue,
+    Geometry,
+    Launch,
+    finish,
+    interpreting,
+    power_of_2,
+    strides,
+    transfer,
+    wide,
+)
 
 SMALL_GROUP = 8  # channels of a group up to which a tile of its own would be mostly empty
 
@@ -33,15 +44,17 @@ def fits(G: int, channels: int) -> bool:
     return G > 1 and channels <= SMALL_GROUP
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "M", "tiles_n"])
+@triton.jit(do_not_specialize=[*_SIZES, *EPILOGUE_INTEGERS, "M", "tiles_n"])
 def _adder2d_fwd_small_kernel(
-    x_ptr, w_ptr, y_ptr,
+    x_ptr, w_ptr, y_ptr, scale_ptr, shift_ptr, residual_ptr,
     M, H, W, P, Q, K, C, Kg, Cg, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_wk, stride_wc, stride_wr, stride_ws,
     stride_yn, stride_yk, stride_yp, stride_yq,
+    stride_en, stride_ek, stride_ep, stride_eq,
     tiles_n,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
@@ -67,7 +80,9 @@ def _adder2d_fwd_small_kernel(
             x = tl.load(x_ptr + x_offset + c * stride_xc, inside, 0.0).to(tl.float32)
             wv = tl.load(w_ptr + w_offset + c * stride_wc, k < K, 0.0).to(tl.float32)
             acc += tl.abs(x - wv)
-    tl.store(y_ptr + n * stride_yn + p * stride_yp + q * stride_yq + k * stride_yk, -acc, tile)
+    e_offset = n * stride_en + p * stride_ep + q * stride_eq + k * stride_ek
+    y = finish(-acc, k, k < K, e_offset, tile, scale_ptr, shift_ptr, residual_ptr, FUSED, RESIDUAL, RELU)
+    tl.store(y_ptr + n * stride_yn + p * stride_yp + q * stride_yq + k * stride_yk, y, tile)
 
 
 @triton.jit(
@@ -152,7 +167,7 @@ def _blocks(pixels: int, channels: int, x: Tensor) -> tuple[int, int, int]:
     return _CONFIGS["NCHW" if x.stride(1) > x.stride(3) else "channels last"]
 
 
-def plan_forward(x: Tensor, weight: Tensor, y: Tensor, geometry: Geometry) -> Launch:
+def plan_forward(x: Tensor, weight: Tensor, y: Tensor, geometry: Geometry, epilogue: Epilogue | None = None) -> Launch:
     """The launch that computes ``y`` [N, K, P, Q]."""
     g = geometry
     M = g.N * g.P * g.Q
@@ -162,10 +177,14 @@ def plan_forward(x: Tensor, weight: Tensor, y: Tensor, geometry: Geometry) -> La
         _adder2d_fwd_small_kernel,
         lambda meta: triton.cdiv(M, block_m) * tiles_n,
         {
-            "x_ptr": x, "w_ptr": weight, "y_ptr": y, "M": M, **g.scalars(), "K": g.K, "C": g.C,
+            "x_ptr": x, "w_ptr": weight, "y_ptr": y, **Epilogue.arguments(epilogue, y),
+            "M": M, **g.scalars(), "K": g.K, "C": g.C,
             **strides("x", "nchw", x), **strides("w", "kcrs", weight), **strides("y", "nkpq", y), "tiles_n": tiles_n,
         },
-        {"BLOCK_M": block_m, "BLOCK_N": block_n, "WIDE": wide(x, weight, y)},
+        {
+            "BLOCK_M": block_m, "BLOCK_N": block_n, **Epilogue.constants(epilogue),
+            "WIDE": wide(x, weight, y, *([epilogue.residual] if epilogue and epilogue.residual is not None else [])),
+        },
         warps,
         1,
     )  # fmt: skip
