@@ -57,7 +57,7 @@ def longest_chain(case: Case) -> int:
 
 def saturated_bound(dy, x, weight, case: Case) -> np.ndarray:
     """What Σ dy·HT(w - x) = 2·(Σ dy·sat((w + 1)/2 - x/2) - Σ dy/2) costs: the rounding of sums of |dy|, where HT = 1."""
-    dy, x, weight = (t.detach().double().numpy() for t in (dy, x, weight))
+    dy, x, weight = (t.detach().cpu().double().numpy() for t in (dy, x, weight))
     ones = truth.grad_input(np.where(np.isfinite(dy), dy, 0), np.full(x.shape, -1.0), np.zeros(weight.shape), *case.geometry)
     return truth.gamma(4 * ones[2] + 8, truth.UNIT_ROUNDOFF["float32"]) * ones[1]
 
@@ -65,10 +65,10 @@ def saturated_bound(dy, x, weight, case: Case) -> np.ndarray:
 MODES = [("full", "clipped"), ("sign", "full"), ("sign", "sign")]  # of weight_grad and input_grad
 
 
-def check(case: Case, impl, x_dtype, weight_dtype=None, p=1.0, modes=MODES):
+def check(case: Case, impl, x_dtype, weight_dtype=None, p=1.0, modes=MODES, device="cpu"):
     """Forward, dx and dw in the given modes."""
     weight_dtype = weight_dtype or x_dtype
-    x, weight, dy = tensors(case, x_dtype, weight_dtype)
+    x, weight, dy = tensors(case, x_dtype, weight_dtype, device=device)
     x, weight = x.requires_grad_(), weight.requires_grad_()
     true = expected(case, x_dtype, weight_dtype, p)
     computed = "float64" if x_dtype == torch.float64 else "float32"

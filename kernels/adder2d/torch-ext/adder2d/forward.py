@@ -37,6 +37,7 @@ from ._launch import (
     pack,
     parts,
     power_of_2,
+    processors,
     strides,
     vector,
     wide,
@@ -346,7 +347,7 @@ def _forward(
     w = packed(weight, geometry, kind, half)
     block_m, _, depth, *_ = configuration(geometry, kind)
     programs = triton.cdiv(g.N * g.P * g.Q, block_m) * w.shape[0] * w.shape[1]
-    splits = parts(programs, g.R * g.S * triton.cdiv(g.Cg, depth), x.device)
+    splits = parts(programs, g.R * g.S * triton.cdiv(g.Cg, depth), processors(x.device))
     if splits == 1:
         plan(x, w, y, geometry, epilogue).run()
         return y

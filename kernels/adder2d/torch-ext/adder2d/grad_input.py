@@ -45,6 +45,7 @@ from ._launch import (
     pack,
     parts,
     power_of_2,
+    processors,
     strides,
     transfer,
     vector,
@@ -370,7 +371,7 @@ def adder2d_grad_input(
     phases_h, phases_w, pixels, step_r, step_s = phases(g)
     programs = phases_h * phases_w * triton.cdiv(pixels, block_m) * g.G * triton.cdiv(g.Cg, block_n)
     steps = triton.cdiv(g.R, step_r) * triton.cdiv(g.S, step_s) * triton.cdiv(g.Kg, depth)  # of the longest phase
-    splits = parts(programs, steps, x.device)
+    splits = parts(programs, steps, processors(x.device))
     # A part knows only its own terms, so it cannot take Σ dy from outside; few tiles leave time for the plain clamp.
     saturated = input_grad == "clipped" and splits == 1
     w = packed(weight, geometry, kind, saturated)
