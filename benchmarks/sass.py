@@ -7,7 +7,7 @@ choose, with the compilers and disassemblers inside of the triton package. A ker
 in it that has most arithmetic. Of it are printed
 
     instructions  all that a thread issues in a turn
-    share         of them that are the sum's own arithmetic: FADD, FFMA, HADD2, ... (on AMD v_add_f32, v_pk_add_f32, ...)
+    share         of them that are the sum's own arithmetic: FADD, FFMA, HADD2, ... (on AMD v_add_f32, v_pk_add_f32)
     slots         instructions for each tap, one |x - w| or dy·HT(w - x) of one output: 2 is the limit of fp32, 1 of
                   fp16 and of packed fp32 (sm_100)
     registers     for each thread, and how many blocks of the kernel's size then fit on a multiprocessor
@@ -49,7 +49,8 @@ TARGETS = {
 REGISTERS = 65536  # of a multiprocessor
 # Arithmetic by its name without suffixes, and how many values an instruction computes.
 MATH = {
-    **{"FADD": 1, "FFMA": 1, "FMUL": 1, "FMNMX": 1, "FADD2": 2, "FFMA2": 2, "HADD2": 2, "HFMA2": 2, "HMNMX2": 2},
+    **dict.fromkeys(("FADD", "FFMA", "FMUL", "FMNMX"), 1),
+    **dict.fromkeys(("FADD2", "FFMA2", "HADD2", "HFMA2", "HMNMX2"), 2),
     **{f"v_{name}_f32": 1 for name in ("add", "sub", "subrev", "fma", "fmac", "mul", "max", "min", "med3")},
     **{f"v_pk_{name}_f32": 2 for name in ("add", "fma", "mul")},
     **{f"v_{name}_f16": 1 for name in ("add", "sub", "subrev", "max")},
@@ -159,7 +160,8 @@ def count(names: tuple[str, str], launch, arch: str, out: Path | None = None) ->
     lanes = sum(MATH.get(name, 0) * n for name, n in mix.items())
     math = sum(n for name, n in mix.items() if name in MATH)
     taps = size / threads
-    taps *= max(1, round(lanes / (2 * taps)) if names[0] != "dw" else 1)  # the compiler may have unrolled it
+    # The compiler may have unrolled it. A tap is two operations, three where the saturation is one by itself.
+    taps *= max(1, round(lanes / ((3 if hip and names[0] == "dx" else 2) * taps))) if names[0] != "dw" else 1
     spills = [sum(name.startswith(SPILLS) for name in part) for part in (body, operations)]
     return Count(
         *names, arch, taps, len(body), math, math / len(body), len(body) / taps, registers, threads,
@@ -172,9 +174,7 @@ def _hot(operations: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]
     def arithmetic(loop):
         return sum(name in MATH for name in operations[loop[0] : loop[1] + 1])
 
-    innermost = [
-        (a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)
-    ]  # fmt: skip
+    innermost = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
     return max(innermost, key=arithmetic)
 
 

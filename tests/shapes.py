@@ -203,7 +203,10 @@ def arrange(t: Tensor, layout: str) -> Tensor:
 def tensors(
     case: Case, x_dtype=torch.float32, weight_dtype=None, seed: int = 0, device="cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x, weight and dy, the same on every device. Half of all values lie on a grid of 1/4, so that x = w and |x - w| = 1 occur."""
+    """x, weight and dy, the same on every device.
+
+    Half of all values lie on a grid of 1/4, so that x = w and |x - w| = 1 occur.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def draw(shape):

@@ -1,5 +1,7 @@
 """The Triton kernels on a GPU, against the truth in float64; `make gpu` runs them. Needs no network and no data."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -60,8 +62,7 @@ LARGE = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", LARGE, ids=lambda c: c.id)
 def test_layers_of_networks(shape, dtype, layout):
-    shape = case(shape.id, shape.reason, shape.x, shape.weight, shape.stride, shape.padding[::2], 1, shape.groups, layout)
-    check(shape, "triton", dtype, modes=MODES[:2], device=CUDA)
+    check(dataclasses.replace(shape, layout=layout), "triton", dtype, modes=MODES[:2], device=CUDA)
 
 
 @pytest.mark.parametrize("where", ["x", "weight", "dy"])
@@ -168,10 +169,10 @@ def losses(model, steps=12, dtype=None, forward=None):
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
 def test_training_under_autocast(dtype):
-    found = losses(network(), dtype=dtype)
+    found = losses(network(), 30, dtype)
     assert np.isfinite(found).all()
-    assert found[-1] < 0.7 * found[0]
-    plain = losses(network())
+    assert found[-1] < 0.8 * found[0]
+    plain = losses(network(), 1)
     assert found[0] == pytest.approx(plain[0], rel=0.02)
 
 

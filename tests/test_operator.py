@@ -56,10 +56,11 @@ def longest_chain(case: Case) -> int:
 
 
 def saturated_bound(dy, x, weight, case: Case) -> np.ndarray:
-    """What Σ dy·HT(w - x) = 2·(Σ dy·sat((w + 1)/2 - x/2) - Σ dy/2) costs: the rounding of sums of |dy|, where HT = 1."""
+    """What 2·(Σ dy·sat((w + 1)/2 - x/2) - Σ dy/2) costs, the Triton kernels' form of dx: rounding in sums of |dy|."""
     dy, x, weight = (t.detach().cpu().double().numpy() for t in (dy, x, weight))
-    ones = truth.grad_input(np.where(np.isfinite(dy), dy, 0), np.full(x.shape, -1.0), np.zeros(weight.shape), *case.geometry)
-    return truth.gamma(4 * ones[2] + 8, truth.UNIT_ROUNDOFF["float32"]) * ones[1]
+    x, weight = np.full(x.shape, -1.0), np.zeros(weight.shape)  # HT(w - x) = 1
+    _, magnitude, terms = truth.grad_input(np.where(np.isfinite(dy), dy, 0), x, weight, *case.geometry)
+    return truth.gamma(4 * terms + 8, truth.UNIT_ROUNDOFF["float32"]) * magnitude
 
 
 MODES = [("full", "clipped"), ("sign", "full"), ("sign", "sign")]  # of weight_grad and input_grad

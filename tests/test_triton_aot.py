@@ -1,7 +1,7 @@
-"""The Triton kernels compiled ahead of time, without a GPU: what their machine code is, so that what costs speed fails.
+"""The Triton kernels compiled ahead of time, without a GPU: their machine code, so that what costs speed fails.
 
 What ``Launch.source`` gives is what ``Launch.run`` launches, so a kernel that compiles here compiles on the card.
-``benchmarks/sass.py`` counts; the limits lie a little beyond what is reached (``benchmarks/README.md`` has the figures).
+``benchmarks/sass.py`` counts; the limits lie a little beyond what is reached, see ``benchmarks/README.md``.
 """
 
 import json
@@ -19,7 +19,7 @@ HERE = Path(__file__)
 NVIDIA = {
     "forward.128x128x16-nchw-float32": (2.21, 128),
     "forward.64x64x32-nchw-float32": (2.26, 128),
-    "dx.128x128x16-nchw-float32": (2.23, 192),
+    "dx.128x128x16-nchw-float32": (2.23, 200),
     "dx.64x64x32-nchw-float32": (2.28, 168),
 }
 LIMITS = {

@@ -9,7 +9,7 @@ import torch
 import truth
 from checks import assert_within, bound
 from interpreted import INTERPRETING, run_again
-from shapes import NAMED, case, tensors
+from shapes import case, tensors
 from test_fuse import extras
 from test_operator import MODES, check, run, saturated_bound
 
@@ -65,7 +65,8 @@ else:
             a, b = (t.double().numpy().reshape(-1, 1, 1) for t in (scale, shift))
             c = 0 if residual is None else residual.double().numpy()
             true = np.maximum(a * value + b + c, 0) if relu else a * value + b + c
-            error = np.abs(a) * bound((value, magnitude, terms)) + 4 * 2.0**-24 * (np.abs(a * value) + np.abs(b) + np.abs(c))
+            error = np.abs(a) * bound((value, magnitude, terms))
+            error = error + 2.0**-22 * (np.abs(a * value) + np.abs(b) + np.abs(c))
             assert_within(y, (true,), error, f"{shape}, {residual_dtype}, {relu}")
 
     def test_float16_chains_are_short():

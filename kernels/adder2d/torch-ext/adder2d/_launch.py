@@ -321,122 +321,6 @@ def parts(programs: int, steps: int, processors: int) -> int:
     return max(1, min(processors // programs, steps // 8, 16))
 
 
-@dataclass(frozen=True)
-class Epilogue:
-    """What follows the distance in a network at inference: act(scale[k]·y + shift[k] + residual).
-
-    Attributes:
-        scale, shift: [K], contiguous, float32.
-        residual: [N, K, P, Q], any strides, float32, float16 or bfloat16; or None.
-        relu: Whether act is a ReLU; otherwise there is none.
-    """
-
-    scale: Tensor
-    shift: Tensor
-    residual: Tensor | None
-    relu: bool
-
-    @staticmethod
-    def arguments(epilogue: Epilogue | None, y: Tensor) -> dict[str, Any]:
-        """The kernels' arguments; without an epilogue they point to ``y`` and are not read."""
-        if epilogue is None:
-            return {"scale_ptr": y, "shift_ptr": y, "residual_ptr": y, **dict.fromkeys(_RESIDUAL_STRIDES, 0)}
-        residual = y if epilogue.residual is None else epilogue.residual
-        names = dict(zip(_RESIDUAL_STRIDES, residual.stride(), strict=True))
-        return {"scale_ptr": epilogue.scale, "shift_ptr": epilogue.shift, "residual_ptr": residual, **names}
-
-    @staticmethod
-    def constants(epilogue: Epilogue | None) -> dict[str, bool]:
-        return {
-            "FUSED": epilogue is not None,
-            "RESIDUAL": epilogue is not None and epilogue.residual is not None,
-            "RELU": epilogue is not None and epilogue.relu,
-        }
-
-    def apply(self, y: Tensor) -> Tensor:
-        """The same in eager torch, where a reduction was cut into parts; ``y`` [N, K, P, Q]."""
-        y = y * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
-        if self.residual is not None:
-            y = y + self.residual
-        return y.relu() if self.relu else y
-
-
-_RESIDUAL_STRIDES = ("stride_en", "stride_ek", "stride_ep", "stride_eq")
-EPILOGUE_INTEGERS = list(_RESIDUAL_STRIDES)
-
-
-@triton.jit
-def finish(
-    y, k, k_inside, residual_offset, inside, scale_ptr, shift_ptr, residual_ptr,
-    FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
-):  # fmt: skip
-    """act(scale[k]·y + shift[k] + residual) of a tile; a NaN stays one."""
-    if FUSED:
-        y = y * tl.load(scale_ptr + k, k_inside, 0.0) + tl.load(shift_ptr + k, k_inside, 0.0)
-    if RESIDUAL:
-        y += tl.load(residual_ptr + residual_offset, inside, 0.0).to(tl.float32)
-    if RELU:
-        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return y
-
-
-@triton.jit
-def transfer(z, MODE: tl.constexpr):
-    """What the input gradient makes of z = w - x, and the weight gradient of z = x - w; a NaN stays one."""
-    if MODE == "clipped":
-        return tl.clamp(z, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
-    elif MODE == "sign":
-        sign = tl.where(z > 0, 1.0, 0.0) - tl.where(z < 0, 1.0, 0.0)
-        return tl.where(z != z, z, sign)
-    else:
-        return z
-
-
-def pack(filters: Tensor, block: int, columns: int) -> Tensor:
-    """Filters as the kernels read them: one tile after the other, each a plain run through memory.
-
-    Args:
-        filters: [G, taps, columns of the reduction, outputs], any strides.
-        block: Outputs in a tile.
-        columns: Columns in a step; the reduction is padded with zeros to a multiple of it.
-
-    Returns:
-        [G, tiles, taps, padded columns, block], contiguous.
-    """
-    G, taps, depth, outputs = filters.shape
-    tiles, steps = triton.cdiv(outputs, block), triton.cdiv(depth, columns)
-    padded = F.pad(filters, (0, tiles * block - outputs, 0, steps * columns - depth))
-    return padded.reshape(G, taps, steps * columns, tiles, block).permute(0, 3, 1, 2, 4).contiguous()
-
-
-def channels_last(t: Tensor, C: int) -> bool:
-    """Whether a pixel's channels are neighbours in memory."""
-    return C > 1 and t.stride(1) == 1
-
-
-def vector(t: Tensor, C: int) -> int:
-    """How many neighbouring channels one copy may take, 16 bytes at most, by the alignment of every pixel."""
-    widest = 16 // t.element_size()
-    strides = (C, *(t.stride(i) for i in (0, 2, 3)))
-    address = 0 if t.device.type == "meta" else t.data_ptr()
-    while widest > 1 and (any(s % widest for s in strides) or address % (widest * t.element_size())):
-        widest //= 2
-    return widest
-
-
-def parts(programs: int, steps: int, device: torch.device) -> int:
-    """Into how many parts a reduction of ``steps`` steps is cut, so that few tiles keep a whole card busy.
-
-    By sizes and card alone, and the parts are added up in one order: the same call gives the same bits.
-    """
-    if device.type != "cuda":
-        return 1
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    if 2 * programs > processors or programs == 0:
-        return 1
-    return max(1, min(processors // programs, steps // 8, 16))
-
-
 @triton.jit
 def anchor(acc, never, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
     """``acc`` [ROWS, COLUMNS] as it is, laid out as a matrix product's result (the trick is explained above).
@@ -463,7 +347,7 @@ def _quarters(t, N: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def columns(t, N: tl.constexpr, B: tl.constexpr):
-    """[N, B] as N tensors [B], in an order that is the same for every tile of N columns. N is a power of 2, up to 32."""
+    """[N, B] as N tensors [B], in an order that is the same for every tile of N columns; N is 1, 2, 4, ... 32."""
     if N == 1:
         return (tl.reshape(t, (B,)),)
     elif N == 2:

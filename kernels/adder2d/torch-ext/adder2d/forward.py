@@ -109,7 +109,8 @@ def _adder2d_fwd_kernel(
     m_inside = m < M
     h_first = m // Q % P * stride_h
     w_first = m % Q * stride_w
-    x_offset = m // (P * Q) * stride_xn + h_first * stride_xh + w_first * stride_xw  # of tap (pad_top, pad_left): >= 0
+    # Of the tap at (pad_top, pad_left), so that no offset is negative.
+    x_offset = m // (P * Q) * stride_xn + h_first * stride_xh + w_first * stride_xw
     if LAST:
         if VECTOR > 1:
             x_offset = tl.multiple_of(x_offset, [VECTOR, 1])
@@ -174,7 +175,8 @@ def _adder2d_fwd_kernel(
                 acc += part.to(tl.float32)
         else:
             for u in tl.static_range(COLUMNS):
-                acc += tl.abs(ws[u][:, None].to(tl.float32) - xs[u][None, :].to(tl.float32))  # [BLOCK_N, BLOCK_M]
+                # [BLOCK_N, BLOCK_M]
+                acc += tl.abs(ws[u][:, None].to(tl.float32) - xs[u][None, :].to(tl.float32))
         w_tile += COLUMNS * BLOCK_N
         c0 += COLUMNS
         done = c0 >= Cg
@@ -208,7 +210,7 @@ _tuned = triton.autotune(_TUNED, key=["M", "Cg", "Kg", "R", "S", "stride_h"], ca
 
 
 def configuration(geometry: Geometry, variant: str) -> tuple[int, int, int, int, int, int | None]:
-    """(BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers) by shape and variant: "", "channels last", "half", "AMD"."""
+    """(BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers) by shape and variant ("", "channels last", ...)."""
     g = geometry
     kind = "many filters" if g.Kg > 64 else "few filters" if g.Kg > 16 else "very few filters"
     block_m, block_n, depth, warps, stages, registers = _CONFIGS[f"{kind}, {variant}" if variant else kind]

@@ -57,7 +57,7 @@ MODES = ("clipped", "full", "sign")
 
 # (BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers). A thread keeps x beside its sums.
 _CONFIGS = {
-    "many channels": (128, 128, 16, 8, 3, 192),  # 64 sums, 64 x: one block has a multiprocessor, its sums hide latency
+    "many channels": (128, 128, 16, 8, 3, 200),  # 64 sums, 64 x: one block has a multiprocessor, its sums hide latency
     "few channels": (64, 64, 32, 4, 3, 168),  # up to 64; 32 of each: three blocks of 128 threads share one
     "very few channels": (128, 16, 16, 4, 3, None),  # up to 16: LeNet and the first layers
     # Four columns of a pixel come in one read and wait in registers.
@@ -221,8 +221,8 @@ def _adder2d_bwd_dx_kernel(
     if SATURATED:
         acc = 2.0 * acc
 
-    # A tap that meets no output came in with dy = 0, which adds nothing, except that 0 times NaN or infinity is NaN; and
-    # a saturated NaN is 0. Instead of a selection at every tap, such a tile is summed once more, with the selection.
+    # A tap that meets no output came in with dy = 0, which adds nothing, but 0 times NaN or infinity is NaN; and a
+    # saturated NaN is 0. Instead of a selection at every tap, such a tile is summed once more, with the selection.
     again = tl.max((acc != acc).to(tl.int32)) > 0
     if SATURATED:
         filters = tl.load(nan_ptr)
@@ -245,7 +245,8 @@ def _adder2d_bwd_dx_kernel(
             if WIDE:
                 k = k.to(tl.int64)
                 kk = kk.to(tl.int64)
-            dy = tl.load(dy_ptr + nx * stride_yn + kk * stride_yk + p * stride_yp + q * stride_yq + c_of_group * 0, met, 0.0)
+            dy_offset = nx * stride_yn + kk * stride_yk + p * stride_yp + q * stride_yq
+            dy = tl.load(dy_ptr + dy_offset + c_of_group * 0, met, 0.0)
             r = r_first + t // s_count * step_r
             s = s_first + t % s_count * step_s
             wv = tl.load(raw_tile + k * stride_wk + r * stride_wr + s * stride_ws, (c_of_group < Cg) & (k < Kg), 0.0)

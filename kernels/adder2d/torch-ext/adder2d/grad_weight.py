@@ -184,7 +184,7 @@ def _linear(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor
         pads = [0, 0]
     stride = geometry.stride
     if geometry.R * geometry.S == 1 and x.device.type == "cpu" and max(stride) > 1:
-        # oneDNN (to 3.12, its issue 6035) writes behind its workspace for some of these: hand it the pixels met, stride 1
+        # oneDNN (to 3.12, its issue 6035) writes behind its workspace for some: hand it the pixels met, stride 1
         x = F.pad(x, (pads[1], pads[1], pads[0], pads[0]))[:, :, :: stride[0], :: stride[1]]
         x, stride, pads = x[:, :, : dy.shape[2], : dy.shape[3]], [1, 1], [0, 0]
     dy, x, weight = _usual_strides(dy), _usual_strides(x), _usual_strides(weight)

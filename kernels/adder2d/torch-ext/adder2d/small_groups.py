@@ -3,8 +3,8 @@
     y[n, k, p, q]  = -Σ_{c,r,s} |x[n, c, h, w] - w[k, c, r, s]|                        Eq. 2
     dx[n, c, h, w] = Σ_{k,r,s} dy[n, k, p, q]·HT(w[k, c, r, s] - x[n, c, h, w])        Eq. 6 and 7
 
-Shapes and names as in ``forward.py`` and ``grad_input.py``. A tile spans several groups, so that its channels meet other
-channels of x each: nothing is shared between the rows of a tile, and memory decides the time. Lanes go along what is
+Shapes and names as in ``forward.py`` and ``grad_input.py``. A tile spans several groups, so its channels meet channels
+of x of their own: nothing is shared between the rows of a tile, and memory decides the time. Lanes go along what is
 neighbours in memory.
 """
 
@@ -40,7 +40,7 @@ _SIZES += ["stride_wk", "stride_wc", "stride_wr", "stride_ws", "stride_yn", "str
 
 
 def fits(G: int, channels: int) -> bool:
-    """Whether these kernels are for G groups with so many channels each in what a tile has: filters, or inputs for dx."""
+    """Whether G groups with so many channels each (filters; for dx those of x) are for these kernels."""
     return G > 1 and channels <= SMALL_GROUP
 
 
