@@ -47,14 +47,12 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 REGISTERS = 65536  # of a multiprocessor
-# Arithmetic by its name without suffixes, and how many values an instruction computes.
+# Arithmetic by its name without suffixes.
 MATH = {
-    **dict.fromkeys(("FADD", "FFMA", "FMUL", "FMNMX"), 1),
-    **dict.fromkeys(("FADD2", "FFMA2", "HADD2", "HFMA2", "HMNMX2"), 2),
-    **{f"v_{name}_f32": 1 for name in ("add", "sub", "subrev", "fma", "fmac", "mul", "max", "min", "med3")},
-    **{f"v_pk_{name}_f32": 2 for name in ("add", "fma", "mul")},
-    **{f"v_{name}_f16": 1 for name in ("add", "sub", "subrev", "max")},
-    **{f"v_pk_{name}_f16": 2 for name in ("add", "sub", "max", "fma")},
+    *("FADD", "FFMA", "FMUL", "FMNMX", "FADD2", "FFMA2", "HADD2", "HFMA2", "HMNMX2"),
+    *(f"v_{name}_f32" for name in ("add", "sub", "subrev", "fma", "fmac", "mul", "max", "min", "med3")),
+    *(f"v_{name}_f16" for name in ("add", "sub", "subrev", "max")),
+    *(f"v_pk_{name}_{type}" for name in ("add", "sub", "fma", "mul", "max") for type in ("f32", "f16")),
 }
 SPILLS = ("LDL", "STL", "scratch_load", "scratch_store")
 
@@ -157,11 +155,8 @@ def count(names: tuple[str, str], launch, arch: str, out: Path | None = None) ->
     first, last = _hot(operations, loops)
     body = operations[first : last + 1]
     mix = collections.Counter(body)
-    lanes = sum(MATH.get(name, 0) * n for name, n in mix.items())
     math = sum(n for name, n in mix.items() if name in MATH)
     taps = size / threads
-    # The compiler may have unrolled it. A tap is two operations, three where the saturation is one by itself.
-    taps *= max(1, round(lanes / ((3 if hip and names[0] == "dx" else 2) * taps))) if names[0] != "dw" else 1
     spills = [sum(name.startswith(SPILLS) for name in part) for part in (body, operations)]
     return Count(
         *names, arch, taps, len(body), math, math / len(body), len(body) / taps, registers, threads,

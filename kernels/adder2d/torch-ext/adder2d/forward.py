@@ -255,7 +255,7 @@ def plan(
             "steps_per_split": triton.cdiv(g.R * g.S * triton.cdiv(g.Cg, depth), splits), "never": 0,
         },
         {
-            "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages, "DEPTH": 1 if hip else 8,
+            "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages, "DEPTH": 1 if hip else 16,
             "LAST": last, "VECTOR": vector(x, g.Cg) if last and even else 1, "BITS": g.R * g.S <= 31, "EVEN": even,
             "HALF": half, **Epilogue.constants(epilogue),
             "WIDE": wide(x, y, *([epilogue.residual] if epilogue and epilogue.residual is not None else [])),

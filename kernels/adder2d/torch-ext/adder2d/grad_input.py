@@ -57,7 +57,7 @@ MODES = ("clipped", "full", "sign")
 
 # (BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers). A thread keeps x beside its sums.
 _CONFIGS = {
-    "many channels": (128, 128, 16, 8, 3, 200),  # 64 sums, 64 x: one block has a multiprocessor, its sums hide latency
+    "many channels": (128, 128, 16, 8, 3, 216),  # 64 sums, 64 x: one block has a multiprocessor, its sums hide latency
     "few channels": (64, 64, 32, 4, 3, 168),  # up to 64; 32 of each: three blocks of 128 threads share one
     "very few channels": (128, 16, 16, 4, 3, None),  # up to 16: LeNet and the first layers
     # Four columns of a pixel come in one read and wait in registers.
@@ -326,7 +326,7 @@ def plan(
         },
         {
             "MODE": mode, "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages,
-            "DEPTH": 1 if hip else 8, "LAST": last, "VECTOR": vector(dy, g.Kg) if last and even else 1,
+            "DEPTH": 1 if hip else 16, "LAST": last, "VECTOR": vector(dy, g.Kg) if last and even else 1,
             "BITS": g.R * g.S <= 31, "EVEN": even, "WIDE": wide(dy, x, dx),
         },
         warps,
