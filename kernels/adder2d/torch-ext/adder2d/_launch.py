@@ -325,8 +325,8 @@ def parts(programs: int, steps: int, processors: int) -> int:
 def anchor(acc, never, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
     """``acc`` [ROWS, COLUMNS] as it is, laid out as a matrix product's result (the trick is explained above).
 
-    The product is never computed: ``never`` is 0, which only the caller knows. ``DEPTH`` is 16, the least that Triton 3.6
-    takes, or 1 on AMD, where a deeper one would become a matrix instruction with a layout of its own.
+    The product is never computed: ``never`` is 0, which only the caller knows. ``DEPTH`` is 16, the least that Triton
+    3.6 takes, or 1 on AMD, where a deeper one would become a matrix instruction with a layout of its own.
     """
     if never != 0:
         a = tl.full((ROWS, DEPTH), 1.0, tl.float32) * never

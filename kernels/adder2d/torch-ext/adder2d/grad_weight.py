@@ -3,10 +3,13 @@
     dw[k, c, r, s] = Σ_{n,p,q} dy[n, k, p, q]·(x[n, c, p·stride_h + r·dilation_h - pad_top, ...] - w[k, c, r, s])
 
 "full" (Eq. 5, a surrogate) is linear in x: Σ dy·x, which is the library's own convolution weight gradient, less w·Σ dy.
-The convolution takes TF32 on a GPU where ``torch.backends.cudnn.allow_tf32`` lets it. "sign" (Eq. 4) puts sgn(x - w) in
-the place of x - w, and is summed tap by tap by the kernel below. So is "full" where the two sums met as ∞ - ∞ or 0·∞:
-the kernel looks at what the convolution left and computes anew only the tiles that are not finite, so that nobody waits
-for the device.
+The convolution takes TF32 on a GPU where ``torch.backends.cudnn.allow_tf32`` lets it (torch's default): x and dy are
+then rounded to 11 bits, and dw is off by up to 2^-10·Σ |dy·x| instead of some 2^-24 of it. As Σ dy·x and w·Σ dy cancel
+where x is close to w, that may be much of a small dw; the adaptive learning rate only sees dw's direction.
+
+"sign" (Eq. 4) puts sgn(x - w) in the place of x - w, and is summed tap by tap by the kernel below. So is "full" where
+the two sums met as ∞ - ∞ or 0·∞: the kernel looks at what the convolution left and computes anew only the tiles that
+are not finite, so that nobody waits for the device.
 
     x [N, C, H, W]    w, dw [K, Cg, R, S]    dy [N, K, P, Q]    G groups, Cg = C / G, Kg = K / G
     M = N·P·Q pixels, cut into `splits` parts that are added up afterwards, in one order
