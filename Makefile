@@ -1,15 +1,17 @@
 # make demo    the main job on real images, from nothing but Python and make
 # make test    the test suite (make test-slow: with what takes minutes)
 # make check   lint and types
+# make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
 # make cards   the model cards in hub_cards/, from results.json
 # make gpu-train  the paper's trainings on a GPU for MINUTES=10, to be taken up again
 # make kernel  the kernel project as it is uploaded to the Hub, into build/kernel/
 PYTHON ?= python3
 BIN := .venv/bin
+GPU_WORKERS ?= 8
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-slow check cards gpu-train kernel clean
+.PHONY: install demo test test-slow check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -31,6 +33,10 @@ test-slow: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+gpu:
+	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu -n $(GPU_WORKERS) -p no:cacheprovider tests/test_gpu.py
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --json benchmarks/results/gpu.json
 
 cards: install
 	$(BIN)/python -c 'from adder_zoo import cards; cards.write_shipped("hub_cards")'

@@ -33,7 +33,7 @@ def assert_within(got: Tensor, expected, error: np.ndarray, what: object, skip: 
     """The same NaN and infinities as the truth, and finite values within ``error`` (except where ``skip``)."""
     value = expected[0]
     assert tuple(got.shape) == value.shape, f"{what}: shape {tuple(got.shape)}, expected {value.shape}"
-    numbers = got.detach().double().numpy()
+    numbers = got.detach().cpu().double().numpy()
     with np.errstate(invalid="ignore"):
         good = np.where(
             np.isfinite(value),

@@ -200,8 +200,13 @@ def arrange(t: Tensor, layout: str) -> Tensor:
     return home[1::2, 1 : C + 1, ::2, 2 : W + 2]
 
 
-def tensors(case: Case, x_dtype=torch.float32, weight_dtype=None, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """x, weight and dy. Half of all values lie on a grid of 1/4, so that x = w and |x - w| = 1 occur."""
+def tensors(
+    case: Case, x_dtype=torch.float32, weight_dtype=None, seed: int = 0, device="cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and dy, the same on every device.
+
+    Half of all values lie on a grid of 1/4, so that x = w and |x - w| = 1 occur.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def draw(shape):
@@ -211,4 +216,5 @@ def tensors(case: Case, x_dtype=torch.float32, weight_dtype=None, seed: int = 0)
     x, weight, dy = draw(case.x), draw(case.weight), draw(case.output)
     x, weight = x.to(x_dtype), weight.to(weight_dtype or x_dtype)
     dy = dy.to(torch.float64 if x_dtype == torch.float64 else torch.float32)
-    return arrange(x, case.layout), arrange(weight, case.layout), arrange(dy, case.layout)
+    x, weight, dy = (arrange(t.to(device), case.layout) for t in (x, weight, dy))
+    return x, weight, dy

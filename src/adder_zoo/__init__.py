@@ -8,6 +8,7 @@ from ._version import __version__
 from .batchnorm import reestimated_batch_norm
 from .convert import convert_to_adder
 from .functional import adder2d
+from .fuse import fuse
 from .hub import push_to_hub
 from .implementations import implementations
 from .layers import Adder2d, AdderLinear, adder_parameters
@@ -22,6 +23,7 @@ __all__ = [
     "adder2d",
     "adder_parameters",
     "convert_to_adder",
+    "fuse",
     "implementations",
     "models",
     "push_to_hub",

@@ -9,16 +9,18 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import convolution
 from .reference import compute_dtype
 
 _MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
+_packed_filters: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class _Shape(ctypes.Structure):
@@ -31,6 +33,12 @@ class _Shape(ctypes.Structure):
             *("dilation_h", "dilation_w"),
         )
     ]
+
+
+class _Epilogue(ctypes.Structure):
+    """adder_epilogue in adder.h."""
+
+    _fields_ = (("scale", c_void_p), ("shift", c_void_p), ("residual", c_void_p), ("relu", c_int32))
 
 
 class Library:
@@ -46,8 +54,12 @@ class Library:
         native.adder_isa.restype = native.adder_isas.restype = c_char_p
         native.adder_use.argtypes = [c_char_p]
         shape, pointer = POINTER(_Shape), c_void_p
+        self.packed_size = native.adder_packed_size
+        self.packed_size.argtypes, self.packed_size.restype = [shape], c_int64
+        self.pack = native.adder_pack
+        self.pack.argtypes, self.pack.restype = [shape, pointer, pointer], None
         self.forward = native.adder_forward
-        self.forward.argtypes = [shape, pointer, pointer, pointer, c_int]
+        self.forward.argtypes = [shape, pointer, pointer, pointer, POINTER(_Epilogue), pointer, c_int]
         self.grad_input = native.adder_grad_input
         self.grad_weight = native.adder_grad_weight
         self.grad_input.argtypes = self.grad_weight.argtypes = [shape, pointer, pointer, pointer, pointer, c_int]
@@ -113,8 +125,56 @@ def forward(
     x, weight = _dense(x), _dense(weight)
     shape = _shape(x, weight, stride, padding, dilation, groups)
     y = _empty((shape.N, shape.K, shape.P, shape.Q))
-    _check(library().forward(shape, x.data_ptr(), weight.data_ptr(), y.data_ptr(), exact))
+    _check(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, None, y.data_ptr(), exact))
     return y
+
+
+def forward_fused(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    """act(scale·y + shift + residual) of ``forward``'s y in one pass, [N, K, P, Q], float32, channels_last.
+
+    The filters are packed for the kernels at the first call and kept for as long as ``weight`` lives and its version
+    counter stands still.
+    """
+    x = _dense(x)
+    shape = _shape(x, weight, stride, padding, dilation, groups)
+    packed = _packed(weight, shape)
+    scale, shift = (t.to(torch.float32).contiguous() for t in (scale, shift))
+    residual = None if residual is None else _dense(residual)
+    y = _empty((shape.N, shape.K, shape.P, shape.Q))
+    epilogue = _Epilogue(scale.data_ptr(), shift.data_ptr(), None if residual is None else residual.data_ptr(), relu)
+    _check(library().forward(shape, x.data_ptr(), None, packed.data_ptr(), epilogue, y.data_ptr(), False))
+    return y
+
+
+def _packed(weight: Tensor, shape: _Shape) -> Tensor:
+    """The filters in the kernels' order, from the cache if they are the ones that it was filled with.
+
+    A key is a living tensor, its version counter and its memory: an optimizer's step, ``load_state_dict`` and every
+    other change in place moves the counter, assigning to ``.data`` the memory. (A change in place *of* ``.data`` hides
+    from the counter, as it hides from autograd.) Inference tensors have no counter and are packed at each call.
+    """
+    geometry = bytes(shape)[ctypes.sizeof(c_int64) :]  # without N
+    memory = (weight.data_ptr(), weight.dtype, weight.stride())
+    key = (library().isa, *memory, None if weight.is_inference() else weight._version, geometry)
+    found = _packed_filters.get(weight)
+    if found is not None and found[0] == key and not weight.is_inference():
+        return found[1]
+    dense = _dense(weight)
+    packed = torch.empty(library().packed_size(shape), dtype=torch.float32)
+    library().pack(shape, dense.data_ptr(), packed.data_ptr())
+    _packed_filters[weight] = (key, packed)
+    return packed
 
 
 def grad_input(

@@ -78,6 +78,41 @@ def adder2d(
         tensor(-27.)
     """
     _check_tensor("x", x)
+    unbatched = x.dim() == 3
+    stride, pads, dilation = checked_geometry(x, weight, stride, padding, dilation, groups)
+    x = x.unsqueeze(0) if unbatched else x
+    K = weight.shape[0]
+    if bias is not None:
+        _check_tensor("bias", bias)
+        if bias.shape != (K,):
+            raise ValueError(f"adder2d: bias must have shape ({K},), got {_shape(bias)}")
+        if bias.device != x.device:
+            raise ValueError(f"adder2d: x is on {x.device} and bias on {bias.device}; move one of them")
+    if weight_grad not in WEIGHT_GRADS:
+        raise ValueError(f"adder2d: weight_grad must be one of {WEIGHT_GRADS}, got {weight_grad!r}")
+    if input_grad not in INPUT_GRADS:
+        raise ValueError(f"adder2d: input_grad must be one of {INPUT_GRADS}, got {input_grad!r}")
+    if not isinstance(p, (int, float)) or not 1 <= p <= 2:
+        raise ValueError(f"adder2d: p must be a number from 1 to 2, got {p!r}")
+    if impl is not None and impl not in IMPLEMENTATIONS:
+        raise ValueError(f"adder2d: impl must be None or one of {tuple(IMPLEMENTATIONS)}, got {impl!r}")
+
+    y = _adder2d_op(x, weight, stride, pads, dilation, groups, weight_grad, input_grad, float(p), impl or "auto")
+    if bias is not None:
+        y = y + bias.to(y.dtype).view(-1, 1, 1)
+    return y.squeeze(0) if unbatched else y
+
+
+def checked_geometry(
+    x: Tensor,
+    weight: Tensor,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> tuple[list[int], list[int], list[int]]:
+    """stride, padding as (top, bottom, left, right) and dilation, as the operators take them; raises as ``adder2d``."""
+    _check_tensor("x", x)
     _check_tensor("weight", weight)
     if weight.dim() != 4:
         raise ValueError(f"adder2d: weight must have 4 dimensions [K, C/groups, R, S], got shape {_shape(weight)}")
@@ -88,11 +123,8 @@ def adder2d(
         raise TypeError(f"adder2d: groups must be an int, got {groups!r}")
     if groups < 1:
         raise ValueError(f"adder2d: groups must be at least 1, got {groups}")
-    unbatched = x.dim() == 3
-    if unbatched:
-        x = x.unsqueeze(0)
     K, Cg, R, S = weight.shape
-    C, H, W = x.shape[1:]
+    C, H, W = x.shape[-3:]
     if min(K, Cg, R, S) == 0:
         raise ValueError(f"adder2d: weight must not be empty, got shape {_shape(weight)}")
     if K % groups:
@@ -118,25 +150,7 @@ def adder2d(
         raise ValueError(f"adder2d: x is on {x.device} and weight on {weight.device}; move one of them")
     if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
         raise TypeError(f"adder2d: x is {x.dtype} and weight {weight.dtype}; float64 goes with float64 only")
-    if bias is not None:
-        _check_tensor("bias", bias)
-        if bias.shape != (K,):
-            raise ValueError(f"adder2d: bias must have shape ({K},), got {_shape(bias)}")
-        if bias.device != x.device:
-            raise ValueError(f"adder2d: x is on {x.device} and bias on {bias.device}; move one of them")
-    if weight_grad not in WEIGHT_GRADS:
-        raise ValueError(f"adder2d: weight_grad must be one of {WEIGHT_GRADS}, got {weight_grad!r}")
-    if input_grad not in INPUT_GRADS:
-        raise ValueError(f"adder2d: input_grad must be one of {INPUT_GRADS}, got {input_grad!r}")
-    if not isinstance(p, (int, float)) or not 1 <= p <= 2:
-        raise ValueError(f"adder2d: p must be a number from 1 to 2, got {p!r}")
-    if impl is not None and impl not in IMPLEMENTATIONS:
-        raise ValueError(f"adder2d: impl must be None or one of {tuple(IMPLEMENTATIONS)}, got {impl!r}")
-
-    y = _adder2d_op(x, weight, stride, pads, dilation, groups, weight_grad, input_grad, float(p), impl or "auto")
-    if bias is not None:
-        y = y + bias.to(y.dtype).view(-1, 1, 1)
-    return y.squeeze(0) if unbatched else y
+    return stride, pads, dilation
 
 
 def _shape(t: Tensor) -> tuple[int, ...]:

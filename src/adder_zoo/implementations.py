@@ -91,6 +91,7 @@ def _module(impl: str) -> ModuleType:
         module = ModuleType("adder_zoo.triton")
         module.__dict__.update(
             forward=kernels.adder2d_forward,
+            forward_fused=kernels.adder2d_forward_fused,
             grad_input=kernels.adder2d_grad_input,
             grad_weight=kernels.adder2d_grad_weight,
         )
@@ -99,16 +100,19 @@ def _module(impl: str) -> ModuleType:
 
 
 def _kernels() -> ModuleType:
-    """``adder_zoo.kernels``: installed with the package, or read from ``kernels/`` in a source tree on PYTHONPATH."""
+    """``adder_zoo.kernels``: from ``kernels/`` beside this file's source tree, or installed with the package.
+
+    The tree goes first: another checkout may be installed, and its kernels are not this one's.
+    """
     name = "adder_zoo.kernels"
     if name in sys.modules:
         return sys.modules[name]
-    if importlib.util.find_spec(name) is not None:
-        return importlib.import_module(name)
     folder = Path(__file__).parents[2] / "kernels" / "adder2d" / "torch-ext" / "adder2d"
+    if not folder.is_dir():
+        return importlib.import_module(name)
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
-    if spec is None or spec.loader is None or not folder.is_dir():
-        raise ImportError(f"{name} is neither installed nor at {folder}; install the package again")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} cannot be read from {folder}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -131,14 +131,14 @@ class Adder2d(AdderLayer):
         self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
         self._add_parameters(conv.weight.shape, bias, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        padding = self.padding
+    def padded(self, x: Tensor) -> tuple[Tensor, Sequence[int] | str]:
+        """x as the operator takes it, and the padding that is left to the operator."""
         if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-        return self._distance(x, padding)
+            return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+        return x, self.padding
 
-    def _distance(self, x: Tensor, padding: Sequence[int] | str) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        x, padding = self.padded(x)
         return adder2d(
             x,
             self.weight,
@@ -175,9 +175,8 @@ class Adder2dSame(Adder2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
-        return self._distance(x, (0, 0))
+    def padded(self, x: Tensor) -> tuple[Tensor, Sequence[int] | str]:
+        return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
 
 
 class AdderLinear(AdderLayer):

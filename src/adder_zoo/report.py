@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from . import ops  # noqa: F401, registers the operators that are counted
+from . import fused, ops  # noqa: F401, they register the operators that are counted
 from .binary import BinaryConv2d, BinaryLinear
 
 # pJ for an operation in 45 nm (Horowitz, ISSCC 2014, "Computing's energy problem"): (multiplication, addition).
@@ -42,7 +42,7 @@ _BATCH_NORMS = {
 _OTHER_NORMS = {aten.native_layer_norm, aten.native_group_norm, aten._fused_rms_norm}
 
 
-@register_flop_formula(torch.ops.adder_zoo.adder2d)
+@register_flop_formula([torch.ops.adder_zoo.adder2d, torch.ops.adder_zoo.adder2d_fused])
 def _adder2d_flops(x_shape: Any, w_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return 2 * prod(out_shape) * prod(w_shape[1:])  # the subtraction and the sum
 
@@ -260,6 +260,8 @@ class _Counter(TorchDispatchMode):
         elif packet is torch.ops.adder_zoo.adder2d:
             x, weight, p = args[0], args[1], args[8]
             self._add("adder", x, y, y.numel() * weight[0].numel(), p=p)
+        elif packet is torch.ops.adder_zoo.adder2d_fused:
+            self._add("adder", args[0], y, y.numel() * args[1][0].numel(), per_element=(1, 1))
         elif packet in _BATCH_NORMS:
             self._add("norm", args[0], y, 0, per_element=(1, 1))
         elif packet in _OTHER_NORMS:

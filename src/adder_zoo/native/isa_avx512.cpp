@@ -2,5 +2,5 @@
 #include "kernels.h"
 
 namespace adder {
-extern const Kernels avx512 = {"avx512", ADDER_NAMESPACE::forward, ADDER_NAMESPACE::grad_input, ADDER_NAMESPACE::grad_weight};
+extern const Kernels avx512 = ADDER_NAMESPACE::kernels("avx512");
 }

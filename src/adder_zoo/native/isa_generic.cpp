@@ -2,5 +2,5 @@
 #include "kernels.h"
 
 namespace adder {
-extern const Kernels generic = {"generic", ADDER_NAMESPACE::forward, ADDER_NAMESPACE::grad_input, ADDER_NAMESPACE::grad_weight};
+extern const Kernels generic = ADDER_NAMESPACE::kernels("generic");
 }

@@ -289,86 +289,194 @@ constexpr float CANCELLATION = 4.f;
 // With few taps the test costs what the identity saves.
 constexpr int64_t IDENTITY_TAPS = 32;
 
+// Where a tile's outputs go, and what is done to them on the way.
+template <class T> struct Output {
+  float *y;              // of the tile's first pixel and the block's first channel
+  const float *residual; // the same place there; null: none
+  int64_t step;          // from pixel to pixel
+  const float *scale, *shift; // of the block, whole vectors; null: y is stored as it is
+  bool relu;
+  int64_t channels; // of the block that are real
+  bool whole;       // all lanes of its vectors are
+
+  Output at(int64_t q) const {
+    Output o = *this;
+    o.y += q * step;
+    if (residual) o.residual += q * step;
+    return o;
+  }
+};
+
+// Stores value(v) for each vector v of pixel m.
+template <class T, class F> ADDER_INLINE void store_pixel(const Output<T> &out, int64_t m, int nv, F value) {
+  typedef typename T::V V;
+  alignas(64) float row[4 * T::L], beside[4 * T::L];
+  float *to = out.whole ? out.y + m * out.step : row;
+  const float *residual = out.residual ? out.residual + m * out.step : nullptr;
+  if (residual && !out.whole) {
+    memset(beside, 0, sizeof beside);
+    memcpy(beside, residual, static_cast<size_t>(out.channels) * sizeof(float));
+    residual = beside;
+  }
+  for (int v = 0; v < nv; ++v) {
+    V y = value(v);
+    if (out.scale) {
+      y = T::fma(y, T::load(out.scale + v * T::L), T::load(out.shift + v * T::L));
+      if (residual) y = y + T::load(residual + v * T::L);
+      if (out.relu) y = T::max(T::set(0.f), y); // the second operand if either is NaN
+    }
+    T::store(to + v * T::L, y);
+  }
+  if (!out.whole) memcpy(out.y + m * out.step, row, static_cast<size_t>(out.channels) * sizeof(float));
+}
+
+// What the test of the identity needs of a row's filters.
+struct Sums {
+  const float *x, *abs_x; // [pixels], Σ x and Σ |x| over a patch
+  const float *w, *abs_w; // [NV * L]
+  float most_w;           // the largest of abs_w; infinity where one is not finite
+};
+
+// A + B up to here leaves 2 sum max(x, w) finite.
+constexpr float MOST = FLT_MAX / 8;
+
 // Writes a tile's outputs from its sums of max(x, w), or returns false if one of them does not pass the test.
 template <class T>
-bool finish_identity(const float *sum, int64_t mr, const Block &block, const float *sum_x, const float *abs_x,
-                     const float *sum_w, const float *abs_w, float *y, int64_t y_step) {
+bool finish_identity(const float *sum, int64_t mr, int nv, const Sums &sums, const Output<T> &out) {
   typedef typename T::V V;
-  const int nv = block.nv;
-  alignas(64) float row[4 * T::L];
-  bool whole = block.channels == nv * T::L, good = true;
-  for (int64_t m = 0; m < mr && good; ++m) {
-    float *out = whole ? y + m * y_step : row;
-    const V sx = T::set(sum_x[m]), ax = T::set(abs_x[m]);
+  V least = T::set(FLT_MAX);
+  float most = 0;
+  bool finite = true;
+  for (int64_t m = 0; m < mr; ++m) {
+    const V sx = T::set(sums.x[m]);
+    finite &= sums.abs_x[m] <= MOST;
+    most = sums.abs_x[m] > most ? sums.abs_x[m] : most;
+    store_pixel<T>(out, m, nv, [&](int v) ADDER_LAMBDA_INLINE {
+      const V s = T::load(sum + (m * nv + v) * T::L);
+      const V value = (sx + T::load(sums.w + v * T::L)) - (s + s);
+      least = T::min(T::abs(value), least);
+      return value;
+    });
+  }
+  // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so min has lost none.
+  if (finite && most + sums.most_w <= MOST && T::all_le(T::set(most + sums.most_w), least * T::set(CANCELLATION)))
+    return true;
+  bool good = true;
+  for (int64_t m = 0; m < mr && good; ++m)
     for (int v = 0; v < nv; ++v) {
       const V s = T::load(sum + (m * nv + v) * T::L);
-      const V value = (sx + T::load(sum_w + v * T::L)) - (s + s);
+      const V value = (T::set(sums.x[m]) + T::load(sums.w + v * T::L)) - (s + s);
       const V limit = T::min(T::set(FLT_MAX), T::abs(value) * T::set(CANCELLATION));
-      good &= T::all_le(ax + T::load(abs_w + v * T::L), limit);
-      T::store(out + v * T::L, value);
+      good &= T::all_le(T::set(sums.abs_x[m]) + T::load(sums.abs_w + v * T::L), limit);
     }
-    if (!whole) memcpy(y + m * y_step, row, static_cast<size_t>(block.channels) * sizeof(float));
-  }
   return good;
 }
 
 template <class T>
-void finish_exact(const float *sum, int64_t mr, const Block &block, const float *outside, float *y, int64_t y_step) {
-  alignas(64) float row[4 * T::L];
-  for (int64_t m = 0; m < mr; ++m) {
-    for (int v = 0; v < block.nv; ++v)
-      T::store(row + v * T::L,
-               T::set(0.f) - (T::load(sum + (m * block.nv + v) * T::L) + T::load(outside + v * T::L)));
-    store_channels<T>(y + m * y_step, row, block.nv, block.channels);
+void finish_exact(const float *sum, int64_t mr, int nv, const float *outside, const Output<T> &out) {
+  for (int64_t m = 0; m < mr; ++m)
+    store_pixel<T>(out, m, nv, [&](int v) ADDER_LAMBDA_INLINE {
+      return T::set(0.f) - (T::load(sum + (m * nv + v) * T::L) + T::load(outside + v * T::L));
+    });
+}
+
+// What adder_pack writes: panels [vectors][taps][L], then sums of w and of |w| over each row of taps,
+// [vectors][R][2][L]; for small groups filters [taps][lanes].
+template <class T> int64_t packed_floats(const Shape &s) {
+  if (s.small_groups<T>(s.Kg)) return s.taps * ceil_div(s.K, T::L) * T::L;
+  return s.groups * ceil_div(s.Kg, T::L) * (s.taps + 2 * s.R) * T::L;
+}
+
+template <class T> void pack_vector(const Shape &s, const float *w, int64_t vector, float *packed) {
+  typedef typename T::V V;
+  const int64_t per_group = ceil_div(s.Kg, T::L), g = vector / per_group, first = vector % per_group * T::L;
+  float *const panel = packed + vector * s.taps * T::L;
+  float *const row_sums = packed + (s.groups * per_group * s.taps + vector * 2 * s.R) * T::L;
+  for (int64_t lane = 0; lane < T::L; ++lane) {
+    const float *from = w + (g * s.Kg + first + lane) * s.taps;
+    if (first + lane < s.Kg)
+      for (int64_t t = 0; t < s.taps; ++t) panel[t * T::L + lane] = from[t];
+    else
+      for (int64_t t = 0; t < s.taps; ++t) panel[t * T::L + lane] = 0;
+  }
+  for (int64_t r = 0; r < s.R; ++r) {
+    V sum = T::set(0.f), abs_sum = T::set(0.f);
+    for (int64_t t = r * s.S * s.Cg; t < (r + 1) * s.S * s.Cg;) {
+      const int64_t end = min64(t + CHAIN, (r + 1) * s.S * s.Cg);
+      V chain = T::set(0.f), abs_chain = T::set(0.f);
+      for (; t < end; ++t) {
+        const V value = T::load(panel + t * T::L);
+        chain = chain + value;
+        abs_chain = abs_chain + T::abs(value);
+      }
+      sum = sum + chain;
+      abs_sum = abs_sum + abs_chain;
+    }
+    T::store(row_sums + (r * 2 + 0) * T::L, sum);
+    T::store(row_sums + (r * 2 + 1) * T::L, abs_sum);
   }
 }
 
+template <class T> void pack_filters(const Shape &s, const float *w, float *packed) {
+  const int64_t per_group = ceil_div(s.Kg, T::L), vectors = s.groups * per_group;
+  if (s.small_groups<T>(s.Kg)) {
+    const int64_t lanes = ceil_div(s.K, T::L) * T::L;
+    for (int64_t tap = 0; tap < s.taps; ++tap, packed += lanes) {
+      for (int64_t k = 0; k < s.K; ++k) packed[k] = w[k * s.taps + tap];
+      for (int64_t k = s.K; k < lanes; ++k) packed[k] = 0;
+    }
+    return;
+  }
+  parallel(vectors, grain_for(2. * vectors * s.taps, vectors), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) pack_vector<T>(s, w, a, packed);
+  });
+}
+
+// scale and shift in whole vectors, as the blocks read them: `channels` for each of `groups`.
+template <class T> struct Epilogue {
+  const float *residual;
+  bool relu;
+  Scratch<float> padded; // [2][vectors][L]
+  int64_t vectors;
+
+  Epilogue(const adder_epilogue *e, int64_t groups, int64_t channels)
+      : residual(e ? e->residual : nullptr), relu(e && e->relu), padded(e ? 2 * groups * ceil_div(channels, T::L) * T::L : 1),
+        vectors(e ? groups * ceil_div(channels, T::L) : 0) {
+    if (!e || !padded) return;
+    const int64_t per_group = ceil_div(channels, T::L) * T::L;
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t c = 0; c < per_group; ++c) {
+        padded[g * per_group + c] = c < channels ? e->scale[g * channels + c] : 0.f;
+        padded[vectors * T::L + g * per_group + c] = c < channels ? e->shift[g * channels + c] : 0.f;
+      }
+  }
+
+  // For the outputs at y[offset], `channels` of nv vectors from `vector` on.
+  Output<T> output(float *y, int64_t offset, int64_t step, int64_t vector, int nv, int64_t channels) const {
+    const float *const scale = vectors ? padded + vector * T::L : nullptr;
+    return {y + offset, residual ? residual + offset : nullptr, step,    scale, scale + vectors * T::L,
+            relu,       channels,                               channels == nv * T::L};
+  }
+};
+
 template <class T> struct Forward : Shape {
-  const float *x, *w;
+  const float *x;
   float *y;
   bool exact;
-  int64_t left, right; // columns of padding
-  float *panels;       // [vectors][taps][L]
-  float *row_sums;     // [vectors][R][2][L]: sum of w and of |w| over a tap row
+  int64_t left, right;           // columns of padding
+  const float *panels, *row_sums; // see packed_floats
+  const Epilogue<T> &epilogue;
   Block *blocks;
   Split split;
   Flag failed;
 
-  Forward(const Shape &shape, const float *x_, const float *w_, float *y_, bool exact_, float *panels_, float *row_sums_,
+  Forward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_, bool exact_,
           Block *blocks_, int64_t block_count)
-      : Shape(shape), x(x_), w(w_), y(y_), exact(exact_), left(pad_left),
-        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)), panels(panels_),
-        row_sums(row_sums_), blocks(blocks_), split(N, P, stride_h * W * C * 4, block_count) {}
+      : Shape(shape), x(x_), y(y_), exact(exact_), left(pad_left),
+        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)), panels(packed),
+        row_sums(packed + groups * ceil_div(Kg, T::L) * taps * T::L), epilogue(epilogue_), blocks(blocks_),
+        split(N, P, stride_h * W * C * 4, block_count) {}
 
-  void pack(int64_t vector) const {
-    const int64_t per_group = ceil_div(Kg, T::L), g = vector / per_group, first = vector % per_group * T::L;
-    float *const panel = panels + vector * taps * T::L;
-    for (int64_t lane = 0; lane < T::L; ++lane) {
-      const float *from = w + (g * Kg + first + lane) * taps;
-      if (first + lane < Kg)
-        for (int64_t t = 0; t < taps; ++t) panel[t * T::L + lane] = from[t];
-      else
-        for (int64_t t = 0; t < taps; ++t) panel[t * T::L + lane] = 0;
-    }
-    for (int64_t r = 0; r < R; ++r) {
-      typename T::V s = T::set(0.f), a = T::set(0.f);
-      for (int64_t t = r * S * Cg; t < (r + 1) * S * Cg;) {
-        const int64_t end = min64(t + CHAIN, (r + 1) * S * Cg);
-        typename T::V chain = T::set(0.f), abs_chain = T::set(0.f);
-        for (; t < end; ++t) {
-          const typename T::V value = T::load(panel + t * T::L);
-          chain = chain + value;
-          abs_chain = abs_chain + T::abs(value);
-        }
-        s = s + chain;
-        a = a + abs_chain;
-      }
-      T::store(row_sums + ((vector * R + r) * 2 + 0) * T::L, s);
-      T::store(row_sums + ((vector * R + r) * 2 + 1) * T::L, a);
-    }
-  }
-
-  // Tap rows [r_begin, r_end) of output row p lie inside the image (rows between multiples of the dilation are not taps).
   bool row_inside(int64_t p, int64_t r) const {
     const int64_t h = p * stride_h - pad_top + r * dilation_h;
     return h >= 0 && h < H;
@@ -464,6 +572,7 @@ template <class T> struct Forward : Shape {
                     const float *patches, bool identity) const {
     typedef typename T::V V;
     alignas(64) float sum_w[4 * T::L], abs_w[4 * T::L], outside[4 * T::L], sum[MAX_SUM];
+    float most_w = 0;
     for (int v = 0; v < block.nv; ++v) {
       V sw = T::set(0.f), aw = T::set(0.f), out = T::set(0.f);
       for (int64_t r = 0; r < R; ++r) {
@@ -476,23 +585,29 @@ template <class T> struct Forward : Shape {
       T::store(sum_w + v * T::L, sw - out);
       T::store(abs_w + v * T::L, aw + out);
       T::store(outside + v * T::L, out);
+      for (int lane = 0; lane < T::L; ++lane) {
+        const float value = abs_w[v * T::L + lane];
+        most_w = value <= most_w ? most_w : value <= FLT_MAX ? value : __builtin_inff();
+      }
     }
     const int64_t count = segments_of_row(p, rows, segments);
     const int64_t pixels = width(p, P, Q), step = stride_w * C;
     const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, false));
     const float *const panel = panels + block.vector * taps * T::L, *const source = rows.data + block.group * Cg;
     const int64_t panel_stride = taps * T::L;
-    float *const out = y + ((image * P + p) * Q) * K + block.channel;
+    const Output<T> out =
+        epilogue.output(y, (image * P + p) * Q * K + block.channel, K, block.vector, block.nv, block.channels);
     if (count == 0)
       for (float &s : sum) s = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t q = pixels * i / tiles, mr = pixels * (i + 1) / tiles - q;
       if (identity) {
         forward_tile_for<T, false>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
-        if (finish_identity<T>(sum, mr, block, patches + q, patches + Q + q, sum_w, abs_w, out + q * K, K)) continue;
+        const Sums sums = {patches + q, patches + Q + q, sum_w, abs_w, most_w};
+        if (finish_identity<T>(sum, mr, block.nv, sums, out.at(q))) continue;
       }
       forward_tile_for<T, true>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
-      finish_exact<T>(sum, mr, block, outside, out + q * K, K);
+      finish_exact<T>(sum, mr, block.nv, outside, out.at(q));
     }
   }
 };
@@ -835,23 +950,19 @@ template <class T> GroupedTile grouped_grad_input_tile_for(int mode, int64_t mr)
 }
 
 template <class T> struct GroupedForward : Shape {
-  const float *x, *w;
+  const float *x;
   float *y;
   int64_t left, right, lanes; // lanes: K rounded up to vectors
-  float *filters;             // [R][S][Cg][lanes]
+  const float *filters;       // [R][S][Cg][lanes]
+  const Epilogue<T> &epilogue;
   Split split;
   Flag failed;
 
-  GroupedForward(const Shape &shape, const float *x_, const float *w_, float *y_, float *filters_)
-      : Shape(shape), x(x_), w(w_), y(y_), left(pad_left),
+  GroupedForward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_)
+      : Shape(shape), x(x_), y(y_), left(pad_left),
         right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)),
-        lanes(ceil_div(K, T::L) * T::L), filters(filters_), split(N, P, stride_h * W * K * Cg * 4, 1) {}
-
-  void pack(int64_t tap) const {
-    float *to = filters + tap * lanes;
-    for (int64_t k = 0; k < K; ++k) to[k] = w[k * taps + tap];
-    for (int64_t k = K; k < lanes; ++k) to[k] = 0;
-  }
+        lanes(ceil_div(K, T::L) * T::L), filters(packed), epilogue(epilogue_),
+        split(N, P, stride_h * W * K * Cg * 4, 1) {}
 
   void run(int64_t begin, int64_t end) {
     typedef typename T::V V;
@@ -896,8 +1007,9 @@ template <class T> struct GroupedForward : Shape {
             const int64_t q = Q * j / tiles, mr = Q * (j + 1) / tiles - q;
             grouped_forward_tile_for<T>(mr)(offsets, index, count, copy + q * step + k, step, filters + k, lanes, outside,
                                             sum);
+            const Output<T> out = epilogue.output(y, ((task.image * P + p) * Q + q) * K + k, K, k / T::L, 1, min64(T::L, K - k));
             for (int64_t m = 0; m < mr; ++m)
-              store_channels<T>(y + ((task.image * P + p) * Q + q + m) * K + k, sum + m * T::L, 1, min64(T::L, K - k));
+              store_pixel<T>(out, m, 1, [&](int) ADDER_LAMBDA_INLINE { return T::load(sum + m * T::L); });
           }
         }
       }
@@ -1044,36 +1156,52 @@ struct GradWeight : adder_shape {
 
 // ---- entry points --------------------------------------------------------------------------------------------------
 
-template <class T> int forward_as(const Shape &shape, const float *x, const float *w, float *y, bool exact) {
+template <class T>
+int forward_as(const Shape &shape, const float *x, const float *w, const float *packed, const adder_epilogue *e, float *y,
+               bool exact) {
   const double operations = 1. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
-  if (shape.small_groups<T>(shape.Kg)) {
-    Scratch<float> filters(shape.taps * ceil_div(shape.K, T::L) * T::L);
-    if (!filters) return ADDER_NO_MEMORY;
-    GroupedForward<T> f(shape, x, w, y, filters);
-    for (int64_t t = 0; t < f.taps; ++t) f.pack(t);
+  const bool small = shape.small_groups<T>(shape.Kg);
+  const Epilogue<T> epilogue(e, small ? 1 : shape.groups, small ? shape.K : shape.Kg);
+  Scratch<float> own(packed ? 1 : packed_floats<T>(shape));
+  if (!own || !epilogue.padded) return ADDER_NO_MEMORY;
+  if (!packed) pack_filters<T>(shape, w, own);
+  const float *const filters = packed ? packed : own;
+  if (small) {
+    GroupedForward<T> f(shape, x, filters, epilogue, y);
     parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
     return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
   }
   const int nv = max_vectors<T>(shape.Q, false);
-  const int64_t vectors = shape.groups * ceil_div(shape.Kg, T::L);
   const int64_t count = cut_blocks<T>(shape.groups, shape.Kg, nv, nullptr);
-  Scratch<float> panels(vectors * shape.taps * T::L), row_sums(vectors * shape.R * 2 * T::L);
   Scratch<Block> blocks(count);
-  if (!panels || !row_sums || !blocks) return ADDER_NO_MEMORY;
+  if (!blocks) return ADDER_NO_MEMORY;
   cut_blocks<T>(shape.groups, shape.Kg, nv, blocks);
-  Forward<T> f(shape, x, w, y, exact, panels, row_sums, blocks, count);
-  parallel(vectors, grain_for(2. * vectors * shape.taps, vectors), [&](int64_t a, int64_t b) {
-    for (; a < b; ++a) f.pack(a);
-  });
+  Forward<T> f(shape, x, filters, epilogue, y, exact, blocks, count);
   parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
   return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
 }
 
-inline int forward(const adder_shape *s, const float *x, const float *w, float *y, int exact) {
+// Few output channels are computed in narrow vectors.
+static inline bool narrow_forward(const Shape &shape) {
+  return (shape.small_groups<Widest>(shape.Kg) ? shape.K : shape.Kg) <= Narrow::L;
+}
+
+inline int64_t packed_size(const adder_shape *s) {
+  const Shape shape(*s);
+  return narrow_forward(shape) ? packed_floats<Narrow>(shape) : packed_floats<Widest>(shape);
+}
+
+inline void pack(const adder_shape *s, const float *w, float *packed) {
+  const Shape shape(*s);
+  narrow_forward(shape) ? pack_filters<Narrow>(shape, w, packed) : pack_filters<Widest>(shape, w, packed);
+}
+
+inline int forward(const adder_shape *s, const float *x, const float *w, const float *packed, const adder_epilogue *e,
+                   float *y, int exact) {
   if (s->N * s->P * s->Q == 0) return ADDER_OK;
   const Shape shape(*s);
-  const int64_t lanes = shape.small_groups<Widest>(shape.Kg) ? shape.K : shape.Kg;
-  return lanes <= Narrow::L ? forward_as<Narrow>(shape, x, w, y, exact) : forward_as<Widest>(shape, x, w, y, exact);
+  return narrow_forward(shape) ? forward_as<Narrow>(shape, x, w, packed, e, y, exact)
+                               : forward_as<Widest>(shape, x, w, packed, e, y, exact);
 }
 
 template <class T>
@@ -1118,6 +1246,10 @@ inline int grad_weight(const adder_shape *s, const float *dy, const float *x, co
     for (; a < b; ++a) mode == ADDER_SIGN ? f.task<ADDER_SIGN>(a) : f.task<ADDER_FULL>(a);
   });
   return ADDER_OK;
+}
+
+constexpr adder::Kernels kernels(const char *isa) {
+  return {isa, packed_size, pack, forward, grad_input, grad_weight};
 }
 
 } // namespace ADDER_NAMESPACE

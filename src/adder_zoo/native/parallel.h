@@ -18,7 +18,10 @@ void parallel_for(int64_t count, int64_t grain, adder_body body, void *context);
 
 struct Kernels {
   const char *isa;
-  int (*forward)(const adder_shape *, const float *x, const float *w, float *y, int exact);
+  int64_t (*packed_size)(const adder_shape *);
+  void (*pack)(const adder_shape *, const float *w, float *packed);
+  int (*forward)(const adder_shape *, const float *x, const float *w, const float *packed, const adder_epilogue *,
+                 float *y, int exact);
   int (*grad_input)(const adder_shape *, const float *dy, const float *x, const float *w, float *dx, int mode);
   int (*grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw, int mode);
 };

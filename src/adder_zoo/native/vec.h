@@ -14,6 +14,7 @@
 #endif
 
 #define ADDER_INLINE inline __attribute__((always_inline))
+#define ADDER_LAMBDA_INLINE __attribute__((always_inline))
 
 namespace ADDER_NAMESPACE {
 

@@ -3,10 +3,13 @@
     dw[k, c, r, s] = Σ_{n,p,q} dy[n, k, p, q]·(x[n, c, p·stride_h + r·dilation_h - pad_top, ...] - w[k, c, r, s])
 
 "full" (Eq. 5, a surrogate) is linear in x: Σ dy·x, which is the library's own convolution weight gradient, less w·Σ dy.
-The convolution takes TF32 on a GPU where ``torch.backends.cudnn.allow_tf32`` lets it. "sign" (Eq. 4) puts sgn(x - w) in
-the place of x - w, and is summed tap by tap by the kernel below. So is "full" where the two sums met as ∞ - ∞ or 0·∞:
-the kernel looks at what the convolution left and computes anew only the tiles that are not finite, so that nobody waits
-for the device.
+The convolution takes TF32 on a GPU where ``torch.backends.cudnn.allow_tf32`` lets it (torch's default): x and dy are
+then rounded to 11 bits, and dw is off by up to 2^-10·Σ |dy·x| instead of some 2^-24 of it. As Σ dy·x and w·Σ dy cancel
+where x is close to w, that may be much of a small dw; the adaptive learning rate only sees dw's direction.
+
+"sign" (Eq. 4) puts sgn(x - w) in the place of x - w, and is summed tap by tap by the kernel below. So is "full" where
+the two sums met as ∞ - ∞ or 0·∞: the kernel looks at what the convolution left and computes anew only the tiles that
+are not finite, so that nobody waits for the device.
 
     x [N, C, H, W]    w, dw [K, Cg, R, S]    dy [N, K, P, Q]    G groups, Cg = C / G, Kg = K / G
     M = N·P·Q pixels, cut into `splits` parts that are added up afterwards, in one order
@@ -32,7 +35,15 @@ _PROGRAMS = 1024  # to cut the pixels for, so that a card has work even for few 
 _PIXELS = 256  # the fewest that are worth a part
 
 
-@triton.jit
+_INTEGERS = [
+    *("M", "H", "W", "P", "Q", "K", "C", "Kg", "Cg", "R", "S", "stride_h", "stride_w", "pad_top", "pad_left"),
+    *("dilation_h", "dilation_w", "stride_yn", "stride_yk", "stride_yp", "stride_yq"),
+    *("stride_xn", "stride_xc", "stride_xh", "stride_xw", "stride_wk", "stride_wc", "stride_wr", "stride_ws"),
+    *("tiles_k", "tiles_c", "pixels_per_split"),
+]
+
+
+@triton.jit(do_not_specialize=_INTEGERS)
 def _adder2d_bwd_dw_kernel(
     dy_ptr, x_ptr, w_ptr, dw_ptr,
     M, H, W, P, Q, K, C, Kg, Cg, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
@@ -111,9 +122,9 @@ def plan(
     tiles_k, tiles_c = triton.cdiv(g.Kg, block_k), triton.cdiv(g.Cg, block_c)
     return Launch(
         _adder2d_bwd_dw_kernel,
-        splits * g.G * g.R * g.S * tiles_k * tiles_c,
+        lambda meta: splits * g.G * g.R * g.S * tiles_k * tiles_c,
         {
-            "dy_ptr": dy, "x_ptr": x, "w_ptr": weight, "dw_ptr": dw, "M": M, **g.scalars(),
+            "dy_ptr": dy, "x_ptr": x, "w_ptr": weight, "dw_ptr": dw, "M": M, **g.scalars(), "K": g.K, "C": g.C,
             **strides("y", "nkpq", dy), **strides("x", "nchw", x), **strides("w", "kcrs", weight),
             "tiles_k": tiles_k, "tiles_c": tiles_c, "pixels_per_split": triton.cdiv(M, splits),
         },
@@ -176,7 +187,7 @@ def _linear(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor
         pads = [0, 0]
     stride = geometry.stride
     if geometry.R * geometry.S == 1 and x.device.type == "cpu" and max(stride) > 1:
-        # oneDNN (to 3.12, its issue 6035) writes behind its workspace for some of these: hand it the pixels met, stride 1
+        # oneDNN (to 3.12, its issue 6035) writes behind its workspace for some: hand it the pixels met, stride 1
         x = F.pad(x, (pads[1], pads[1], pads[0], pads[0]))[:, :, :: stride[0], :: stride[1]]
         x, stride, pads = x[:, :, : dy.shape[2], : dy.shape[3]], [1, 1], [0, 0]
     dy, x, weight = _usual_strides(dy), _usual_strides(x), _usual_strides(weight)

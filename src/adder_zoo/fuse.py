@@ -1,0 +1,394 @@
+"""``fuse``: a trained network as it is run for inference, adder layers in one pass with what follows them.
+
+    adder - batch norm [- shortcut] [- ReLU]    becomes    act(scale·y + shift + shortcut), ``adder_zoo::adder2d_fused``
+
+How: parts of the network are traced with ``torch.fx``, the smallest that hold a whole chain of this kind. Where a chain
+consists of modules alone, they are exchanged in place; where a shortcut is added, which is code and not a module, the
+part becomes an ``fx.GraphModule`` that keeps its attributes. All the rest stays the Python that it is, so that
+``forward_features`` and its like still work, and what cannot be traced is left as it was. (A part is traced as it is
+called with one argument. Blocks that take more, as those of ``dla`` do, are found in the part around them.)
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, DropPath, get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+
+from .convert import _some
+from .functional import checked_geometry
+from .fused import adder2d_fused
+from .layers import Adder2d, Adder2dSame, AdderLayer
+from .ops import _output_shape
+from .reference import compute_dtype
+
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # what they do in eval mode
+NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+IN_PLACE_ADDITIONS = (operator.iadd, "add_")
+RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` for inference, in which adder layers take what follows them into their own pass.
+
+    Batch norm in eval mode, with it a shortcut that is added and a ReLU, in any network of ``nn.Module`` blocks:
+    converted ones of timm, the zoo's, your own. The logits are those of ``model`` within rounding. Other activations
+    and layers without batch norm behind them stay as they are. Filters are packed for the CPU's kernels once and kept
+    until they change.
+
+    Args:
+        model: A network in eval mode, on any device. It is left as it is, and the copy does not follow it: fuse again
+            after training. Save the weights of ``model``, for the copy's keys are others.
+
+    Returns:
+        The copy, for ``torch.no_grad()`` or ``torch.inference_mode()``; ``torch.compile`` takes it. ``train()`` raises.
+
+    Raises:
+        ValueError: ``model`` is in training mode, in whole or in part, or has no adder layer.
+
+    Example:
+        >>> model = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).eval()
+        >>> fused = adder_zoo.fuse(model)
+    """
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"fuse: {_some(training, 3)} {'is' if len(training) == 1 else 'are'} in training mode, where batch norm "
+            "depends on the batch and cannot be a constant; call model.eval() first"
+        )
+    if not any(isinstance(module, AdderLayer) for module in model.modules()):
+        raise ValueError(f"fuse: {type(model).__name__} has no adder layer; convert_to_adder() makes them")
+    copied = copy.deepcopy(model)
+    fused = _Fuser(copied).fused(copied)
+    if not any(isinstance(module, FusedAdder2d) for module in fused.modules()):
+        warnings.warn(
+            f"fuse: nothing was fused in {type(model).__name__}: no adder layer is followed by batch norm in a part "
+            "that torch.fx can trace. The copy runs as the network itself does.",
+            stacklevel=2,
+        )
+    return fused
+
+
+class FusedAdder2d(Adder2d):
+    """An adder layer, the batch norm behind it, and perhaps a shortcut and a ReLU, in one pass; for inference only.
+
+    ``adder_zoo.fuse`` makes it. ``weight`` are the layer's filters; ``scale`` and ``shift``, [K], are batch norm in
+    eval mode with the layer's bias in it.
+
+    Shapes: input [N, C, H, W] and, where a shortcut is added, that, [N, K, P, Q]; output [N, K, P, Q], float32 (float64
+    for float64).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, layer: Adder2d, norm: nn.BatchNorm2d, relu: bool) -> None:
+        nn.Module.__init__(self)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        self.__dict__.update({name: value for name, value in vars(layer).items() if name not in vars(self)})
+        self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
+        self.same = isinstance(layer, Adder2dSame)
+        self.relu = relu
+        self.weight = nn.Parameter(layer.weight, requires_grad=False)
+        self.register_parameter("bias", None)
+        # In float64, so that each is rounded once.
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.detach().double()
+        shift = -norm.running_mean.double() * scale
+        if layer.bias is not None:
+            shift = shift + layer.bias.detach().double() * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.detach().double()
+        dtype = compute_dtype(layer.weight)
+        self.register_buffer("scale", scale.to(dtype))
+        self.register_buffer("shift", shift.to(dtype))
+        self.eval()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        x, padding = Adder2dSame.padded(self, x) if self.same else self.padded(x)  # type: ignore[arg-type]
+        stride, pads, dilation = checked_geometry(x, self.weight, self.stride, padding, self.dilation, self.groups)
+        shape = _output_shape(x, self.weight, stride, pads, dilation)
+        beside = residual is not None and list(residual.shape) != shape  # it is broadcast
+        y = adder2d_fused(
+            x, self.weight, self.scale, self.shift, None if beside else residual, stride, pads, dilation, self.groups,
+            self.relu and not beside, self.impl or "auto",
+        )  # fmt: skip
+        if beside:
+            y = y + residual
+            y = y.relu() if self.relu else y
+        return y
+
+    def train(self, mode: bool = True) -> FusedAdder2d:
+        """Raises RuntimeError for ``mode = True``: batch norm is a constant here."""
+        if mode:
+            raise RuntimeError(
+                "this network was fused for inference and cannot be trained: batch norm is folded into its layers. "
+                "Train the network that was given to adder_zoo.fuse(), and fuse it again."
+            )
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", relu=True" if self.relu else "")
+
+
+@dataclass
+class _Chain:
+    """An adder layer and what can go with it, in the graph of a part of the network."""
+
+    adder: fx.Node
+    norm: fx.Node
+    addition: fx.Node | None = None
+    residual: int = 0  # which argument of the addition it is
+    relu: fx.Node | None = None
+    relu_alone: bool = True  # the module of relu is called nowhere else
+
+    @property
+    def last(self) -> fx.Node:
+        return self.relu or self.addition or self.norm
+
+    @property
+    def gain(self) -> int:
+        """Passes over the output that it saves."""
+        return 1 + (self.addition is not None) + (self.relu is not None)
+
+    @property
+    def of_modules(self) -> bool:
+        return self.addition is None and (self.relu is None or (self.relu.op == "call_module" and self.relu_alone))
+
+
+class _Proxy(fx.Proxy):
+    """One that records ``x += y`` as such: to fx it is ``x + y``, which another name of x does not see."""
+
+
+def _in_place(target: Callable[..., Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", target, (proxy, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        whole = (Adder2d, *NORMS, *NOTHING, *get_notrace_modules())
+        return isinstance(module, whole) or super().is_leaf_module(module, name)
+
+
+class _Fuser:
+    def __init__(self, model: nn.Module) -> None:
+        modules = model.named_modules(remove_duplicate=False)
+        self.places = Counter(id(module) for _, module in modules)
+        self.plans: dict[nn.Module, tuple[fx.Graph, list[_Chain]] | None] = {}
+
+    def fused(self, module: nn.Module) -> nn.Module:
+        """``module``, changed, or what is to stand in its place."""
+        plan = self._planned(module)
+        inside = self._inside(module)
+        own = [chain for chain in plan[1] if chain.gain > inside.get(str(chain.adder.target), 0)] if plan else []
+        if plan and not all(chain.of_modules for chain in own):
+            return _as_graph(module, *plan)
+        for chain in own:
+            _exchange(module, chain, relu_too=True)
+        if own:
+            for part in module.modules():
+                self.plans.pop(part, None)
+        for name, child in list(module.named_children()):
+            if self._gains(child):
+                setattr(module, name, self.fused(child))
+        return module
+
+    def _gains(self, module: nn.Module) -> dict[str, int]:
+        """By name of the adder layer, the passes that can be saved in ``module``."""
+        plan = self._planned(module)
+        gains = self._inside(module)
+        for chain in plan[1] if plan else ():
+            name = str(chain.adder.target)
+            gains[name] = max(chain.gain, gains.get(name, 0))
+        return gains
+
+    def _inside(self, module: nn.Module) -> dict[str, int]:
+        """The same by parts of ``module``, each for itself."""
+        parts = ((name, self._gains(child)) for name, child in module.named_children())
+        return {f"{name}.{inner}": gain for name, gains in parts for inner, gain in gains.items()}
+
+    def _planned(self, module: nn.Module) -> tuple[fx.Graph, list[_Chain]] | None:
+        if module not in self.plans:
+            self.plans[module] = self._plan(module)
+        return self.plans[module]
+
+    # ---- which chains there are ----
+
+    def _plan(self, module: nn.Module) -> tuple[fx.Graph, list[_Chain]] | None:
+        parts = list(module.modules())
+        if not any(_is_adder(m) for m in parts) or not any(isinstance(m, NORMS) for m in parts):
+            return None
+        # What is traced is called with one argument here and maybe seen by a hook, or stands in two places.
+        parameters = inspect.signature(module.forward).parameters.values()
+        if len(parameters) != 1 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+            return None
+        if any(m._forward_hooks or m._forward_pre_hooks or self.places[id(m)] > 1 for m in parts):
+            return None
+        try:
+            graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(module)
+        except Exception:  # whatever its forward raises when it meets a proxy
+            return None
+        return graph, list(self._chains(module, graph))
+
+    def _chains(self, root: nn.Module, graph: fx.Graph) -> Iterator[_Chain]:
+        calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        order = {node: i for i, node in enumerate(graph.nodes)}
+        nodes = list(graph.nodes)
+        taken: set[fx.Node] = set()
+
+        def called(node: fx.Node) -> nn.Module | None:
+            """The module that a node calls, if it is called nowhere else."""
+            if node.op != "call_module" or calls[node.target] > 1:
+                return None
+            return root.get_submodule(str(node.target))
+
+        def follower(node: fx.Node) -> tuple[fx.Node | None, fx.Node]:
+            """What alone uses a node's value, over modules that do nothing, and the node it takes the value from."""
+            while len(node.users) == 1:
+                (user,) = node.users
+                if user.op != "call_module" or not isinstance(root.get_submodule(str(user.target)), NOTHING):
+                    return user, node
+                node = user
+            return None, node
+
+        for adder in reversed(nodes):  # of two branches that meet, the later one takes the other's value
+            layer = called(adder)
+            if not _is_adder(layer) or len(adder.args) != 1 or adder.kwargs:
+                continue
+            norm, _ = follower(adder)
+            module = called(norm) if norm is not None else None
+            if norm is None or not _is_constant(module):
+                continue
+            chain = _Chain(adder, norm)
+            if isinstance(module, BatchNormAct2d) and not isinstance(module.act, nn.Identity):
+                yield chain  # its activation is settled when it is replaced
+                continue
+            node, value = follower(norm)
+            if node is not None and node.op != "call_module" and node.target in ADDITIONS and node not in taken:
+                residual = _other(node, value)
+                moved_over = nodes[order[adder] + 1 : order[node]]
+                if residual is not None and not any(_writes(root, n) for n in moved_over):
+                    chain.addition, chain.residual = node, residual
+                    taken.add(node)
+                    node, _ = follower(node)
+            if node is not None and _is_relu(root, node):
+                chain.relu, chain.relu_alone = node, calls[node.target] == 1
+            yield chain
+
+
+def _exchange(module: nn.Module, chain: _Chain, relu_too: bool) -> None:
+    """Puts the fused layer in the layer's place, and in those of the others what is left of them."""
+    layer, norm = (module.get_submodule(str(node.target)) for node in (chain.adder, chain.norm))
+    assert isinstance(layer, Adder2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    rest: nn.Module = nn.Identity()
+    relu = chain.relu is not None
+    if isinstance(norm, BatchNormAct2d):
+        rest = norm.act
+        if type(rest) is nn.ReLU:
+            rest, relu = nn.Identity(), True
+    _put(module, chain.adder, FusedAdder2d(layer, norm, relu))
+    _put(module, chain.norm, rest)
+    if relu_too and chain.relu is not None:
+        _put(module, chain.relu, nn.Identity())
+
+
+def _as_graph(module: nn.Module, graph: fx.Graph, chains: list[_Chain]) -> fx.GraphModule:
+    for chain in chains:
+        _exchange(module, chain, relu_too=False)
+        # Where the layer was, if nothing is added: what it reads may be written over afterwards.
+        with graph.inserting_after(chain.addition or chain.adder):
+            new = graph.call_module(str(chain.adder.target), chain.adder.args)
+        if chain.addition is not None:
+            new.args = (*new.args, chain.addition.args[chain.residual])
+        behind = new
+        if not isinstance(module.get_submodule(str(chain.norm.target)), nn.Identity):
+            with graph.inserting_after(new):
+                behind = graph.call_module(str(chain.norm.target), (new,))
+        chain.last.replace_all_uses_with(behind)
+        for old in (chain.relu, chain.addition, chain.norm, chain.adder):
+            if old is not None:
+                _erase(graph, old)
+    graph.lint()
+    rewritten = fx.GraphModule(module, graph, type(module).__name__)
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name not in vars(rewritten):
+            setattr(rewritten, name, value)
+    return rewritten.eval()
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Erases a node that nobody uses, and before it those that do nothing and only it used."""
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
+def _put(root: nn.Module, node: fx.Node, module: nn.Module) -> None:
+    parent, _, name = str(node.target).rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _is_constant(module: nn.Module | None) -> bool:
+    """Whether a module is batch norm that is a scale and a shift now."""
+    if type(module) not in NORMS:
+        return False
+    assert isinstance(module, nn.BatchNorm2d)
+    if isinstance(module, BatchNormAct2d) and not isinstance(module.drop, NOTHING):
+        return False
+    return not module.training and module.running_mean is not None and module.running_var is not None
+
+
+def _is_adder(module: nn.Module | None) -> bool:
+    return type(module) in (Adder2d, Adder2dSame) and getattr(module, "p", None) == 1
+
+
+def _other(addition: fx.Node, value: fx.Node) -> int | None:
+    """Which argument is added to ``value``; None where it is no plain addition, or one that writes over the other."""
+    if len(addition.args) != 2 or addition.kwargs:
+        return None
+    first, second = addition.args
+    if first is value and isinstance(second, fx.Node) and second is not value:
+        return 1
+    if second is value and isinstance(first, fx.Node) and addition.target not in IN_PLACE_ADDITIONS:
+        return 0
+    return None
+
+
+def _is_relu(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(root.get_submodule(str(node.target))) is nn.ReLU
+    return node.target in RELUS and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
+
+
+def _writes(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node may write over a value that another one reads."""
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        in_place = name.endswith("_") or (getattr(operator, name, None) is node.target and name.startswith("i"))
+        return in_place or name == "setitem" or bool(node.kwargs.get("inplace"))
+    return False

@@ -1,0 +1,110 @@
+"""``adder_zoo::adder2d_fused``: the operator and what follows it in a network at inference, in one pass.
+
+    y = act(scale[k]·(-Σ|x - w|) + shift[k] + residual)
+
+Batch norm in eval mode is a scale and a shift for each filter. It cannot fold into the filters, for a distance is not
+linear in them, but it can be applied while a tile's sums are still at hand, and so can a shortcut and a ReLU.
+
+An implementation (see ``implementations.py``) that has a function ``forward_fused`` with the signature of the one below
+computes it in one pass; for the others this one is the definition: their ``forward``, then ``epilogue`` in eager torch.
+``adder_zoo.fuse`` rewrites a whole network in terms of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .implementations import resolve
+from .ops import _memory_format, _output_shape
+from .reference import compute_dtype
+
+
+def epilogue(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """``act(scale[k]·y + shift[k] + residual)`` in the dtype of y, [N, K, P, Q]; a NaN stays one."""
+    y = y * scale.to(y.dtype).view(-1, 1, 1) + shift.to(y.dtype).view(-1, 1, 1)
+    if residual is not None:
+        y = y + residual.to(y.dtype)
+    return y.relu() if relu else y
+
+
+def forward_fused(
+    module: ModuleType,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    """By ``module``'s own ``forward_fused`` (same arguments, without ``module``), or by its ``forward``."""
+    own = getattr(module, "forward_fused", None)
+    if own is not None:
+        return own(x, weight, scale, shift, residual, stride, padding, dilation, groups, relu)
+    return epilogue(module.forward(x, weight, stride, padding, dilation, groups), scale, shift, residual, relu)
+
+
+@torch.library.custom_op("adder_zoo::adder2d_fused", mutates_args=())
+def adder2d_fused(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+    impl: str,
+) -> Tensor:
+    """``act(scale[k]·(-Σ|x - w|) + shift[k] + residual)``: Eq. 2 of arXiv 1912.13200 and eval-mode batch norm.
+
+    Args:
+        x, weight: [N, C, H, W] and [K, C/groups, R, S], dtypes as in ``adder_zoo.adder2d``.
+        scale, shift: [K], any floating dtype; applied in float32 (float64 for float64).
+        residual: Added before the activation, [N, K, P, Q], any floating dtype and memory format; or None.
+        stride, dilation: Pairs (height, width). padding: (top, bottom, left, right).
+        relu: Whether act is a ReLU; otherwise there is none.
+        impl: A name of ``adder_zoo.implementations()``, or "auto".
+
+    Returns:
+        [N, K, P, Q], float32 (float64 for float64), channels_last where x or weight is. It has no gradient: asking for
+        one raises.
+    """
+    _check_shapes(_output_shape(x, weight, stride, padding, dilation), scale, shift, residual)
+    module = resolve(impl, x, 1.0)
+    y = forward_fused(module, x, weight, scale, shift, residual, stride, padding, dilation, groups, relu)
+    return y.contiguous(memory_format=_memory_format(x, weight))
+
+
+@adder2d_fused.register_fake
+def _(x, weight, scale, shift, residual, stride, padding, dilation, groups, relu, impl):
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    _check_shapes(shape, scale, shift, residual)
+    y = x.new_empty(shape, dtype=compute_dtype(x))
+    return y.contiguous(memory_format=_memory_format(x, weight))
+
+
+def _check_shapes(output: list, scale: Tensor, shift: Tensor, residual: Tensor | None) -> None:
+    wanted_shapes = (("scale", scale, output[1:2]), ("shift", shift, output[1:2]), ("residual", residual, output))
+    for name, t, wanted in wanted_shapes:
+        if t is not None and list(t.shape) != wanted:
+            raise ValueError(f"adder2d_fused: {name} must have shape {wanted}, got {list(t.shape)}")
+
+
+def _no_gradient(ctx, dy):
+    raise RuntimeError(
+        "adder2d_fused is for inference and has no gradient: train the network before adder_zoo.fuse(), and run the "
+        "fused one under torch.no_grad()"
+    )
+
+
+adder2d_fused.register_autograd(_no_gradient)

@@ -1,0 +1,24 @@
+"""Runs a test file again under Triton's interpreter.
+
+Triton decides when it is first imported whether it interprets, so tests of the kernels on a CPU need a process of their
+own: such a file holds tests of both kinds, and without TRITON_INTERPRET=1 one that runs the file again with it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def run_again(file: Path, which: str) -> None:
+    """The tests of ``file`` that the marker expression selects."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", which, str(file)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=2400, cwd=file.parents[1]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert " failed" not in done.stdout
