@@ -1108,8 +1108,8 @@ template <class T> struct GroupedGradInput : Shape {
 
 // ---- dw, tap by tap ------------------------------------------------------------------------------------------------
 
-// dw = sum dy * t(x - w) for operands that may be anything. The fast dw is the library's own convolution; this is for
-// the sign (Eq. 4) and for infinities, where x - w has a value and sum dy * x - w * sum dy has none.
+// dw = sum dy * t(x - w) for operands that may be anything. The fast dw is a matrix product; this is for the sign (Eq. 4)
+// and for infinities, where x - w has a value and sum dy * x - w * sum dy has none.
 constexpr int64_t DW_FILTERS = 4, DW_LANES = 32;
 
 struct GradWeight : adder_shape {
@@ -1150,6 +1150,141 @@ struct GradWeight : adder_shape {
         }
       for (int64_t k = 0; k < filters; ++k)
         memcpy(dw + (((k0 + k) * R + r) * S + s) * Cg + c0, total[k], static_cast<size_t>(channels) * sizeof(float));
+    }
+  }
+};
+
+// ---- dw as a matrix product ----------------------------------------------------------------------------------------
+
+// dw = sum dy * x - w * sum dy for finite operands. A tile holds DW_K filters times NV vectors of channels for one tap
+// and runs over stretches of pixels that lie in one row. A task adds up one block of filters and channels, all taps, over
+// a part of the images; the parts are then summed in order.
+constexpr int DW_K = 6;
+// Pixels that a tile adds up in registers: a stretch of x and dy that stays in the first-level cache for all taps.
+constexpr int64_t DW_PIXELS = 128;
+
+struct Stretch {
+  int64_t x, dy, pixels;
+};
+
+// sum[k][c] += sum over the stretches of dy * x for MK filters; sums lie k_step apart.
+template <class T, int MK, int NV>
+__attribute__((noinline)) void grad_weight_tile(const Stretch *stretch, int64_t count, const float *x, int64_t x_step,
+                                                const float *dy, int64_t dy_step, float *sum, int64_t k_step) {
+  typedef typename T::V V;
+  V acc[MK][NV];
+#pragma GCC unroll 16
+  for (int k = 0; k < MK; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[k][v] = T::set(0.f);
+  for (const Stretch *const end = stretch + count; stretch != end; ++stretch) {
+    const float *xs = x + stretch->x, *ds = dy + stretch->dy;
+    for (int64_t q = stretch->pixels; q > 0; --q) {
+      V xv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) xv[v] = T::load(xs + v * T::L);
+#pragma GCC unroll 16
+      for (int k = 0; k < MK; ++k) {
+        const V d = T::set(ds[k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[k][v] = T::fma(d, xv[v], acc[k][v]);
+      }
+      xs += x_step;
+      ds += dy_step;
+    }
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < MK; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      float *s = sum + k * k_step + v * T::L;
+      T::store(s, T::load(s) + acc[k][v]);
+    }
+}
+
+typedef void (*GradWeightTile)(const Stretch *, int64_t, const float *, int64_t, const float *, int64_t, float *, int64_t);
+
+template <class T, int NV, int MK = DW_K> GradWeightTile grad_weight_tile_for(int64_t k) {
+  if constexpr (MK == 0) return nullptr;
+  else return k == MK ? grad_weight_tile<T, MK, NV> : grad_weight_tile_for<T, NV, MK - 1>(k);
+}
+
+template <class T> struct GradWeightProduct : adder_shape {
+  const float *dy, *x, *w;
+  float *dw;
+  int64_t taps;
+  int64_t images, rows, chunks, units; // a unit: so many images, or so many rows of one
+  int64_t k_blocks, c_blocks, parts;
+  float *sums, *dy_sums; // [parts][K][R][S][C], [parts][K]
+  Flag failed;
+
+  // Grouped filters, few channels and 1x1 kernels (which meet a pixel once) are better off elsewhere.
+  static bool suits(const adder_shape &s) { return s.groups == 1 && s.C % T::L == 0 && s.R * s.S > 1; }
+
+  GradWeightProduct(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), taps(R * S * C), images(max64(1, DW_PIXELS / (P * Q))),
+        rows(images > 1 ? P : min64(P, max64(1, DW_PIXELS / Q))), chunks(ceil_div(P, rows)),
+        units(images > 1 ? ceil_div(N, images) : N * chunks), k_blocks(ceil_div(K, DW_K)), c_blocks(ceil_div(C, 2 * T::L)),
+        parts(max64(1, min64(units, ceil_div(TASKS, k_blocks * c_blocks)))) {}
+
+  int64_t tasks() const { return parts * k_blocks * c_blocks; }
+
+  void task(int64_t i) {
+    const int64_t block = i % (k_blocks * c_blocks), part = i / (k_blocks * c_blocks);
+    const int64_t kb = block % k_blocks, c = block / k_blocks * 2 * T::L;
+    const int64_t k = K * kb / k_blocks, filters = K * (kb + 1) / k_blocks - k;
+    const int nv = C - c >= 2 * T::L ? 2 : 1;
+    const GradWeightTile tile = nv == 2 ? grad_weight_tile_for<T, 2>(filters) : grad_weight_tile_for<T, 1>(filters);
+    Scratch<Stretch> stretches(images * rows);
+    if (!stretches) return failed.set();
+    float *const sum = sums + (part * K + k) * taps + c;
+    for (int64_t f = 0; f < filters; ++f)
+      for (int64_t t = 0; t < R * S; ++t)
+        for (int v = 0; v < nv; ++v) T::store(sum + f * taps + t * C + v * T::L, T::set(0.f));
+    for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+      const int64_t first = images > 1 ? unit * images : unit / chunks, row = images > 1 ? 0 : unit % chunks * rows;
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t s = 0; s < S; ++s) {
+          // Of the outputs in a row those whose tap lies inside the image.
+          const int64_t offset = s * dilation_w - pad_left;
+          const int64_t begin = offset >= 0 ? 0 : min64(Q, ceil_div(-offset, stride_w));
+          const int64_t end = offset >= W ? 0 : min64(Q, (W - 1 - offset) / stride_w + 1);
+          if (begin >= end) continue;
+          int64_t count = 0;
+          for (int64_t n = first; n < min64(N, first + images); ++n)
+            for (int64_t p = row; p < min64(P, row + rows); ++p) {
+              const int64_t h = p * stride_h - pad_top + r * dilation_h;
+              if (h < 0 || h >= H) continue;
+              stretches[count++] = {((n * H + h) * W + begin * stride_w + offset) * C + c,
+                                    ((n * P + p) * Q + begin) * K + k, end - begin};
+            }
+          if (count) tile(stretches, count, x, stride_w * C, dy, K, sum + (r * S + s) * C, taps);
+        }
+    }
+    if (c == 0) sum_dy(part, k, filters);
+  }
+
+  void sum_dy(int64_t part, int64_t k, int64_t filters) const {
+    float total[DW_K] = {};
+    for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+      const int64_t first = images > 1 ? unit * images * P * Q : (unit / chunks * P + unit % chunks * rows) * Q;
+      const int64_t last = images > 1 ? min64(N, (unit + 1) * images) * P * Q
+                                      : (unit / chunks * P + min64(P, (unit % chunks + 1) * rows)) * Q;
+      float sum[DW_K] = {};
+      for (int64_t i = first; i < last; ++i)
+        for (int64_t f = 0; f < filters; ++f) sum[f] += dy[i * K + k + f];
+      for (int64_t f = 0; f < filters; ++f) total[f] += sum[f];
+    }
+    for (int64_t f = 0; f < filters; ++f) dy_sums[part * K + k + f] = total[f];
+  }
+
+  void finish(int64_t k) const {
+    float dy_sum = 0;
+    for (int64_t part = 0; part < parts; ++part) dy_sum += dy_sums[part * K + k];
+    for (int64_t t = 0; t < taps; t += T::L) {
+      typename T::V sum = T::set(0.f);
+      for (int64_t part = 0; part < parts; ++part) sum = sum + T::load(sums + (part * K + k) * taps + t);
+      T::store(dw + k * taps + t, sum - T::load(w + k * taps + t) * T::set(dy_sum));
     }
   }
 };
@@ -1248,8 +1383,30 @@ inline int grad_weight(const adder_shape *s, const float *dy, const float *x, co
   return ADDER_OK;
 }
 
+inline int grad_weight_product(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw) {
+  typedef GradWeightProduct<Widest> Product;
+  if (!Product::suits(*s)) return ADDER_UNSUITED;
+  if (s->N == 0) {
+    memset(dw, 0, static_cast<size_t>(s->K * s->R * s->S * s->C) * sizeof(float));
+    return ADDER_OK;
+  }
+  Product f(*s, dy, x, w, dw);
+  Scratch<float> sums(f.parts * f.K * f.taps), dy_sums(f.parts * f.K);
+  if (!sums || !dy_sums) return ADDER_NO_MEMORY;
+  f.sums = sums;
+  f.dy_sums = dy_sums;
+  const double operations = 1. * s->N * s->P * s->Q * s->R * s->S * s->C * s->K / Widest::L;
+  parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.task(a);
+  });
+  parallel(f.K, grain_for(1. * f.parts * f.K * f.taps / Widest::L, f.K), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.finish(a);
+  });
+  return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+}
+
 constexpr adder::Kernels kernels(const char *isa) {
-  return {isa, packed_size, pack, forward, grad_input, grad_weight};
+  return {isa, packed_size, pack, forward, grad_input, grad_weight, grad_weight_product};
 }
 
 } // namespace ADDER_NAMESPACE
