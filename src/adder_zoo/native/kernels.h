@@ -33,7 +33,7 @@ constexpr int64_t CHUNK_BYTES = 192 << 10;
 // Tasks to cut the work into, where there is enough of it.
 constexpr int64_t TASKS = 32;
 // Rows of a matrix product: a 1x1 kernel's pixels are cut into rows of this many, whatever the image's shape.
-constexpr int64_t FLAT_ROW = 48;
+constexpr int64_t FLAT_ROW = 60; // of tiles of 5, 6, 10 and 12 pixels
 
 struct Segment {
   int64_t source; // offset in the image, from the tile's first pixel
@@ -340,27 +340,10 @@ struct Sums {
 // A + B up to here leaves 2 sum max(x, w) finite.
 constexpr float MOST = FLT_MAX / 8;
 
-// Writes a tile's outputs from its sums of max(x, w), or returns false if one of them does not pass the test.
+// Do all outputs of a tile pass the test, one by one?
 template <class T>
-bool finish_identity(const float *sum, int64_t mr, int nv, const Sums &sums, const Output<T> &out) {
+__attribute__((noinline)) bool each_passes(const float *sum, int64_t mr, int nv, const Sums &sums) {
   typedef typename T::V V;
-  V least = T::set(FLT_MAX);
-  float most = 0;
-  bool finite = true;
-  for (int64_t m = 0; m < mr; ++m) {
-    const V sx = T::set(sums.x[m]);
-    finite &= sums.abs_x[m] <= MOST;
-    most = sums.abs_x[m] > most ? sums.abs_x[m] : most;
-    store_pixel<T>(out, m, nv, [&](int v) ADDER_LAMBDA_INLINE {
-      const V s = T::load(sum + (m * nv + v) * T::L);
-      const V value = (sx + T::load(sums.w + v * T::L)) - (s + s);
-      least = T::min(T::abs(value), least);
-      return value;
-    });
-  }
-  // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so min has lost none.
-  if (finite && most + sums.most_w <= MOST && T::all_le(T::set(most + sums.most_w), least * T::set(CANCELLATION)))
-    return true;
   bool good = true;
   for (int64_t m = 0; m < mr && good; ++m)
     for (int v = 0; v < nv; ++v) {
@@ -370,6 +353,46 @@ bool finish_identity(const float *sum, int64_t mr, int nv, const Sums &sums, con
       good &= T::all_le(T::set(sums.abs_x[m]) + T::load(sums.abs_w + v * T::L), limit);
     }
   return good;
+}
+
+// Writes a tile's outputs from its sums of max(x, w), or returns false if one of them does not pass the test.
+template <class T, int NV>
+bool finish_identity(const float *sum, int64_t mr, const Sums &sums, const Output<T> &out) {
+  typedef typename T::V V;
+  V least = T::set(FLT_MAX), w[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) w[v] = T::load(sums.w + v * T::L);
+  float most = 0;
+  bool finite = true;
+  const bool plain = out.whole && !out.scale;
+  for (int64_t m = 0; m < mr; ++m) {
+    const V sx = T::set(sums.x[m]);
+    finite &= sums.abs_x[m] <= MOST;
+    most = sums.abs_x[m] > most ? sums.abs_x[m] : most;
+    V values[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const V s = T::load(sum + (m * NV + v) * T::L);
+      values[v] = (sx + w[v]) - (s + s);
+      least = T::min(T::abs(values[v]), least);
+    }
+    if (plain)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) T::store(out.y + m * out.step + v * T::L, values[v]);
+    else
+      store_pixel<T>(out, m, NV, [&](int v) ADDER_LAMBDA_INLINE { return values[v]; });
+  }
+  // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so min has lost none.
+  if (finite && most + sums.most_w <= MOST && T::all_le(T::set(most + sums.most_w), least * T::set(CANCELLATION)))
+    return true;
+  return each_passes<T>(sum, mr, NV, sums);
+}
+
+template <class T>
+bool finish_identity(int nv, const float *sum, int64_t mr, const Sums &sums, const Output<T> &out) {
+  return nv == 4   ? finish_identity<T, 4>(sum, mr, sums, out)
+         : nv == 2 ? finish_identity<T, 2>(sum, mr, sums, out)
+                   : finish_identity<T, 1>(sum, mr, sums, out);
 }
 
 template <class T>
@@ -553,7 +576,23 @@ template <class T> struct Forward : Shape {
   // Sum of x and of |x| over the channels of a group, for each of `count` pixels.
   void channel_sums(const float *from, int64_t count, float *sum, float *abs_sum) const {
     typedef typename T::V V;
-    for (int64_t j = 0; j < count; ++j, from += C) {
+    int64_t j = 0;
+    if (Cg % T::L == 0)
+      for (; j + T::L <= count; j += T::L, from += T::L * C) { // as many pixels at a time as a vector has lanes
+        V s[T::L], a[T::L];
+#pragma GCC unroll 16
+        for (int i = 0; i < T::L; ++i) s[i] = T::load(from + i * C), a[i] = T::abs(s[i]);
+        for (int64_t c = T::L; c < Cg; c += T::L)
+#pragma GCC unroll 16
+          for (int i = 0; i < T::L; ++i) {
+            const V value = T::load(from + i * C + c);
+            s[i] = s[i] + value;
+            a[i] = a[i] + T::abs(value);
+          }
+        T::store(sum + j, T::sums(s));
+        T::store(abs_sum + j, T::sums(a));
+      }
+    for (; j < count; ++j, from += C) {
       V s = T::set(0.f), a = T::set(0.f);
       int64_t c = 0;
       for (; c + T::L <= Cg; c += T::L) {
@@ -604,7 +643,7 @@ template <class T> struct Forward : Shape {
       if (identity) {
         forward_tile_for<T, false>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
         const Sums sums = {patches + q, patches + Q + q, sum_w, abs_w, most_w};
-        if (finish_identity<T>(sum, mr, block.nv, sums, out.at(q))) continue;
+        if (finish_identity<T>(block.nv, sum, mr, sums, out.at(q))) continue;
       }
       forward_tile_for<T, true>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
       finish_exact<T>(sum, mr, block.nv, outside, out.at(q));
@@ -695,6 +734,53 @@ template <class T> GradInputTile grad_input_tile_for(int nv, int64_t mr, int mod
                                : GradInputTiles<T, 1, ADDER_SIGN>::get(mr);
 }
 
+// clamp(w - x, -1, 1) = min(max(w, x - 1), x + 1) - x: an operation less for each tap, as x is constant over a sum, and so
+//   sum dy * clamp(w - x) = sum dy * median(w, x - 1, x + 1) - x * sum dy.
+// What is added up is at most |dy| (|x| + 1) and rounded with that, and x * sum dy likewise, so the error is at most
+// gamma * (2 |x| + 2) * sum |dy|, where the difference's is gamma * sum |dy t|. A tile takes it where each of its x lies in
+// [-1, MEDIAN_LIMIT]: most do behind a ReLU and batch norm.
+constexpr float MEDIAN_LIMIT = 8.f;
+constexpr int MEDIAN_PIXELS = 5; // three registers for each
+
+// sum[m] = sum over the segments of dy * median(w, x - 1, x + 1) for MR pixels and one vector of channels.
+template <class T, int MR>
+__attribute__((noinline)) void median_tile(const Segment *segment, int64_t count, const float *dy, int64_t step,
+                                           const float *panel, int64_t, const float *x, float *sum) {
+  typedef typename T::V V;
+  V low[MR], high[MR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+    low[m] = T::load(x + m * T::L) - T::set(1.f);
+    high[m] = T::load(x + m * T::L) + T::set(1.f);
+  }
+  const Segment *const end = segment + count;
+  for (bool first = true; segment != end; first = false) {
+    V acc[MR];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) acc[m] = T::set(0.f);
+    bool last;
+    do {
+      const float *ds = dy + segment->source, *ws = panel + segment->panel * T::L;
+      for (int64_t t = segment->length; t > 0; --t) {
+        const V w = T::load(ws);
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m) acc[m] = T::fma(T::median(w, low[m], high[m]), T::set(ds[m * step]), acc[m]);
+        ++ds;
+        ws += T::L;
+      }
+      last = segment->last;
+      ++segment;
+    } while (!last && segment != end);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) T::store(sum + m * T::L, first ? acc[m] : T::load(sum + m * T::L) + acc[m]);
+  }
+}
+
+template <class T, int MR = MEDIAN_PIXELS> GradInputTile median_tile_for(int64_t mr) {
+  if constexpr (MR == 0 || !T::MEDIAN) return nullptr;
+  else return mr == MR ? median_tile<T, MR> : median_tile_for<T, MR - 1>(mr);
+}
+
 // What dx of one pixel is, tap by tap, for operands that are not finite: t of a NaN is NaN, and a tap that no output
 // takes adds nothing, where the tiles would add 0 * t.
 static inline void grad_input_pixel(const Shape &s, const float *dy, const float *x, const float *w, float *dx, int mode,
@@ -759,6 +845,7 @@ template <class T> struct GradInput : Shape {
   int mode;
   float limit; // of |x| and |w| for the tiles
   bool good_w; // w keeps it
+  bool median; // whether tiles may take it
   int64_t left, right;
   float *panels; // [vectors][R][S in order_columns][Kg][L]
   int64_t *order;
@@ -769,9 +856,17 @@ template <class T> struct GradInput : Shape {
   GradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_, float *panels_,
             int64_t *order_, Block *blocks_, int64_t block_count)
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
-        good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
+        good_w(all_within<T>(w_, K * taps, limit)), median(takes_median(shape, mode_)), left(Reach(shape).left),
+        right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
         split(N, H, Q * K * 4 / stride_h + W * C * 4, block_count) {
     order_columns(*this, order);
+  }
+
+  static bool takes_median(const Shape &shape, int mode) {
+    return T::MEDIAN && mode == ADDER_CLIPPED && shape.groups == 1;
+  }
+  static int most_vectors(const Shape &shape, int mode) {
+    return takes_median(shape, mode) ? 1 : max_vectors<T>(shape.W / shape.stride_w, true);
   }
 
   void pack(int64_t vector) const {
@@ -823,27 +918,72 @@ template <class T> struct GradInput : Shape {
     const int64_t out_rows = min64(P, (split.chunk + (R - 1) * dilation_h) / stride_h + 1);
     Scratch<float> copy(copies ? out_rows * (left + Q + right) * K : 1);
     Scratch<Segment> segments(segment_capacity(R * S * Kg, R * S));
-    if (!copy || !segments) return failed.set();
+    const int64_t padded = left + Q + right;
+    Scratch<float> sums(median ? out_rows * padded : 1), totals(median ? split.chunk * W : 1);
+    if (!copy || !segments || !sums || !totals) return failed.set();
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
       int64_t p_begin, p_end;
       reach(task.row_begin, task.row_end, p_begin, p_end);
       const Rows rows =
           take_rows(dy + task.image * P * Q * K, Q, K, p_begin, p_end, left, right, copies ? copy.data : nullptr);
+      if (median) {
+        for (int64_t p = p_begin; p < p_end; ++p)
+          pixel_sums(rows.at(p, -left, K), width(p, P, Q) + left + right, sums + (p - p_begin) * padded);
+        for (int64_t h = task.row_begin; h < task.row_end; ++h)
+          for (int64_t phase = 0; phase < min64(stride_w, W); ++phase)
+            tap_sums(h, phase, p_begin, sums, padded, totals + (h - task.row_begin) * W + first_of(phase));
+      }
       for (int64_t b = task.block_begin; b < task.block_end; ++b)
         for (int64_t h = task.row_begin; h < task.row_end; ++h)
           for (int64_t phase = 0; phase < min64(stride_w, W); ++phase)
-            row_of_tiles(blocks[b], task.image, h, phase, rows, segments);
+            row_of_tiles(blocks[b], task.image, h, phase, rows, segments,
+                         totals + (median ? (h - task.row_begin) * W + first_of(phase) : 0));
+    }
+  }
+
+  // Pixels of a row that belong to the phases before this one.
+  int64_t first_of(int64_t phase) const {
+    int64_t first = 0;
+    for (int64_t i = 0; i < phase; ++i) first += ceil_div(W - i, stride_w);
+    return first;
+  }
+
+  // Sum of dy over the filters, for each of `count` pixels.
+  void pixel_sums(const float *from, int64_t count, float *sum) const {
+    for (int64_t j = 0; j < count; ++j, from += K) {
+      typename T::V s = T::set(0.f);
+      int64_t k = 0;
+      for (; k + T::L <= K; k += T::L) s = s + T::load(from + k);
+      float rest = T::sum(s);
+      for (; k < K; ++k) rest += from[k];
+      sum[j] = rest;
+    }
+  }
+
+  // Sum of dy over all that an input pixel's taps reach, for the pixels of a phase: over what segments_of_row lists.
+  void tap_sums(int64_t h, int64_t phase, int64_t p_begin, const float *sums, int64_t padded, float *total) const {
+    const int64_t pixels = ceil_div(width(h, H, W) - phase, stride_w);
+    for (int64_t j = 0; j < pixels; ++j) total[j] = 0;
+    for (int64_t r = 0; r < R; ++r) {
+      const int64_t ph = h + pad_top - r * dilation_h;
+      if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t qw = phase + pad_left - s * dilation_w;
+        if (qw % stride_w) continue;
+        const float *from = sums + (ph / stride_h - p_begin) * padded + left + qw / stride_w;
+        for (int64_t j = 0; j < pixels; ++j) total[j] += from[j];
+      }
     }
   }
 
   void row_of_tiles(const Block &block, int64_t image, int64_t h, int64_t phase, const Rows &rows,
-                    Segment *segments) const {
+                    Segment *segments, const float *totals) const {
     typedef typename T::V V;
     alignas(64) float sum[MAX_SUM], xs[MAX_SUM];
     const int64_t count = segments_of_row(h, phase, rows, segments);
     const int64_t pixels = ceil_div(width(h, H, W) - phase, stride_w), step = stride_w * C;
-    const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, true));
+    const int64_t tiles = ceil_div(pixels, median ? MEDIAN_PIXELS : max_pixels<T>(block.nv, true));
     const int64_t first = ((image * H + h) * W + phase) * C + block.channel;
     const float *const panel = panels + block.vector * R * S * Kg * T::L, *const source = rows.data + block.group * Kg;
     const bool whole = block.channels == block.nv * T::L;
@@ -853,17 +993,29 @@ template <class T> struct GradInput : Shape {
       for (float &value : xs) value = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t j = pixels * i / tiles, mr = pixels * (i + 1) / tiles - j;
-      bool good = good_w;
+      bool good = good_w, between = median && good_w;
       for (int64_t m = 0; m < mr; ++m) {
         const float *from = x + first + (j + m) * step;
         float *to = xs + m * block.nv * T::L;
         if (!whole) memcpy(to, from, static_cast<size_t>(block.channels) * sizeof(float));
         for (int v = 0; v < block.nv; ++v) {
           const V value = T::load((whole ? from : to) + v * T::L);
-          good &= T::all_le(T::abs(value), T::set(limit));
+          if (between) between = T::all_le(T::set(-1.f), value) && T::all_le(value, T::set(MEDIAN_LIMIT));
+          if (!between) good &= T::all_le(T::abs(value), T::set(limit));
           T::store(to + v * T::L, value);
         }
       }
+      if (between) {
+        median_tile_for<T>(mr)(segments, count, source + j * K, K, panel, 0, xs, sum);
+        for (int64_t m = 0; m < mr; ++m) {
+          float *const s = sum + m * T::L;
+          const V value = T::load(s) - T::load(xs + m * T::L) * T::set(totals[j + m]);
+          between &= T::all_le(T::abs(value), T::set(FLT_MAX)); // no infinity in dy, and none on the way
+          T::store(s, value);
+          store_channels<T>(dx + first + (j + m) * step, s, 1, block.channels);
+        }
+      }
+      if (between) continue;
       if (good) {
         grad_input_tile_for<T>(block.nv, mr, mode)(segments, count, source + j * K, K, panel, R * S * Kg * T::L, xs, sum);
         for (int64_t m = 0; m < mr; ++m)
@@ -1350,7 +1502,7 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
     parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
     return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
   }
-  const int nv = max_vectors<T>(shape.W / shape.stride_w, true);
+  const int nv = GradInput<T>::most_vectors(shape, mode);
   const int64_t vectors = shape.groups * ceil_div(shape.Cg, T::L);
   const int64_t count = cut_blocks<T>(shape.groups, shape.Cg, nv, nullptr);
   Scratch<float> panels(vectors * shape.R * shape.S * shape.Kg * T::L);
