@@ -221,12 +221,20 @@ template <class T> void store_channels(float *to, const float *from, int64_t vec
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// sum[m][v] = sum over the segments of |x - w| (EXACT) or of max(x, w).
+// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are no constant
+// step apart then, and each of them takes a register of its own for its offset.
+template <class T> constexpr bool joins_rows(int nv) { return T::REGISTERS < 32 && nv == 2; }
+
+// sum[m][v] = sum over the segments of |x - w| (EXACT) or of max(x, w). Pixel m is at x[offsets[m]] if tiles may join rows,
+// else at x[m * offsets[0]].
 template <class T, int MR, int NV, bool EXACT>
-__attribute__((noinline)) void forward_tile(const Segment *segment, int64_t count, const float *x, int64_t step,
+__attribute__((noinline)) void forward_tile(const Segment *segment, int64_t count, const float *x, const int64_t *offsets,
                                             const float *panel, int64_t panel_stride, float *sum) {
   typedef typename T::V V;
   const V one = T::opaque(T::set(1.f));
+  int64_t offset[MR];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) offset[m] = joins_rows<T>(NV) ? offsets[m] : m * offsets[0];
   const Segment *const end = segment + count;
   for (bool first = true; segment != end; first = false) {
     V acc[MR][NV];
@@ -243,7 +251,7 @@ __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t coun
         for (int v = 0; v < NV; ++v) w[v] = T::load(ws + v * panel_stride);
 #pragma GCC unroll 16
         for (int m = 0; m < MR; ++m) {
-          const V b = T::set(xs[m * step]);
+          const V b = T::set(xs[offset[m]]);
 #pragma GCC unroll 4
           for (int v = 0; v < NV; ++v)
             acc[m][v] = T::accumulate(acc[m][v], EXACT ? T::abs(b - w[v]) : T::max(b, w[v]), one);
@@ -264,7 +272,7 @@ __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t coun
   }
 }
 
-typedef void (*ForwardTile)(const Segment *, int64_t, const float *, int64_t, const float *, int64_t, float *);
+typedef void (*ForwardTile)(const Segment *, int64_t, const float *, const int64_t *, const float *, int64_t, float *);
 
 template <class T, int NV, bool EXACT, int MR = max_pixels<T>(NV, false)> struct ForwardTiles {
   static ForwardTile get(int64_t mr) {
@@ -561,17 +569,23 @@ template <class T> struct Forward : Shape {
             channel_sums(rows.at(h, -left, C) + g * Cg, width(h, H, W) + left + right, sums + (h - h_begin) * padded,
                          abs_sums + (h - h_begin) * padded);
           for (int64_t p = 0; p < tile_rows; ++p) {
-            float *to = patches + 2 * (g * tile_rows + p) * Q;
-            patch_sums(task.row_begin + p, rows, sums, abs_sums, padded, to, to + Q);
+            float *to = patches + (2 * g * tile_rows + p) * Q;
+            patch_sums(task.row_begin + p, rows, sums, abs_sums, padded, to, to + tile_rows * Q);
           }
         }
       }
       for (int64_t b = task.block_begin; b < task.block_end; ++b)
-        for (int64_t p = 0; p < tile_rows; ++p)
-          row_of_tiles(blocks[b], task.image, task.row_begin + p, rows, segments,
-                       patches + (identity ? 2 * (blocks[b].group * tile_rows + p) * Q : 0), identity);
+        for (int64_t p = 0, n; p < tile_rows; p += n) {
+          n = 1;
+          if (joins_rows<T>(blocks[b].nv) && Q >= max_pixels<T>(2, false) && all_inside(task.row_begin + p))
+            while (p + n < tile_rows && all_inside(task.row_begin + p + n)) ++n;
+          const float *const sum_x = patches + (identity ? (2 * blocks[b].group * tile_rows + p) * Q : 0);
+          rows_of_tiles(blocks[b], task.image, task.row_begin + p, n, rows, segments, sum_x, sum_x + tile_rows * Q, identity);
+        }
     }
   }
+
+  bool all_inside(int64_t p) const { return row_inside(p, 0) && row_inside(p, R - 1); }
 
   // Sum of x and of |x| over the channels of a group, for each of `count` pixels.
   void channel_sums(const float *from, int64_t count, float *sum, float *abs_sum) const {
@@ -607,8 +621,9 @@ template <class T> struct Forward : Shape {
     }
   }
 
-  void row_of_tiles(const Block &block, int64_t image, int64_t p, const Rows &rows, Segment *segments,
-                    const float *patches, bool identity) const {
+  // Output rows [p, p + n); more than one only if they have the same segments, and Q is no less than a tile.
+  void rows_of_tiles(const Block &block, int64_t image, int64_t p, int64_t n, const Rows &rows, Segment *segments,
+                     const float *sum_x, const float *abs_x, bool identity) const {
     typedef typename T::V V;
     alignas(64) float sum_w[4 * T::L], abs_w[4 * T::L], outside[4 * T::L], sum[MAX_SUM];
     float most_w = 0;
@@ -630,7 +645,8 @@ template <class T> struct Forward : Shape {
       }
     }
     const int64_t count = segments_of_row(p, rows, segments);
-    const int64_t pixels = width(p, P, Q), step = stride_w * C;
+    const int64_t pixels = (n - 1) * Q + width(p + n - 1, P, Q), step = stride_w * C;
+    const int64_t next_row = stride_h * rows.stride - Q * step; // beyond the step from a row's last pixel
     const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, false));
     const float *const panel = panels + block.vector * taps * T::L, *const source = rows.data + block.group * Cg;
     const int64_t panel_stride = taps * T::L;
@@ -638,14 +654,19 @@ template <class T> struct Forward : Shape {
         epilogue.output(y, (image * P + p) * Q * K + block.channel, K, block.vector, block.nv, block.channels);
     if (count == 0)
       for (float &s : sum) s = 0;
+    int64_t offsets[MAX_PIXELS] = {step};
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t q = pixels * i / tiles, mr = pixels * (i + 1) / tiles - q;
+      const int64_t row = n > 1 ? q / Q : 0, left_in_row = (row + 1) * Q - q;
+      const float *const from = source + q * step + row * next_row;
+      if (joins_rows<T>(block.nv))
+        for (int64_t m = 0; m < mr; ++m) offsets[m] = m * step + (m >= left_in_row ? next_row : 0);
       if (identity) {
-        forward_tile_for<T, false>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
-        const Sums sums = {patches + q, patches + Q + q, sum_w, abs_w, most_w};
+        forward_tile_for<T, false>(block.nv, mr)(segments, count, from, offsets, panel, panel_stride, sum);
+        const Sums sums = {sum_x + q, abs_x + q, sum_w, abs_w, most_w};
         if (finish_identity<T>(block.nv, sum, mr, sums, out.at(q))) continue;
       }
-      forward_tile_for<T, true>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
+      forward_tile_for<T, true>(block.nv, mr)(segments, count, from, offsets, panel, panel_stride, sum);
       finish_exact<T>(sum, mr, block.nv, outside, out.at(q));
     }
   }
