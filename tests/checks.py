@@ -29,6 +29,17 @@ def bound(expected, computed: str = "float32", stored: str = "float32", chain: f
     return error
 
 
+def clipped_bound(expected, dy, x, weight_shape, geometry, stored: str = "float32") -> np.ndarray:
+    """How far the CPU kernels' clipped dx may be off, which may add up medians: kernels.h, MEDIAN_LIMIT.
+
+    What is added is at most |dy|·(|x| + 1), twice, and not |dy|·|t|.
+    """
+    value, magnitude, terms = expected
+    dy, x = (np.where(np.isfinite(t), np.abs(t), 0) for t in (dy, x))
+    sums = truth.grad_input(dy, -np.ones(x.shape), np.ones(weight_shape), *geometry, mode="sign")[0]
+    return bound((value, np.maximum(magnitude, sums * (2 * np.minimum(x, 8) + 2)), terms), stored=stored)
+
+
 def assert_within(got: Tensor, expected, error: np.ndarray, what: object, skip: np.ndarray | None = None) -> None:
     """The same NaN and infinities as the truth, and finite values within ``error`` (except where ``skip``)."""
     value = expected[0]

@@ -80,7 +80,7 @@ NAMED = [
         )
     ),
     case("1x1_padded", "outputs made of padding alone", (1, 3, 4, 4), (5, 3, 1, 1), 1, 2),
-    case("1x1_one_row_over", "49 pixels: a flattened row of 48 and a rest", (1, 17, 7, 7), (16, 17, 1, 1)),
+    case("1x1_one_row_over", "63 pixels: a flattened row of 60 and a rest", (1, 17, 7, 9), (16, 17, 1, 1)),
     case("1x1_one_pixel", "a linear layer", (5, 33, 1, 1), (10, 33, 1, 1)),
     case("depthwise", "one channel for each group", (2, 19, 8, 8), (19, 1, 3, 3), 1, 1, groups=19),
     case("depthwise_stride2", "and phases", (1, 16, 9, 9), (16, 1, 3, 3), 2, 1, groups=16),

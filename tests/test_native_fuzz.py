@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import truth
-from checks import assert_within, bound
+from checks import assert_within, bound, clipped_bound
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from shapes import Case, arrange
@@ -107,7 +107,10 @@ def test_fuzz(native, case, seed, specials, scale, modes, isa):
             if mode.get("mode") in ("clipped", "sign"):
                 parts, mode = [parts[0], -np.ones(case.x), np.ones(case.weight)], {"mode": "sign"}
             overflows = function(*parts, *case.geometry, **mode)[1] > FLT_MAX / 8
-            assert_within(got, true, bound(true) * factor, f"{function.__name__}, {modes}, of {what}", skip=overflows)
+            error = bound(true) * factor
+            if function is truth.grad_input and input_grad == "clipped":
+                error = clipped_bound(true, dy, x, case.weight, case.geometry)
+            assert_within(got, true, error, f"{function.__name__}, {modes}, of {what}", skip=overflows)
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])

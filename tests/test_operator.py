@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import truth
-from checks import assert_within, bound
+from checks import assert_within, bound, clipped_bound
 from shapes import NAMED, Case, case, random_cases, tensors
 
 from adder_zoo import adder2d, convolution, cpu, ops, reference
@@ -41,6 +41,9 @@ def expected(case: Case, x_dtype, weight_dtype, p=1.0):
     answer = {"y": truth.forward(x, weight, *case.geometry, p=p)}
     for mode in INPUT_GRADS if p == 1 else INPUT_GRADS[:1]:
         answer["dx", mode] = truth.grad_input(dy, x, weight, *case.geometry, mode=mode, p=p)
+    if p == 1:
+        stored = dtype_name(x_dtype)
+        answer["clipped"] = clipped_bound(answer["dx", "clipped"], dy, x, case.weight, case.geometry, stored)
     for mode in WEIGHT_GRADS if p == 1 else WEIGHT_GRADS[:1]:
         answer["dw", mode] = truth.grad_weight(dy, x, weight, *case.geometry, mode=mode, p=p)
     return answer
@@ -87,6 +90,8 @@ def check(case: Case, impl, x_dtype, weight_dtype=None, p=1.0, modes=MODES, devi
         error = bound(true["dx", input_grad], computed, dtype_name(x))
         if impl == "triton" and input_grad == "clipped":
             error = error + saturated_bound(dy, x, weight, case)
+        if impl == "cpu" and input_grad == "clipped":
+            error = true["clipped"]
         assert_within(dx, true["dx", input_grad], error, f"dx {input_grad} of {what}")
         error = bound(true["dw", weight_grad], computed, dtype_name(weight))
         assert_within(dw, true["dw", weight_grad], error, f"dw {weight_grad} of {what}")
@@ -233,6 +238,32 @@ def test_identity_keeps_its_bound(isa, offset, native):
                 assert torch.equal(fast, exact), "cancellation was not noticed"
 
 
+@pytest.mark.parametrize("offset", [-3, 0, 0.5, 6, 100])
+def test_median_keeps_its_bound(offset, native):
+    """dx by medians, Σ dy·median(w, x - 1, x + 1) - x·Σ dy, where x allows it, and by differences elsewhere."""
+    native("avx2")
+    for shape in (
+        case("3x3", "", (2, 40, 9, 9), (37, 40, 3, 3), 1, 1),
+        case("stride2", "", (2, 24, 9, 8), (16, 24, 3, 3), 2, 1),
+        case("1x1", "", (2, 48, 7, 7), (300, 48, 1, 1)),
+        case("dilation", "", (1, 20, 11, 11), (9, 20, 3, 3), 2, 2, 2),
+    ):
+        x, weight, dy = tensors(shape)
+        x = x.abs() % 2 + offset
+        numbers = [t.double().numpy() for t in (dy, x, weight)]
+        true = truth.grad_input(*numbers, *shape.geometry)
+        dx = cpu.grad_input(dy, x, weight, *shape.geometry, "clipped")
+        medians = -1 <= offset <= 6
+        error = clipped_bound(true, dy.double().numpy(), x.double().numpy(), shape.weight, shape.geometry)
+        assert_within(dx, true, error if medians else bound(true), f"dx of {shape} at {offset}")
+        if offset == 6:  # medians round as 2·|x| + 2 does, differences, which the generic kernels take, as |t| does
+            native("generic")
+            other = cpu.grad_input(dy, x, weight, *shape.geometry, "clipped")
+            native("avx2")
+            off, off_other = (np.abs(t.double().numpy() - true[0]).mean() for t in (dx, other))
+            assert off > off_other, "medians were not used, or they cost nothing"
+
+
 def test_bias(impl):
     x, weight, bias = torch.randn(2, 5, 6, 6), torch.randn(7, 5, 3, 3), torch.randn(7, requires_grad=True)
     y = adder2d(x, weight, bias, padding=1, impl=impl)
@@ -312,7 +343,10 @@ def test_special_values(shape, special, where, impl):
             true = truth.forward(numbers[0], numbers[1], *shape.geometry)
             assert_within(y, true, bound(true) * 9, f"y of {what}")
             true = truth.grad_input(numbers[2], numbers[0], numbers[1], *shape.geometry, mode=input_grad)
-            assert_within(dx, true, bound(true), f"dx {input_grad} of {what}")
+            error = bound(true)
+            if impl == "cpu" and input_grad == "clipped":
+                error = clipped_bound(true, numbers[2], numbers[0], shape.weight, shape.geometry)
+            assert_within(dx, true, error, f"dx {input_grad} of {what}")
             true = truth.grad_weight(numbers[2], numbers[0], numbers[1], *shape.geometry, mode=weight_grad)
             assert_within(dw, true, bound(true), f"dw {weight_grad} of {what}")
 

@@ -20,6 +20,7 @@ from . import convolution
 from .reference import compute_dtype
 
 _MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
+_UNSUITED = 2
 _packed_filters: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -63,6 +64,8 @@ class Library:
         self.grad_input = native.adder_grad_input
         self.grad_weight = native.adder_grad_weight
         self.grad_input.argtypes = self.grad_weight.argtypes = [shape, pointer, pointer, pointer, pointer, c_int]
+        self.grad_weight_product = native.adder_grad_weight_product
+        self.grad_weight_product.argtypes = [shape, pointer, pointer, pointer, pointer]
         self.isas = tuple(native.adder_isas().decode().split())
         self.threading = self._use_torch_threads()
 
@@ -212,12 +215,18 @@ def grad_weight(
     """dw = Σ dy·(x - w) (Eq. 5) or Σ dy·sgn(x - w) (Eq. 4), [K, C/G, R, S], in the dtype of weight."""
     dtype = weight.dtype
     dy, x, weight = _dense(dy), _dense(x), _dense(weight)
-    if weight_grad == "full":
-        dw = convolution.full_grad_weight(dy, x, weight, stride, padding, dilation, groups)
-        if torch.isfinite(dw.sum()) or torch.isfinite(dw).all():
-            return dw.to(dtype)
     shape = _shape(x, weight, stride, padding, dilation, groups)
     dw = _empty(weight.shape)
+    if weight_grad == "full":
+        operands = (dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
+        status = library().grad_weight_product(shape, *operands)
+        if status == _UNSUITED:
+            dw = convolution.full_grad_weight(dy, x, weight, stride, padding, dilation, groups)
+            dw = dw.contiguous(memory_format=torch.channels_last)
+        else:
+            _check(status)
+        if torch.isfinite(dw.sum()) or torch.isfinite(dw).all():
+            return dw.to(dtype)
     status = library().grad_weight(
         shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr(), _MODES[weight_grad]
     )

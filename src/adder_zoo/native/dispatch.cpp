@@ -97,4 +97,8 @@ int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, 
 int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw, int mode) {
   return adder::current->grad_weight(shape, dy, x, w, dw, mode);
 }
+
+int adder_grad_weight_product(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw) {
+  return adder::current->grad_weight_product(shape, dy, x, w, dw);
+}
 }

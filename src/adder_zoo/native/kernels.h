@@ -33,7 +33,7 @@ constexpr int64_t CHUNK_BYTES = 192 << 10;
 // Tasks to cut the work into, where there is enough of it.
 constexpr int64_t TASKS = 32;
 // Rows of a matrix product: a 1x1 kernel's pixels are cut into rows of this many, whatever the image's shape.
-constexpr int64_t FLAT_ROW = 48;
+constexpr int64_t FLAT_ROW = 60; // of tiles of 5, 6, 10 and 12 pixels
 
 struct Segment {
   int64_t source; // offset in the image, from the tile's first pixel
@@ -221,12 +221,20 @@ template <class T> void store_channels(float *to, const float *from, int64_t vec
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// sum[m][v] = sum over the segments of |x - w| (EXACT) or of max(x, w).
+// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are no constant
+// step apart then, and each of them takes a register of its own for its offset.
+template <class T> constexpr bool joins_rows(int nv) { return T::REGISTERS < 32 && nv == 2; }
+
+// sum[m][v] = sum over the segments of |x - w| (EXACT) or of max(x, w). Pixel m is at x[offsets[m]] if tiles may join rows,
+// else at x[m * offsets[0]].
 template <class T, int MR, int NV, bool EXACT>
-__attribute__((noinline)) void forward_tile(const Segment *segment, int64_t count, const float *x, int64_t step,
+__attribute__((noinline)) void forward_tile(const Segment *segment, int64_t count, const float *x, const int64_t *offsets,
                                             const float *panel, int64_t panel_stride, float *sum) {
   typedef typename T::V V;
   const V one = T::opaque(T::set(1.f));
+  int64_t offset[MR];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) offset[m] = joins_rows<T>(NV) ? offsets[m] : m * offsets[0];
   const Segment *const end = segment + count;
   for (bool first = true; segment != end; first = false) {
     V acc[MR][NV];
@@ -243,7 +251,7 @@ __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t coun
         for (int v = 0; v < NV; ++v) w[v] = T::load(ws + v * panel_stride);
 #pragma GCC unroll 16
         for (int m = 0; m < MR; ++m) {
-          const V b = T::set(xs[m * step]);
+          const V b = T::set(xs[offset[m]]);
 #pragma GCC unroll 4
           for (int v = 0; v < NV; ++v)
             acc[m][v] = T::accumulate(acc[m][v], EXACT ? T::abs(b - w[v]) : T::max(b, w[v]), one);
@@ -264,7 +272,7 @@ __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t coun
   }
 }
 
-typedef void (*ForwardTile)(const Segment *, int64_t, const float *, int64_t, const float *, int64_t, float *);
+typedef void (*ForwardTile)(const Segment *, int64_t, const float *, const int64_t *, const float *, int64_t, float *);
 
 template <class T, int NV, bool EXACT, int MR = max_pixels<T>(NV, false)> struct ForwardTiles {
   static ForwardTile get(int64_t mr) {
@@ -340,27 +348,10 @@ struct Sums {
 // A + B up to here leaves 2 sum max(x, w) finite.
 constexpr float MOST = FLT_MAX / 8;
 
-// Writes a tile's outputs from its sums of max(x, w), or returns false if one of them does not pass the test.
+// Do all outputs of a tile pass the test, one by one?
 template <class T>
-bool finish_identity(const float *sum, int64_t mr, int nv, const Sums &sums, const Output<T> &out) {
+__attribute__((noinline)) bool each_passes(const float *sum, int64_t mr, int nv, const Sums &sums) {
   typedef typename T::V V;
-  V least = T::set(FLT_MAX);
-  float most = 0;
-  bool finite = true;
-  for (int64_t m = 0; m < mr; ++m) {
-    const V sx = T::set(sums.x[m]);
-    finite &= sums.abs_x[m] <= MOST;
-    most = sums.abs_x[m] > most ? sums.abs_x[m] : most;
-    store_pixel<T>(out, m, nv, [&](int v) ADDER_LAMBDA_INLINE {
-      const V s = T::load(sum + (m * nv + v) * T::L);
-      const V value = (sx + T::load(sums.w + v * T::L)) - (s + s);
-      least = T::min(T::abs(value), least);
-      return value;
-    });
-  }
-  // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so min has lost none.
-  if (finite && most + sums.most_w <= MOST && T::all_le(T::set(most + sums.most_w), least * T::set(CANCELLATION)))
-    return true;
   bool good = true;
   for (int64_t m = 0; m < mr && good; ++m)
     for (int v = 0; v < nv; ++v) {
@@ -370,6 +361,46 @@ bool finish_identity(const float *sum, int64_t mr, int nv, const Sums &sums, con
       good &= T::all_le(T::set(sums.abs_x[m]) + T::load(sums.abs_w + v * T::L), limit);
     }
   return good;
+}
+
+// Writes a tile's outputs from its sums of max(x, w), or returns false if one of them does not pass the test.
+template <class T, int NV>
+bool finish_identity(const float *sum, int64_t mr, const Sums &sums, const Output<T> &out) {
+  typedef typename T::V V;
+  V least = T::set(FLT_MAX), w[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) w[v] = T::load(sums.w + v * T::L);
+  float most = 0;
+  bool finite = true;
+  const bool plain = out.whole && !out.scale;
+  for (int64_t m = 0; m < mr; ++m) {
+    const V sx = T::set(sums.x[m]);
+    finite &= sums.abs_x[m] <= MOST;
+    most = sums.abs_x[m] > most ? sums.abs_x[m] : most;
+    V values[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const V s = T::load(sum + (m * NV + v) * T::L);
+      values[v] = (sx + w[v]) - (s + s);
+      least = T::min(T::abs(values[v]), least);
+    }
+    if (plain)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) T::store(out.y + m * out.step + v * T::L, values[v]);
+    else
+      store_pixel<T>(out, m, NV, [&](int v) ADDER_LAMBDA_INLINE { return values[v]; });
+  }
+  // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so min has lost none.
+  if (finite && most + sums.most_w <= MOST && T::all_le(T::set(most + sums.most_w), least * T::set(CANCELLATION)))
+    return true;
+  return each_passes<T>(sum, mr, NV, sums);
+}
+
+template <class T>
+bool finish_identity(int nv, const float *sum, int64_t mr, const Sums &sums, const Output<T> &out) {
+  return nv == 4   ? finish_identity<T, 4>(sum, mr, sums, out)
+         : nv == 2 ? finish_identity<T, 2>(sum, mr, sums, out)
+                   : finish_identity<T, 1>(sum, mr, sums, out);
 }
 
 template <class T>
@@ -538,22 +569,44 @@ template <class T> struct Forward : Shape {
             channel_sums(rows.at(h, -left, C) + g * Cg, width(h, H, W) + left + right, sums + (h - h_begin) * padded,
                          abs_sums + (h - h_begin) * padded);
           for (int64_t p = 0; p < tile_rows; ++p) {
-            float *to = patches + 2 * (g * tile_rows + p) * Q;
-            patch_sums(task.row_begin + p, rows, sums, abs_sums, padded, to, to + Q);
+            float *to = patches + (2 * g * tile_rows + p) * Q;
+            patch_sums(task.row_begin + p, rows, sums, abs_sums, padded, to, to + tile_rows * Q);
           }
         }
       }
       for (int64_t b = task.block_begin; b < task.block_end; ++b)
-        for (int64_t p = 0; p < tile_rows; ++p)
-          row_of_tiles(blocks[b], task.image, task.row_begin + p, rows, segments,
-                       patches + (identity ? 2 * (blocks[b].group * tile_rows + p) * Q : 0), identity);
+        for (int64_t p = 0, n; p < tile_rows; p += n) {
+          n = 1;
+          if (joins_rows<T>(blocks[b].nv) && Q >= max_pixels<T>(2, false) && all_inside(task.row_begin + p))
+            while (p + n < tile_rows && all_inside(task.row_begin + p + n)) ++n;
+          const float *const sum_x = patches + (identity ? (2 * blocks[b].group * tile_rows + p) * Q : 0);
+          rows_of_tiles(blocks[b], task.image, task.row_begin + p, n, rows, segments, sum_x, sum_x + tile_rows * Q, identity);
+        }
     }
   }
+
+  bool all_inside(int64_t p) const { return row_inside(p, 0) && row_inside(p, R - 1); }
 
   // Sum of x and of |x| over the channels of a group, for each of `count` pixels.
   void channel_sums(const float *from, int64_t count, float *sum, float *abs_sum) const {
     typedef typename T::V V;
-    for (int64_t j = 0; j < count; ++j, from += C) {
+    int64_t j = 0;
+    if (Cg % T::L == 0)
+      for (; j + T::L <= count; j += T::L, from += T::L * C) { // as many pixels at a time as a vector has lanes
+        V s[T::L], a[T::L];
+#pragma GCC unroll 16
+        for (int i = 0; i < T::L; ++i) s[i] = T::load(from + i * C), a[i] = T::abs(s[i]);
+        for (int64_t c = T::L; c < Cg; c += T::L)
+#pragma GCC unroll 16
+          for (int i = 0; i < T::L; ++i) {
+            const V value = T::load(from + i * C + c);
+            s[i] = s[i] + value;
+            a[i] = a[i] + T::abs(value);
+          }
+        T::store(sum + j, T::sums(s));
+        T::store(abs_sum + j, T::sums(a));
+      }
+    for (; j < count; ++j, from += C) {
       V s = T::set(0.f), a = T::set(0.f);
       int64_t c = 0;
       for (; c + T::L <= Cg; c += T::L) {
@@ -568,8 +621,9 @@ template <class T> struct Forward : Shape {
     }
   }
 
-  void row_of_tiles(const Block &block, int64_t image, int64_t p, const Rows &rows, Segment *segments,
-                    const float *patches, bool identity) const {
+  // Output rows [p, p + n); more than one only if they have the same segments, and Q is no less than a tile.
+  void rows_of_tiles(const Block &block, int64_t image, int64_t p, int64_t n, const Rows &rows, Segment *segments,
+                     const float *sum_x, const float *abs_x, bool identity) const {
     typedef typename T::V V;
     alignas(64) float sum_w[4 * T::L], abs_w[4 * T::L], outside[4 * T::L], sum[MAX_SUM];
     float most_w = 0;
@@ -591,7 +645,8 @@ template <class T> struct Forward : Shape {
       }
     }
     const int64_t count = segments_of_row(p, rows, segments);
-    const int64_t pixels = width(p, P, Q), step = stride_w * C;
+    const int64_t pixels = (n - 1) * Q + width(p + n - 1, P, Q), step = stride_w * C;
+    const int64_t next_row = stride_h * rows.stride - Q * step; // beyond the step from a row's last pixel
     const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, false));
     const float *const panel = panels + block.vector * taps * T::L, *const source = rows.data + block.group * Cg;
     const int64_t panel_stride = taps * T::L;
@@ -599,14 +654,19 @@ template <class T> struct Forward : Shape {
         epilogue.output(y, (image * P + p) * Q * K + block.channel, K, block.vector, block.nv, block.channels);
     if (count == 0)
       for (float &s : sum) s = 0;
+    int64_t offsets[MAX_PIXELS] = {step};
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t q = pixels * i / tiles, mr = pixels * (i + 1) / tiles - q;
+      const int64_t row = n > 1 ? q / Q : 0, left_in_row = (row + 1) * Q - q;
+      const float *const from = source + q * step + row * next_row;
+      if (joins_rows<T>(block.nv))
+        for (int64_t m = 0; m < mr; ++m) offsets[m] = m * step + (m >= left_in_row ? next_row : 0);
       if (identity) {
-        forward_tile_for<T, false>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
-        const Sums sums = {patches + q, patches + Q + q, sum_w, abs_w, most_w};
-        if (finish_identity<T>(sum, mr, block.nv, sums, out.at(q))) continue;
+        forward_tile_for<T, false>(block.nv, mr)(segments, count, from, offsets, panel, panel_stride, sum);
+        const Sums sums = {sum_x + q, abs_x + q, sum_w, abs_w, most_w};
+        if (finish_identity<T>(block.nv, sum, mr, sums, out.at(q))) continue;
       }
-      forward_tile_for<T, true>(block.nv, mr)(segments, count, source + q * step, step, panel, panel_stride, sum);
+      forward_tile_for<T, true>(block.nv, mr)(segments, count, from, offsets, panel, panel_stride, sum);
       finish_exact<T>(sum, mr, block.nv, outside, out.at(q));
     }
   }
@@ -695,6 +755,53 @@ template <class T> GradInputTile grad_input_tile_for(int nv, int64_t mr, int mod
                                : GradInputTiles<T, 1, ADDER_SIGN>::get(mr);
 }
 
+// clamp(w - x, -1, 1) = min(max(w, x - 1), x + 1) - x: an operation less for each tap, as x is constant over a sum, and so
+//   sum dy * clamp(w - x) = sum dy * median(w, x - 1, x + 1) - x * sum dy.
+// What is added up is at most |dy| (|x| + 1) and rounded with that, and x * sum dy likewise, so the error is at most
+// gamma * (2 |x| + 2) * sum |dy|, where the difference's is gamma * sum |dy t|. A tile takes it where each of its x lies in
+// [-1, MEDIAN_LIMIT]: most do behind a ReLU and batch norm.
+constexpr float MEDIAN_LIMIT = 8.f;
+constexpr int MEDIAN_PIXELS = 5; // three registers for each
+
+// sum[m] = sum over the segments of dy * median(w, x - 1, x + 1) for MR pixels and one vector of channels.
+template <class T, int MR>
+__attribute__((noinline)) void median_tile(const Segment *segment, int64_t count, const float *dy, int64_t step,
+                                           const float *panel, int64_t, const float *x, float *sum) {
+  typedef typename T::V V;
+  V low[MR], high[MR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+    low[m] = T::load(x + m * T::L) - T::set(1.f);
+    high[m] = T::load(x + m * T::L) + T::set(1.f);
+  }
+  const Segment *const end = segment + count;
+  for (bool first = true; segment != end; first = false) {
+    V acc[MR];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) acc[m] = T::set(0.f);
+    bool last;
+    do {
+      const float *ds = dy + segment->source, *ws = panel + segment->panel * T::L;
+      for (int64_t t = segment->length; t > 0; --t) {
+        const V w = T::load(ws);
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m) acc[m] = T::fma(T::median(w, low[m], high[m]), T::set(ds[m * step]), acc[m]);
+        ++ds;
+        ws += T::L;
+      }
+      last = segment->last;
+      ++segment;
+    } while (!last && segment != end);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) T::store(sum + m * T::L, first ? acc[m] : T::load(sum + m * T::L) + acc[m]);
+  }
+}
+
+template <class T, int MR = MEDIAN_PIXELS> GradInputTile median_tile_for(int64_t mr) {
+  if constexpr (MR == 0 || !T::MEDIAN) return nullptr;
+  else return mr == MR ? median_tile<T, MR> : median_tile_for<T, MR - 1>(mr);
+}
+
 // What dx of one pixel is, tap by tap, for operands that are not finite: t of a NaN is NaN, and a tap that no output
 // takes adds nothing, where the tiles would add 0 * t.
 static inline void grad_input_pixel(const Shape &s, const float *dy, const float *x, const float *w, float *dx, int mode,
@@ -759,6 +866,7 @@ template <class T> struct GradInput : Shape {
   int mode;
   float limit; // of |x| and |w| for the tiles
   bool good_w; // w keeps it
+  bool median; // whether tiles may take it
   int64_t left, right;
   float *panels; // [vectors][R][S in order_columns][Kg][L]
   int64_t *order;
@@ -769,9 +877,17 @@ template <class T> struct GradInput : Shape {
   GradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_, float *panels_,
             int64_t *order_, Block *blocks_, int64_t block_count)
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
-        good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
+        good_w(all_within<T>(w_, K * taps, limit)), median(takes_median(shape, mode_)), left(Reach(shape).left),
+        right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
         split(N, H, Q * K * 4 / stride_h + W * C * 4, block_count) {
     order_columns(*this, order);
+  }
+
+  static bool takes_median(const Shape &shape, int mode) {
+    return T::MEDIAN && mode == ADDER_CLIPPED && shape.groups == 1;
+  }
+  static int most_vectors(const Shape &shape, int mode) {
+    return takes_median(shape, mode) ? 1 : max_vectors<T>(shape.W / shape.stride_w, true);
   }
 
   void pack(int64_t vector) const {
@@ -823,27 +939,72 @@ template <class T> struct GradInput : Shape {
     const int64_t out_rows = min64(P, (split.chunk + (R - 1) * dilation_h) / stride_h + 1);
     Scratch<float> copy(copies ? out_rows * (left + Q + right) * K : 1);
     Scratch<Segment> segments(segment_capacity(R * S * Kg, R * S));
-    if (!copy || !segments) return failed.set();
+    const int64_t padded = left + Q + right;
+    Scratch<float> sums(median ? out_rows * padded : 1), totals(median ? split.chunk * W : 1);
+    if (!copy || !segments || !sums || !totals) return failed.set();
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
       int64_t p_begin, p_end;
       reach(task.row_begin, task.row_end, p_begin, p_end);
       const Rows rows =
           take_rows(dy + task.image * P * Q * K, Q, K, p_begin, p_end, left, right, copies ? copy.data : nullptr);
+      if (median) {
+        for (int64_t p = p_begin; p < p_end; ++p)
+          pixel_sums(rows.at(p, -left, K), width(p, P, Q) + left + right, sums + (p - p_begin) * padded);
+        for (int64_t h = task.row_begin; h < task.row_end; ++h)
+          for (int64_t phase = 0; phase < min64(stride_w, W); ++phase)
+            tap_sums(h, phase, p_begin, sums, padded, totals + (h - task.row_begin) * W + first_of(phase));
+      }
       for (int64_t b = task.block_begin; b < task.block_end; ++b)
         for (int64_t h = task.row_begin; h < task.row_end; ++h)
           for (int64_t phase = 0; phase < min64(stride_w, W); ++phase)
-            row_of_tiles(blocks[b], task.image, h, phase, rows, segments);
+            row_of_tiles(blocks[b], task.image, h, phase, rows, segments,
+                         totals + (median ? (h - task.row_begin) * W + first_of(phase) : 0));
+    }
+  }
+
+  // Pixels of a row that belong to the phases before this one.
+  int64_t first_of(int64_t phase) const {
+    int64_t first = 0;
+    for (int64_t i = 0; i < phase; ++i) first += ceil_div(W - i, stride_w);
+    return first;
+  }
+
+  // Sum of dy over the filters, for each of `count` pixels.
+  void pixel_sums(const float *from, int64_t count, float *sum) const {
+    for (int64_t j = 0; j < count; ++j, from += K) {
+      typename T::V s = T::set(0.f);
+      int64_t k = 0;
+      for (; k + T::L <= K; k += T::L) s = s + T::load(from + k);
+      float rest = T::sum(s);
+      for (; k < K; ++k) rest += from[k];
+      sum[j] = rest;
+    }
+  }
+
+  // Sum of dy over all that an input pixel's taps reach, for the pixels of a phase: over what segments_of_row lists.
+  void tap_sums(int64_t h, int64_t phase, int64_t p_begin, const float *sums, int64_t padded, float *total) const {
+    const int64_t pixels = ceil_div(width(h, H, W) - phase, stride_w);
+    for (int64_t j = 0; j < pixels; ++j) total[j] = 0;
+    for (int64_t r = 0; r < R; ++r) {
+      const int64_t ph = h + pad_top - r * dilation_h;
+      if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t qw = phase + pad_left - s * dilation_w;
+        if (qw % stride_w) continue;
+        const float *from = sums + (ph / stride_h - p_begin) * padded + left + qw / stride_w;
+        for (int64_t j = 0; j < pixels; ++j) total[j] += from[j];
+      }
     }
   }
 
   void row_of_tiles(const Block &block, int64_t image, int64_t h, int64_t phase, const Rows &rows,
-                    Segment *segments) const {
+                    Segment *segments, const float *totals) const {
     typedef typename T::V V;
     alignas(64) float sum[MAX_SUM], xs[MAX_SUM];
     const int64_t count = segments_of_row(h, phase, rows, segments);
     const int64_t pixels = ceil_div(width(h, H, W) - phase, stride_w), step = stride_w * C;
-    const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, true));
+    const int64_t tiles = ceil_div(pixels, median ? MEDIAN_PIXELS : max_pixels<T>(block.nv, true));
     const int64_t first = ((image * H + h) * W + phase) * C + block.channel;
     const float *const panel = panels + block.vector * R * S * Kg * T::L, *const source = rows.data + block.group * Kg;
     const bool whole = block.channels == block.nv * T::L;
@@ -853,17 +1014,29 @@ template <class T> struct GradInput : Shape {
       for (float &value : xs) value = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t j = pixels * i / tiles, mr = pixels * (i + 1) / tiles - j;
-      bool good = good_w;
+      bool good = good_w, between = median && good_w;
       for (int64_t m = 0; m < mr; ++m) {
         const float *from = x + first + (j + m) * step;
         float *to = xs + m * block.nv * T::L;
         if (!whole) memcpy(to, from, static_cast<size_t>(block.channels) * sizeof(float));
         for (int v = 0; v < block.nv; ++v) {
           const V value = T::load((whole ? from : to) + v * T::L);
-          good &= T::all_le(T::abs(value), T::set(limit));
+          if (between) between = T::all_le(T::set(-1.f), value) && T::all_le(value, T::set(MEDIAN_LIMIT));
+          if (!between) good &= T::all_le(T::abs(value), T::set(limit));
           T::store(to + v * T::L, value);
         }
       }
+      if (between) {
+        median_tile_for<T>(mr)(segments, count, source + j * K, K, panel, 0, xs, sum);
+        for (int64_t m = 0; m < mr; ++m) {
+          float *const s = sum + m * T::L;
+          const V value = T::load(s) - T::load(xs + m * T::L) * T::set(totals[j + m]);
+          between &= T::all_le(T::abs(value), T::set(FLT_MAX)); // no infinity in dy, and none on the way
+          T::store(s, value);
+          store_channels<T>(dx + first + (j + m) * step, s, 1, block.channels);
+        }
+      }
+      if (between) continue;
       if (good) {
         grad_input_tile_for<T>(block.nv, mr, mode)(segments, count, source + j * K, K, panel, R * S * Kg * T::L, xs, sum);
         for (int64_t m = 0; m < mr; ++m)
@@ -1108,8 +1281,8 @@ template <class T> struct GroupedGradInput : Shape {
 
 // ---- dw, tap by tap ------------------------------------------------------------------------------------------------
 
-// dw = sum dy * t(x - w) for operands that may be anything. The fast dw is the library's own convolution; this is for
-// the sign (Eq. 4) and for infinities, where x - w has a value and sum dy * x - w * sum dy has none.
+// dw = sum dy * t(x - w) for operands that may be anything. The fast dw is a matrix product; this is for the sign (Eq. 4)
+// and for infinities, where x - w has a value and sum dy * x - w * sum dy has none.
 constexpr int64_t DW_FILTERS = 4, DW_LANES = 32;
 
 struct GradWeight : adder_shape {
@@ -1150,6 +1323,141 @@ struct GradWeight : adder_shape {
         }
       for (int64_t k = 0; k < filters; ++k)
         memcpy(dw + (((k0 + k) * R + r) * S + s) * Cg + c0, total[k], static_cast<size_t>(channels) * sizeof(float));
+    }
+  }
+};
+
+// ---- dw as a matrix product ----------------------------------------------------------------------------------------
+
+// dw = sum dy * x - w * sum dy for finite operands. A tile holds DW_K filters times NV vectors of channels for one tap
+// and runs over stretches of pixels that lie in one row. A task adds up one block of filters and channels, all taps, over
+// a part of the images; the parts are then summed in order.
+constexpr int DW_K = 6;
+// Pixels that a tile adds up in registers: a stretch of x and dy that stays in the first-level cache for all taps.
+constexpr int64_t DW_PIXELS = 128;
+
+struct Stretch {
+  int64_t x, dy, pixels;
+};
+
+// sum[k][c] += sum over the stretches of dy * x for MK filters; sums lie k_step apart.
+template <class T, int MK, int NV>
+__attribute__((noinline)) void grad_weight_tile(const Stretch *stretch, int64_t count, const float *x, int64_t x_step,
+                                                const float *dy, int64_t dy_step, float *sum, int64_t k_step) {
+  typedef typename T::V V;
+  V acc[MK][NV];
+#pragma GCC unroll 16
+  for (int k = 0; k < MK; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[k][v] = T::set(0.f);
+  for (const Stretch *const end = stretch + count; stretch != end; ++stretch) {
+    const float *xs = x + stretch->x, *ds = dy + stretch->dy;
+    for (int64_t q = stretch->pixels; q > 0; --q) {
+      V xv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) xv[v] = T::load(xs + v * T::L);
+#pragma GCC unroll 16
+      for (int k = 0; k < MK; ++k) {
+        const V d = T::set(ds[k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[k][v] = T::fma(d, xv[v], acc[k][v]);
+      }
+      xs += x_step;
+      ds += dy_step;
+    }
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < MK; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      float *s = sum + k * k_step + v * T::L;
+      T::store(s, T::load(s) + acc[k][v]);
+    }
+}
+
+typedef void (*GradWeightTile)(const Stretch *, int64_t, const float *, int64_t, const float *, int64_t, float *, int64_t);
+
+template <class T, int NV, int MK = DW_K> GradWeightTile grad_weight_tile_for(int64_t k) {
+  if constexpr (MK == 0) return nullptr;
+  else return k == MK ? grad_weight_tile<T, MK, NV> : grad_weight_tile_for<T, NV, MK - 1>(k);
+}
+
+template <class T> struct GradWeightProduct : adder_shape {
+  const float *dy, *x, *w;
+  float *dw;
+  int64_t taps;
+  int64_t images, rows, chunks, units; // a unit: so many images, or so many rows of one
+  int64_t k_blocks, c_blocks, parts;
+  float *sums, *dy_sums; // [parts][K][R][S][C], [parts][K]
+  Flag failed;
+
+  // Grouped filters, few channels and 1x1 kernels (which meet a pixel once) are better off elsewhere.
+  static bool suits(const adder_shape &s) { return s.groups == 1 && s.C % T::L == 0 && s.R * s.S > 1; }
+
+  GradWeightProduct(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), taps(R * S * C), images(max64(1, DW_PIXELS / (P * Q))),
+        rows(images > 1 ? P : min64(P, max64(1, DW_PIXELS / Q))), chunks(ceil_div(P, rows)),
+        units(images > 1 ? ceil_div(N, images) : N * chunks), k_blocks(ceil_div(K, DW_K)), c_blocks(ceil_div(C, 2 * T::L)),
+        parts(max64(1, min64(units, ceil_div(TASKS, k_blocks * c_blocks)))) {}
+
+  int64_t tasks() const { return parts * k_blocks * c_blocks; }
+
+  void task(int64_t i) {
+    const int64_t block = i % (k_blocks * c_blocks), part = i / (k_blocks * c_blocks);
+    const int64_t kb = block % k_blocks, c = block / k_blocks * 2 * T::L;
+    const int64_t k = K * kb / k_blocks, filters = K * (kb + 1) / k_blocks - k;
+    const int nv = C - c >= 2 * T::L ? 2 : 1;
+    const GradWeightTile tile = nv == 2 ? grad_weight_tile_for<T, 2>(filters) : grad_weight_tile_for<T, 1>(filters);
+    Scratch<Stretch> stretches(images * rows);
+    if (!stretches) return failed.set();
+    float *const sum = sums + (part * K + k) * taps + c;
+    for (int64_t f = 0; f < filters; ++f)
+      for (int64_t t = 0; t < R * S; ++t)
+        for (int v = 0; v < nv; ++v) T::store(sum + f * taps + t * C + v * T::L, T::set(0.f));
+    for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+      const int64_t first = images > 1 ? unit * images : unit / chunks, row = images > 1 ? 0 : unit % chunks * rows;
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t s = 0; s < S; ++s) {
+          // Of the outputs in a row those whose tap lies inside the image.
+          const int64_t offset = s * dilation_w - pad_left;
+          const int64_t begin = offset >= 0 ? 0 : min64(Q, ceil_div(-offset, stride_w));
+          const int64_t end = offset >= W ? 0 : min64(Q, (W - 1 - offset) / stride_w + 1);
+          if (begin >= end) continue;
+          int64_t count = 0;
+          for (int64_t n = first; n < min64(N, first + images); ++n)
+            for (int64_t p = row; p < min64(P, row + rows); ++p) {
+              const int64_t h = p * stride_h - pad_top + r * dilation_h;
+              if (h < 0 || h >= H) continue;
+              stretches[count++] = {((n * H + h) * W + begin * stride_w + offset) * C + c,
+                                    ((n * P + p) * Q + begin) * K + k, end - begin};
+            }
+          if (count) tile(stretches, count, x, stride_w * C, dy, K, sum + (r * S + s) * C, taps);
+        }
+    }
+    if (c == 0) sum_dy(part, k, filters);
+  }
+
+  void sum_dy(int64_t part, int64_t k, int64_t filters) const {
+    float total[DW_K] = {};
+    for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+      const int64_t first = images > 1 ? unit * images * P * Q : (unit / chunks * P + unit % chunks * rows) * Q;
+      const int64_t last = images > 1 ? min64(N, (unit + 1) * images) * P * Q
+                                      : (unit / chunks * P + min64(P, (unit % chunks + 1) * rows)) * Q;
+      float sum[DW_K] = {};
+      for (int64_t i = first; i < last; ++i)
+        for (int64_t f = 0; f < filters; ++f) sum[f] += dy[i * K + k + f];
+      for (int64_t f = 0; f < filters; ++f) total[f] += sum[f];
+    }
+    for (int64_t f = 0; f < filters; ++f) dy_sums[part * K + k + f] = total[f];
+  }
+
+  void finish(int64_t k) const {
+    float dy_sum = 0;
+    for (int64_t part = 0; part < parts; ++part) dy_sum += dy_sums[part * K + k];
+    for (int64_t t = 0; t < taps; t += T::L) {
+      typename T::V sum = T::set(0.f);
+      for (int64_t part = 0; part < parts; ++part) sum = sum + T::load(sums + (part * K + k) * taps + t);
+      T::store(dw + k * taps + t, sum - T::load(w + k * taps + t) * T::set(dy_sum));
     }
   }
 };
@@ -1215,7 +1523,7 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
     parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
     return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
   }
-  const int nv = max_vectors<T>(shape.W / shape.stride_w, true);
+  const int nv = GradInput<T>::most_vectors(shape, mode);
   const int64_t vectors = shape.groups * ceil_div(shape.Cg, T::L);
   const int64_t count = cut_blocks<T>(shape.groups, shape.Cg, nv, nullptr);
   Scratch<float> panels(vectors * shape.R * shape.S * shape.Kg * T::L);
@@ -1248,8 +1556,30 @@ inline int grad_weight(const adder_shape *s, const float *dy, const float *x, co
   return ADDER_OK;
 }
 
+inline int grad_weight_product(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw) {
+  typedef GradWeightProduct<Widest> Product;
+  if (!Product::suits(*s)) return ADDER_UNSUITED;
+  if (s->N == 0) {
+    memset(dw, 0, static_cast<size_t>(s->K * s->R * s->S * s->C) * sizeof(float));
+    return ADDER_OK;
+  }
+  Product f(*s, dy, x, w, dw);
+  Scratch<float> sums(f.parts * f.K * f.taps), dy_sums(f.parts * f.K);
+  if (!sums || !dy_sums) return ADDER_NO_MEMORY;
+  f.sums = sums;
+  f.dy_sums = dy_sums;
+  const double operations = 1. * s->N * s->P * s->Q * s->R * s->S * s->C * s->K / Widest::L;
+  parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.task(a);
+  });
+  parallel(f.K, grain_for(1. * f.parts * f.K * f.taps / Widest::L, f.K), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.finish(a);
+  });
+  return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+}
+
 constexpr adder::Kernels kernels(const char *isa) {
-  return {isa, packed_size, pack, forward, grad_input, grad_weight};
+  return {isa, packed_size, pack, forward, grad_input, grad_weight, grad_weight_product};
 }
 
 } // namespace ADDER_NAMESPACE

@@ -21,8 +21,9 @@ namespace ADDER_NAMESPACE {
 struct Vec4 {
   typedef float V __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
-  static constexpr int L = 4;          // lanes
-  static constexpr int REGISTERS = 16; // to plan tiles for
+  static constexpr int L = 4;            // lanes
+  static constexpr int REGISTERS = 16;   // to plan tiles for
+  static constexpr bool MEDIAN = false;  // whether a median is cheaper than a difference and a clamp
   static ADDER_INLINE V load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
   static ADDER_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
   static ADDER_INLINE V set(float f) { return V{f, f, f, f}; }
@@ -49,6 +50,8 @@ struct Vec4 {
     return (m[0] & m[1] & m[2] & m[3]) != 0;
   }
   static ADDER_INLINE float sum(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+  // The sums of L vectors, in order.
+  static ADDER_INLINE V sums(const V *v) { return V{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
 };
 
 #if defined(__AVX2__)
@@ -57,8 +60,10 @@ struct Vec8 {
   static constexpr int L = 8;
 #if defined(__AVX512VL__)
   static constexpr int REGISTERS = 32;
+  static constexpr bool MEDIAN = false;
 #else
   static constexpr int REGISTERS = 16;
+  static constexpr bool MEDIAN = true;
 #endif
   static ADDER_INLINE V load(const float *p) { return _mm256_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm256_storeu_ps(p, v); }
@@ -73,6 +78,11 @@ struct Vec8 {
   static ADDER_INLINE V clamp1(V a) { return _mm256_range_ps(a, set(1.f), 2); } // the smaller magnitude, a's sign
 #else
   static ADDER_INLINE V opaque(V v) { asm("" : "+x"(v)); return v; }
+  // min(max(w, low), high) for high >= 0. Compared as integers, floats are in order unless both are negative.
+  static ADDER_INLINE V median(V w, V low, V high) {
+    return _mm256_castsi256_ps(
+        _mm256_min_epi32(_mm256_castps_si256(_mm256_max_ps(w, low)), _mm256_castps_si256(high)));
+  }
   // On the bits as integers: signed min with 1.0 leaves negative floats, unsigned min with -1.0 positive ones alone.
   // Integer minima run beside the float adders, float ones would queue for them.
   static ADDER_INLINE V clamp1(V a) {
@@ -90,6 +100,11 @@ struct Vec8 {
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_shuffle_ps(q, q, 1)));
   }
+  static ADDER_INLINE V sums(const V *v) {
+    const V a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const V b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  }
 };
 #endif
 
@@ -98,6 +113,7 @@ struct Vec16 {
   typedef __m512 V;
   static constexpr int L = 16;
   static constexpr int REGISTERS = 32;
+  static constexpr bool MEDIAN = false; // the clamp is one instruction
   static ADDER_INLINE V load(const float *p) { return _mm512_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm512_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm512_set1_ps(f); }
@@ -114,6 +130,13 @@ struct Vec16 {
   }
   static ADDER_INLINE bool all_le(V b, V a) { return _mm512_cmp_ps_mask(b, a, _CMP_LE_OQ) == 0xffff; }
   static ADDER_INLINE float sum(V v) { return _mm512_reduce_add_ps(v); }
+  static ADDER_INLINE V sums(const V *v) {
+    __m256 half[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      half[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(Vec8::sums(half)), Vec8::sums(half + 8), 1);
+  }
 };
 #endif
 
