@@ -106,7 +106,7 @@ class Progress:
         self.rate = 0.0  # the learning rate that this epoch began with
         self.updates = 0
         self.seconds = 0.0  # of training
-        self.sums = [0.0, 0.0, 0.0]  # of this epoch: loss, right answers, images; of this process
+        self.sums = [0.0, 0.0, 0.0]  # of this epoch: loss, right answers, images
         self.rows: list[dict[str, Any]] = []  # of the log
         self.best: dict[str, Any] = {}
 

@@ -169,7 +169,8 @@ def train(
             if not progress.batches:
                 progress.rate = optimizer.param_groups[0]["lr"]
             objective.train()
-            sums = torch.tensor(progress.sums, dtype=precision).to(device)
+            # Of this process; what a checkpoint knows of all of them goes on in the first.
+            sums = torch.tensor(progress.sums if main else [0.0, 0.0, 0.0], dtype=precision, device=device)
             bar = tqdm(
                 total=min(batches_per_epoch * images_at_once, len(data.train)),  # type: ignore[arg-type]
                 initial=progress.batches * images_at_once,
@@ -204,8 +205,8 @@ def train(
                     ema.update(inner.model, step=progress.updates)
                 last = progress.updates >= updates
                 if progress.updates % EVERY == 0 or last:
-                    progress.sums = sums.tolist()
-                    mean = progress.sums[0] / progress.sums[2]
+                    loss_sum, right_sum, seen = sums.tolist()
+                    mean = loss_sum / seen
                     if not math.isfinite(mean):
                         bar.close()
                         raise RecipeError(
@@ -213,7 +214,7 @@ def train(
                             f"diverged. Lower --lr or --eta; good checkpoints are in {run.checkpoints}."
                         )
                     left = (time.monotonic() - began) / (progress.updates - here) * (updates - progress.updates)
-                    share = 100 * progress.sums[1] / progress.sums[2]
+                    share = 100 * right_sum / seen
                     bar.set_postfix(loss=f"{mean:.4f}", acc=f"{share:.2f}%", left=tqdm.format_interval(left))
                     values = {"loss": mean, "accuracy": share, "lr": optimizer.param_groups[0]["lr"]}
                     accelerator.log({f"train/{k}": v for k, v in values.items()}, step=progress.updates)
@@ -221,7 +222,7 @@ def train(
                     break
                 told = stop.told(progress.updates)
                 if told or (config.checkpointing_steps and progress.updates % config.checkpointing_steps == 0):
-                    progress.sums = sums.tolist()
+                    progress.sums = accelerator.reduce(sums, "sum").tolist()
                     before, progress.seconds = progress.seconds, progress.seconds + time.monotonic() - began
                     run.save(progress)
                     progress.seconds = before

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -521,3 +522,25 @@ def test_five_kills_at_random_moments(finished, tmp_path):
     if not (tmp_path / "results.json").exists():
         assert run(tmp_path, *flags)[0] == 0
     assert_same_run(finished[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    flags = ("--epochs", "3", "--batch-size", "64", "--report-to", "none")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(whole, *flags, launcher=launcher)[0] == 0
+    process = start(stopped, *flags, launcher=launcher)
+    while not list((stopped / "checkpoints").glob("update-*[0-9]")):  # after the first epoch
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # the launcher passes it on
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    updates = int(re.search(r"stopped at update (\d+); the same command goes on", out)[1])
+    assert updates % 10 == 0
+    assert (stopped / "checkpoints" / f"update-{updates:08d}").is_dir()
+    code, out, err = run(stopped, *flags, launcher=launcher)
+    assert code == 0, err[-3000:]
+    assert f"update {updates}" in out
+    assert_same_run(whole, stopped)
