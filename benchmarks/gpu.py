@@ -37,7 +37,7 @@ LANES = {8.0: 64, 9.0: 128, 10.0: 128, 8.6: 128, 8.9: 128, 12.0: 128}  # fp32 ad
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each candidate; they take turns. What cannot run is named and left out."""
+    """Median milliseconds of each candidate; they take turns. A rival that cannot run is named and left out."""
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     times: dict[str, list[float]] = {}
     for name, call in candidates.items():

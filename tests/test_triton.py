@@ -15,14 +15,13 @@ HERE = Path(__file__)
 
 
 def taps(shape):
-    """Of forward and dx: what the interpreter's time goes with."""
+    """Of forward and dx, and programs of dw: what the interpreter's time goes with."""
     K, Cg, R, S = shape.weight
-    return R * S * (Cg + K // shape.groups)
+    return R * S * (Cg + K // shape.groups + shape.groups - 1)
 
 
-CASES = [c for c in NAMED if taps(c) <= 450]
-SLOW_CASES = [c for c in NAMED if c not in CASES]
-RANDOM = [c for c in random_cases(700, seed=7, work=30_000) if taps(c) <= 60][:120]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+RANDOM = [c for c in random_cases(700, seed=7, work=30_000) if taps(c) <= 60][:96]
 SLOW_RANDOM = [c for c in random_cases(140, seed=8, work=100_000) if taps(c) > 60][:60]
 
 if not INTERPRETING:
@@ -45,18 +44,20 @@ if not INTERPRETING:
 
 else:
 
-    @pytest.mark.parametrize(("i", "shape"), list(enumerate(CASES)), ids=lambda v: getattr(v, "id", ""))
+    @pytest.mark.parametrize(("i", "shape"), list(enumerate(NAMED)), ids=lambda v: getattr(v, "id", ""))
     def test_named_shapes(i, shape):
         check(shape, "triton", torch.float32, modes=[MODES[i % 3]])
+        if i % 3 == 0 and taps(shape) < 450:
+            check(shape, "triton", DTYPES[1 + i % 2], modes=[MODES[i // 3 % 3]])
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("shape", SLOW_CASES + SLOW_RANDOM, ids=lambda c: c.id)
+    @pytest.mark.parametrize("shape", SLOW_RANDOM, ids=lambda c: c.id)
     def test_large_shapes(shape):
         check(shape, "triton", torch.float32)
 
     @pytest.mark.parametrize("part", range(8))
     def test_random_shapes(part):
         shapes = RANDOM[part::8]
-        assert len(shapes) == 15
+        assert len(shapes) == 12
         for i, shape in enumerate(shapes):
-            check(shape, "triton", torch.float32, modes=[MODES[i % 3]])
+            check(shape, "triton", DTYPES[i % 4 % 3], modes=[MODES[i % 3]])
