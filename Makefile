@@ -1,12 +1,14 @@
 # make demo    the main job on real images, from nothing but Python and make
 # make test    the test suite (make test-slow: with what takes minutes)
+# make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
+# make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
 # make check   lint and types
 # make cards   the model cards in hub_cards/, from results.json
 # make kernel  the kernel project as it is uploaded to the Hub, into build/kernel/
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow check cards kernel clean
+.PHONY: install demo test test-slow test-arm bench check cards kernel clean
 
 install: .venv/installed
 
@@ -24,6 +26,12 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-arm: install
+	$(BIN)/python -m pytest tests/test_native_driver.py -k aarch64 -rs
+
+bench: install
+	$(BIN)/python benchmarks/cpu.py --threads 2 --isa avx2 --json benchmarks/results/cpu-avx2.json
 
 check: install
 	$(BIN)/ruff check .

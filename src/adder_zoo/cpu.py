@@ -66,6 +66,8 @@ class Library:
         self.grad_input.argtypes = self.grad_weight.argtypes = [shape, pointer, pointer, pointer, pointer, c_int]
         self.grad_weight_product = native.adder_grad_weight_product
         self.grad_weight_product.argtypes = [shape, pointer, pointer, pointer, pointer]
+        self.kernel = native.adder_kernel
+        self.kernel.argtypes, self.kernel.restype = [shape, c_int], c_char_p
         self.isas = tuple(native.adder_isas().decode().split())
         self.threading = self._use_torch_threads()
 
@@ -232,6 +234,19 @@ def grad_weight(
     )
     _check(status)
     return dw.to(dtype)
+
+
+def kernels(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> dict[str, str]:
+    """Which kernel of the native library ``forward``, clipped ``dx`` and full ``dw`` take for these shapes."""
+    shape = _shape(x, weight, stride, padding, dilation, groups)
+    return {name: library().kernel(shape, i).decode() for i, name in enumerate(("forward", "dx", "dw"))}
 
 
 def _dense(t: Tensor) -> Tensor:

@@ -69,6 +69,10 @@ ADDER_API int adder_grad_weight(const adder_shape *shape, const float *dy, const
 ADDER_API int adder_grad_weight_product(const adder_shape *shape, const float *dy, const float *x, const float *w,
                                         float *dw);
 
+enum { ADDER_FORWARD = 0, ADDER_GRAD_INPUT = 1, ADDER_GRAD_WEIGHT = 2 }; /* direction */
+/* Which kernel a shape takes under the current instruction set (ADDER_CLIPPED, ADDER_FULL), for measurements. */
+ADDER_API const char *adder_kernel(const adder_shape *shape, int direction);
+
 #ifdef __cplusplus
 }
 #endif

@@ -25,6 +25,7 @@ struct Kernels {
   int (*grad_input)(const adder_shape *, const float *dy, const float *x, const float *w, float *dx, int mode);
   int (*grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw, int mode);
   int (*grad_weight_product)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw);
+  const char *(*kernel)(const adder_shape *, int direction);
 };
 
 } // namespace adder
