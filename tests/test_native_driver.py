@@ -1,4 +1,4 @@
-"""The native library without Python: a driver program on cases from a file, natively, sanitized, for aarch64; counted."""
+"""The native library without Python: a driver program on cases from a file: sanitized, for aarch64, and counted."""
 
 import functools
 import json
@@ -112,7 +112,7 @@ LAYERS = json.loads((HERE / "instructions.json").read_text())
 
 @pytest.mark.parametrize("layer", LAYERS["layers"])
 def test_instructions(layer, driver, tmp_path):
-    """As many as were recorded, which noise cannot touch. Fewer by far: record them anew, with tests/native/count.py."""
+    """As many as were recorded, which noise cannot touch. Far fewer: record them anew, with tests/native/count.py."""
     from native.count import compiler, instructions
 
     tool("valgrind")
