@@ -253,7 +253,7 @@ def peak(similarity: str, batch: int) -> int:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
 
-    step("adder_resnet20", similarity, None, 1, (3, 32, 32))()  # libraries are loaded, threads are there
+    step("adder_resnet20", similarity, None, 2, (3, 32, 32))()  # libraries are loaded, threads are there
     run = step("adder_resnet20", similarity, None, batch, (3, 32, 32))
     before = high_water()
     run()

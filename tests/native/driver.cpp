@@ -50,11 +50,11 @@ static float *aligned(int64_t floats) {
 static void run_case(const adder_shape &s, FILE *file, const std::string &isa, int64_t number) {
   const int64_t ny = s.N * s.P * s.Q * s.K, nx = s.N * s.H * s.W * s.C, nw = s.K * s.R * s.S * (s.C / s.groups);
   Floats x, w, dy, scale, shift, residual;
-  Expected y_exact, y_fast, fused, dx[3], dw[2];
+  Expected y_exact, y_fast, fused, dx[4], dw[2]; // dx: by mode, then clipped exactly
   bool good = read(file, x, nx) && read(file, w, nw) && read(file, dy, ny) && read(file, scale, s.K) &&
               read(file, shift, s.K) && read(file, residual, ny) && y_exact.read_from(file, ny) &&
               y_fast.read_from(file, ny) && fused.read_from(file, ny);
-  for (int i = 0; i < 3; ++i) good = good && dx[i].read_from(file, nx);
+  for (int i = 0; i < 4; ++i) good = good && dx[i].read_from(file, nx);
   for (int i = 0; i < 2; ++i) good = good && dw[i].read_from(file, nw);
   if (!good) {
     std::fprintf(stderr, "the file of cases ends too early\n");
@@ -78,10 +78,10 @@ static void run_case(const adder_shape &s, FILE *file, const std::string &isa, i
   run(adder_forward(&s, x.data(), nullptr, packed, &epilogue, y.data(), 0), "forward, fused");
   fused.check(y, what + "y, fused");
   std::free(packed);
-  for (int mode = 0; mode < 3; ++mode) {
+  for (int i = 0; i < 6; ++i) { // the last three exactly
     gx.assign(nx, nan);
-    run(adder_grad_input(&s, dy.data(), x.data(), w.data(), gx.data(), mode), "dx");
-    dx[mode].check(gx, what + "dx, mode " + std::to_string(mode));
+    run(adder_grad_input(&s, dy.data(), x.data(), w.data(), gx.data(), i % 3, i / 3), "dx");
+    dx[i == 3 ? 3 : i % 3].check(gx, what + "dx, mode " + std::to_string(i % 3) + (i < 3 ? "" : ", exact"));
   }
   const int modes[2] = {ADDER_FULL, ADDER_SIGN};
   for (int i = 0; i < 2; ++i) {
@@ -148,7 +148,7 @@ static int run_layer(char **arguments) {
   fill(x, 1, true), fill(w, 2, false), fill(y, 3, false);
   if (direction == "forward") return adder_forward(&s, x.data(), w.data(), nullptr, nullptr, y.data(), 0);
   out.resize(direction == "dx" ? x.size() : w.size());
-  if (direction == "dx") return adder_grad_input(&s, y.data(), x.data(), w.data(), out.data(), ADDER_CLIPPED);
+  if (direction == "dx") return adder_grad_input(&s, y.data(), x.data(), w.data(), out.data(), ADDER_CLIPPED, 0);
   return adder_grad_weight_product(&s, y.data(), x.data(), w.data(), out.data());
 }
 

@@ -99,8 +99,9 @@ int adder_forward(const adder_shape *shape, const float *x, const float *w, cons
   return adder::current->forward(shape, x, w, packed, epilogue, y, exact);
 }
 
-int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx, int mode) {
-  return adder::current->grad_input(shape, dy, x, w, dx, mode);
+int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx, int mode,
+                     int exact) {
+  return adder::current->grad_input(shape, dy, x, w, dx, mode, exact);
 }
 
 int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw, int mode) {

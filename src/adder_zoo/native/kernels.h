@@ -874,20 +874,20 @@ template <class T> struct GradInput : Shape {
   Split split;
   Flag failed;
 
-  GradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_, float *panels_,
-            int64_t *order_, Block *blocks_, int64_t block_count)
+  GradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_, bool exact,
+            float *panels_, int64_t *order_, Block *blocks_, int64_t block_count)
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
-        good_w(all_within<T>(w_, K * taps, limit)), median(takes_median(shape, mode_)), left(Reach(shape).left),
+        good_w(all_within<T>(w_, K * taps, limit)), median(takes_median(shape, mode_, exact)), left(Reach(shape).left),
         right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
         split(N, H, Q * K * 4 / stride_h + W * C * 4, block_count) {
     order_columns(*this, order);
   }
 
-  static bool takes_median(const Shape &shape, int mode) {
-    return T::MEDIAN && mode == ADDER_CLIPPED && shape.groups == 1;
+  static bool takes_median(const Shape &shape, int mode, bool exact) {
+    return T::MEDIAN && mode == ADDER_CLIPPED && !exact && shape.groups == 1;
   }
-  static int most_vectors(const Shape &shape, int mode) {
-    return takes_median(shape, mode) ? 1 : max_vectors<T>(shape.W / shape.stride_w, true);
+  static int most_vectors(const Shape &shape, int mode, bool exact) {
+    return takes_median(shape, mode, exact) ? 1 : max_vectors<T>(shape.W / shape.stride_w, true);
   }
 
   void pack(int64_t vector) const {
@@ -1513,7 +1513,7 @@ inline int forward(const adder_shape *s, const float *x, const float *w, const f
 }
 
 template <class T>
-int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode) {
+int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode, bool exact) {
   const double operations = 2. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
   if (shape.small_groups<T>(shape.Cg)) {
     Scratch<float> filters(shape.R * shape.S * shape.Kg * ceil_div(shape.C, T::L) * T::L);
@@ -1523,7 +1523,7 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
     parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
     return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
   }
-  const int nv = GradInput<T>::most_vectors(shape, mode);
+  const int nv = GradInput<T>::most_vectors(shape, mode, exact);
   const int64_t vectors = shape.groups * ceil_div(shape.Cg, T::L);
   const int64_t count = cut_blocks<T>(shape.groups, shape.Cg, nv, nullptr);
   Scratch<float> panels(vectors * shape.R * shape.S * shape.Kg * T::L);
@@ -1531,7 +1531,7 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
   Scratch<Block> blocks(count);
   if (!panels || !order || !blocks) return ADDER_NO_MEMORY;
   cut_blocks<T>(shape.groups, shape.Cg, nv, blocks);
-  GradInput<T> f(shape, dy, x, w, dx, mode, panels, order, blocks, count);
+  GradInput<T> f(shape, dy, x, w, dx, mode, exact, panels, order, blocks, count);
   parallel(vectors, grain_for(2. * vectors * f.R * f.S * f.Kg, vectors), [&](int64_t a, int64_t b) {
     for (; a < b; ++a) f.pack(a);
   });
@@ -1539,12 +1539,13 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
   return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
 }
 
-inline int grad_input(const adder_shape *s, const float *dy, const float *x, const float *w, float *dx, int mode) {
+inline int grad_input(const adder_shape *s, const float *dy, const float *x, const float *w, float *dx, int mode,
+                      int exact) {
   if (s->N * s->H * s->W == 0) return ADDER_OK;
   const Shape shape(*s);
   const int64_t lanes = shape.small_groups<Widest>(shape.Cg) ? shape.C : shape.Cg;
-  return lanes <= Narrow::L ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode)
-                            : grad_input_as<Widest>(shape, dy, x, w, dx, mode);
+  return lanes <= Narrow::L ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode, exact)
+                            : grad_input_as<Widest>(shape, dy, x, w, dx, mode, exact);
 }
 
 inline int grad_weight(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw, int mode) {
@@ -1588,7 +1589,7 @@ inline const char *kernel(const adder_shape *s, int direction) {
   if (direction == ADDER_GRAD_INPUT) {
     if (shape.small_groups<Widest>(shape.Cg)) return "lanes over groups";
     if (shape.Cg <= Narrow::L) return "differences, narrow";
-    return GradInput<Widest>::takes_median(shape, ADDER_CLIPPED) ? "medians" : "differences";
+    return GradInput<Widest>::takes_median(shape, ADDER_CLIPPED, false) ? "medians" : "differences";
   }
   return GradWeightProduct<Widest>::suits(*s) ? "outer products" : "convolution";
 }
