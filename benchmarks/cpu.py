@@ -15,7 +15,8 @@ twin; of the former also eager torch (``impl="reference"``). Inference: ResNet-2
 ResNet-20 adds to the process, at its highest.
 
 Everything that is compared runs in one process and takes turns, so that what else the machine does meets all alike;
-the figures are ratios of medians: 2.0 means that the adder layer takes half the other's time.
+the figures are ratios of medians: 2.0 means that the adder layer takes half the other's time. With one thread it is the
+process's CPU time that counts, which neighbours on the machine do not add to.
 """
 
 from __future__ import annotations
@@ -73,13 +74,14 @@ def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[
 
     Without it a candidate would pay for what the one before it left: caches, and memory given back to the system.
     """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, call in candidates.items():
             call()
-            began = time.perf_counter()
+            began = clock()
             call()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -146,9 +148,10 @@ def ratios(times: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def layers(name: str, repeats: int) -> dict[str, dict[str, Any]]:
+def layers(name: str, batch: int | None, repeats: int) -> dict[str, dict[str, Any]]:
     """Ratios and kernels by layer, and over all adder layers together."""
     table, N = NETWORKS[name]
+    N = batch or N
     rows: dict[str, dict[str, Any]] = {}
     whole: dict[str, dict[str, float]] = {}
     for title, count, C, H, K, R, stride in table:
@@ -279,6 +282,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=15, help="calls of each candidate (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--batch", type=int, help="images for the layers (default: 128 and 8)")
     parser.add_argument("--json", type=Path, help="write the figures there; parts that were not run stay")
     parser.add_argument("--isa", choices=("avx512", "avx2"), help="hold both sides to it (default: the CPU's best)")
     parser.add_argument("--peak", nargs=2, metavar=("SIMILARITY", "BATCH"), help=argparse.SUPPRESS)
@@ -304,7 +308,7 @@ def main() -> None:
     }
     for name in NETWORKS:
         if f"{name}_layers" in args.parts:
-            record[f"{name}_layers"] = layers(name, args.repeats)
+            record[f"{name}_layers"] = layers(name, args.batch, args.repeats)
     if "broadcast" in args.parts:
         record["broadcast"] = broadcasting(args.repeats)
     if "steps" in args.parts:
