@@ -1,5 +1,7 @@
 # make demo    the main job on real images, from nothing but Python and make
 # make test    the test suite (make test-slow: with what takes minutes)
+# make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
+# make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
 # make check   lint and types
 # make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
 # make cards   the model cards in hub_cards/, from results.json
@@ -11,7 +13,7 @@ GPU_WORKERS ?= 8
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-slow check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-slow test-arm bench check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -29,6 +31,12 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-arm: install
+	$(BIN)/python -m pytest tests/test_native_driver.py -k aarch64 -rs
+
+bench: install
+	$(BIN)/python benchmarks/cpu.py --threads 1 --isa avx2 --json benchmarks/results/cpu-avx2.json
 
 check: install
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = "src/adder_zoo/native"
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+MACHINE = platform.machine().lower()
+X86, ARM64 = MACHINE in ("x86_64", "amd64"), MACHINE in ("aarch64", "arm64")
 
 # Floats mean what IEEE says (no -ffast-math). -fno-trapping-math and -fno-math-errno only drop exception flags and
 # errno, which nobody reads, and let loops be vectorised.
@@ -22,7 +23,8 @@ ISA_FLAGS = {
     "isa_avx2": "-mavx2 -mfma",
     "isa_avx512": "-mavx2 -mfma -mavx512f -mavx512vl -mavx512dq -mprefer-vector-width=512",
 }
-SOURCES = ["dispatch", "isa_generic", *(ISA_FLAGS if X86 else ())]
+SOURCES = ["dispatch", "isa_generic", *(ISA_FLAGS if X86 else ["isa_neon"] if ARM64 else ())]
+MACROS = ["ADDER_X86"] if X86 else ["ADDER_ARM64"] if ARM64 else []
 HEADERS = ["adder.h", "kernels.h", "parallel.h", "vec.h"]
 
 
@@ -66,7 +68,7 @@ setup(
             "adder_zoo._native",
             sources=[f"{NATIVE}/{name}.cpp" for name in SOURCES],
             depends=[f"{NATIVE}/{name}" for name in HEADERS],
-            define_macros=[("ADDER_X86", None)] if X86 else [],
+            define_macros=[(name, None) for name in MACROS],
             extra_compile_args=FLAGS,
             language="c++",
             optional=True,

@@ -1,17 +1,22 @@
 """How fast adder layers are on this CPU, against what a user would run instead.
 
-    python benchmarks/cpu.py [--threads 2] [--isa avx2] [--repeats 15] [--json FILE]
+    python benchmarks/cpu.py [--threads 2] [--isa avx2] [--repeats 15] [--parts ...] [--json FILE]
 
-Layers: those of ResNet-20 on CIFAR-10 (batch 128), forward and input gradient, each beside
+Layers: those of ResNet-20 on CIFAR-10 (batch 128) and of ResNet-50 on ImageNet (batch 8; a choice), each direction
+beside
 
-    conv    torch's convolution (oneDNN) of the same shape, which the adder layer is to be as fast as
-    cdist   the formulation of the authors' code: unfold, then torch.cdist(p=1); forward only
+    conv       torch's convolution (oneDNN) of the same shape, which the adder layer is to be as fast as
+    cdist      the formulation of the authors' code: unfold, then torch.cdist(p=1); forward only
+    broadcast  the same by broadcasting, and that under torch.compile; forward, for two layers, on 2 images
 
-Steps: forward, backward and update of LeNet-5-BN (batch 256), beside its convolutional twin and eager torch
-(``impl="reference"``).
+Steps: forward, backward and update of LeNet-5-BN (batch 256) and ResNet-20 (batch 128), beside the convolutional
+twin; of the former also eager torch (``impl="reference"``). Inference: ResNet-20 (batch 128) and a converted ResNet-50
+(batch 8) through ``adder_zoo.fuse``, beside the twin with batch norm folded by torch. Memory: what a training step of
+ResNet-20 adds to the process, at its highest.
 
 Everything that is compared runs in one process and takes turns, so that what else the machine does meets all alike;
-the figures are ratios of medians: 2.0 means that the adder layer takes half the other's time.
+the figures are ratios of medians: 2.0 means that the adder layer takes half the other's time. With one thread it is the
+process's CPU time that counts, which neighbours on the machine do not add to.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +36,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.optimization import fuse as fold_batch_norm
 
 import adder_zoo
 from adder_zoo import AdderSGD, adder2d, cpu
 
-BATCH = 128
 # name, how many of them, C, H = W, K, kernel, stride: the adder layers of ResNet-20.
 RESNET20 = [
     ("16x32x32, 3x3", 6, 16, 32, 16, 3, 1),
@@ -44,6 +51,22 @@ RESNET20 = [
     ("32x16x16, 1x1, stride 2", 1, 32, 16, 64, 1, 2),
     ("64x8x8, 3x3", 5, 64, 8, 64, 3, 1),
 ]
+# One of each kind in ResNet-50.
+RESNET50 = [
+    ("64x56x56, 1x1 to 256", 4, 64, 56, 256, 1, 1),
+    ("256x56x56, 1x1 to 64", 2, 256, 56, 64, 1, 1),
+    ("64x56x56, 3x3", 3, 64, 56, 64, 3, 1),
+    ("128x56x56, 3x3, stride 2", 1, 128, 56, 128, 3, 2),
+    ("128x28x28, 3x3", 3, 128, 28, 128, 3, 1),
+    ("512x28x28, 1x1 to 1024, stride 2", 1, 512, 28, 1024, 1, 2),
+    ("1024x14x14, 1x1 to 256", 5, 1024, 14, 256, 1, 1),
+    ("256x14x14, 3x3", 5, 256, 14, 256, 3, 1),
+    ("512x7x7, 3x3", 2, 512, 7, 512, 3, 1),
+    ("512x7x7, 1x1 to 2048", 3, 512, 7, 2048, 1, 1),
+]
+NETWORKS = {"resnet20": (RESNET20, 128), "resnet50": (RESNET50, 8)}
+PARTS = ("resnet20_layers", "resnet50_layers", "broadcast", "steps", "inference", "memory")
+CHANNELS_LAST = torch.channels_last
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -51,13 +74,14 @@ def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[
 
     Without it a candidate would pay for what the one before it left: caches, and memory given back to the system.
     """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, call in candidates.items():
             call()
-            began = time.perf_counter()
+            began = clock()
             call()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -70,51 +94,112 @@ def cdist(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> t
     return -torch.cdist(patches, weight.flatten(1), p=1).view(N, P, Q, K).permute(0, 3, 1, 2)
 
 
+def broadcast(x: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+    """y, [N, K, P·Q], by unfold and broadcasting."""
+    patches = F.unfold(x, weight.shape[2:], padding=padding)  # [N, C·R·S, P·Q]
+    return -(patches.unsqueeze(1) - weight.flatten(1)[None, :, :, None]).abs().sum(2)
+
+
+def operands(N: int, C: int, H: int, K: int, R: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(N, C, H, H).relu_().contiguous(memory_format=CHANNELS_LAST)
+    return x, torch.randn(K, C, R, R).contiguous(memory_format=CHANNELS_LAST)
+
+
 @torch.no_grad()
-def layer(C: int, H: int, K: int, R: int, stride: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each candidate, by direction."""
+def layer(N: int, C: int, H: int, K: int, R: int, stride: int, repeats: int) -> dict[str, Any]:
+    """Median seconds of each candidate, by direction, and the kernels that were taken."""
     padding = R // 2
-    x = torch.randn(BATCH, C, H, H).relu_().contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(K, C, R, R).contiguous(memory_format=torch.channels_last)
+    x, weight = operands(N, C, H, K, R)
     geometry = ((stride,) * 2, (padding,) * 4, (1, 1), 1)
-    forward = interleaved(
-        {
+    dy = torch.randn_like(F.conv2d(x, weight, None, stride, padding))
+
+    def conv_backward(*mask: bool) -> Any:
+        conv = (None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+        return torch.ops.aten.convolution_backward(dy, x, weight, *conv, list(mask))
+
+    ops = torch.ops.adder_zoo
+    directions: dict[str, dict[str, Callable[[], Any]]] = {
+        "forward": {
             "adder": lambda: adder2d(x, weight, None, stride, padding, impl="cpu"),
             "conv": lambda: F.conv2d(x, weight, None, stride, padding),
             "cdist": lambda: cdist(x, weight, stride, padding),
         },
-        repeats,
-    )
-    dy = torch.randn_like(F.conv2d(x, weight, None, stride, padding))
-    backward = interleaved(
-        {
-            "adder": lambda: torch.ops.adder_zoo.adder2d_grad_input(dy, x, weight, *geometry, "clipped", 1.0, "cpu"),
-            "conv": lambda: torch.ops.aten.convolution_backward(
-                dy, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [True, False, False]
-            ),
+        "dx": {
+            "adder": lambda: ops.adder2d_grad_input(dy, x, weight, *geometry, "clipped", 1.0, "cpu"),
+            "conv": lambda: conv_backward(True, False, False),
         },
-        repeats,
-    )
-    return {"forward": forward, "dx": backward}
+        "dw": {
+            "adder": lambda: ops.adder2d_grad_weight(dy, x, weight, *geometry, "full", 1.0, "cpu"),
+            "conv": lambda: conv_backward(False, True, False),
+        },
+    }
+    times: dict[str, Any] = {name: interleaved(candidates, repeats) for name, candidates in directions.items()}
+    return times | {"kernels": cpu.kernels(x, weight, *geometry)}
 
 
-def ratios(times: dict[str, dict[str, float]]) -> dict[str, float]:
+def ratios(times: dict[str, Any]) -> dict[str, Any]:
     """How many times as fast the adder layer is."""
-    forward, dx = times["forward"], times["dx"]
+    forward = times["forward"]
     return {
         "forward_vs_conv": round(forward["conv"] / forward["adder"], 3),
         "forward_vs_cdist": round(forward["cdist"] / forward["adder"], 2),
-        "dx_vs_conv": round(dx["conv"] / dx["adder"], 3),
+        "dx_vs_conv": round(times["dx"]["conv"] / times["dx"]["adder"], 3),
+        "dw_vs_conv": round(times["dw"]["conv"] / times["dw"]["adder"], 3),
     }
 
 
-def step(similarity: str, impl: str | None) -> Callable[[], None]:
-    model = timm.create_model("adder_lenet5_bn", similarity=similarity).to(memory_format=torch.channels_last)
+def layers(name: str, batch: int | None, repeats: int) -> dict[str, dict[str, Any]]:
+    """Ratios and kernels by layer, and over all adder layers together."""
+    table, N = NETWORKS[name]
+    N = batch or N
+    rows: dict[str, dict[str, Any]] = {}
+    whole: dict[str, dict[str, float]] = {}
+    for title, count, C, H, K, R, stride in table:
+        times = layer(N, C, H, K, R, stride, repeats)
+        rows[title] = ratios(times) | {"kernels": times.pop("kernels")}
+        for direction, seconds in times.items():
+            sums = whole.setdefault(direction, {})
+            for candidate, value in seconds.items():
+                sums[candidate] = sums.get(candidate, 0) + count * value
+    rows["all of the network" if name == "resnet20" else "all of these"] = ratios(whole)
+    print(f"\n{name}, batch {N}\n")
+    print("| layer | forward, conv | forward, unfold + cdist | dx, conv | dw, conv | kernels: forward, dx, dw |")
+    print("|---|---|---|---|---|---|")
+    for title, r in rows.items():
+        print(
+            f"| {title} | {r['forward_vs_conv']:.2f} | {r['forward_vs_cdist']:.1f} | {r['dx_vs_conv']:.2f} "
+            f"| {r['dw_vs_conv']:.2f} | {'; '.join(r.get('kernels', {}).values())} |"
+        )
+    return rows
+
+
+@torch.no_grad()
+def broadcasting(repeats: int) -> dict[str, dict[str, float]]:
+    """Forward against broadcasting, eager and compiled."""
+    rows = {}
+    compiled = torch.compile(broadcast, dynamic=False)
+    for title, C, H in (("16x32x32, 3x3", 16, 32), ("64x8x8, 3x3", 64, 8)):
+        x, weight = operands(2, C, H, C, 3)
+        times = interleaved(
+            {
+                "adder": lambda x=x, w=weight: adder2d(x, w, padding=1, impl="cpu"),  # type: ignore[misc]
+                "broadcast": lambda x=x, w=weight: broadcast(x, w, 1),  # type: ignore[misc]
+                "compiled": lambda x=x, w=weight: compiled(x, w, 1),  # type: ignore[misc]
+            },
+            repeats,
+        )
+        rows[title] = {f"forward_vs_{k}": round(times[k] / times["adder"], 1) for k in ("broadcast", "compiled")}
+    print("\nforward against broadcasting:", rows)
+    return rows
+
+
+def step(name: str, similarity: str, impl: str | None, batch: int, image: tuple[int, int, int]) -> Callable[[], None]:
+    model = timm.create_model(name, similarity=similarity).to(memory_format=CHANNELS_LAST)
     for module in model.modules():
         if hasattr(module, "impl"):
             module.impl = impl  # type: ignore[assignment]
     optimizer = AdderSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    x, labels = torch.randn(256, 1, 32, 32), torch.randint(10, (256,))
+    x, labels = torch.randn(batch, *image).contiguous(memory_format=CHANNELS_LAST), torch.randint(10, (batch,))
 
     def run() -> None:
         optimizer.zero_grad()
@@ -124,51 +209,115 @@ def step(similarity: str, impl: str | None) -> Callable[[], None]:
     return run
 
 
+def steps(repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    image = (1, 32, 32)
+    lenet = {"adder": ("adder", "cpu"), "conv": ("conv", None), "eager": ("adder", "reference")}
+    times = interleaved({k: step("adder_lenet5_bn", *v, 256, image) for k, v in lenet.items()}, repeats)
+    first = {f"vs_{k}": round(times[k] / times["adder"], 3) for k in ("conv", "eager")}
+    resnet = {"adder": ("adder", "cpu"), "conv": ("conv", None)}
+    times = interleaved({k: step("adder_resnet20", *v, 128, (3, 32, 32)) for k, v in resnet.items()}, repeats)
+    second = {"vs_conv": round(times["conv"] / times["adder"], 3), "time": round(times["adder"] / times["conv"], 3)}
+    print(f"\ntraining step, LeNet-5-BN, batch 256: {first}; ResNet-20, batch 128: {second}")
+    return first, second
+
+
+@torch.no_grad()
+def inference(repeats: int) -> dict[str, dict[str, float]]:
+    """Whole networks in eval mode: fused, as it is, and the twin with batch norm folded into its filters."""
+    rows = {}
+    for name, batch, size in (("resnet20", 128, 32), ("resnet50", 8, 224)):
+        x = torch.randn(batch, 3, size, size).contiguous(memory_format=CHANNELS_LAST)
+        if name == "resnet20":
+            model, twin = (timm.create_model("adder_resnet20", similarity=s) for s in ("adder", "conv"))
+        else:
+            model, twin = adder_zoo.convert_to_adder(timm.create_model(name)), timm.create_model(name)
+        for network in (model, twin):
+            for module in network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.momentum = None  # statistics of what it sees, or ReLUs would leave nothing but zeros
+            network.to(memory_format=CHANNELS_LAST).train()(x)
+            network.eval()
+        fused, folded = adder_zoo.fuse(model), fold_batch_norm(twin)
+        calls = {"fused": lambda m=fused, x=x: m(x), "adder": lambda m=model, x=x: m(x)}  # type: ignore[misc]
+        calls["conv"] = lambda m=folded, x=x: m(x)  # type: ignore[misc]
+        times = interleaved(calls, repeats if name == "resnet20" else max(3, repeats // 3))
+        rows[name] = {
+            "vs_conv": round(times["conv"] / times["fused"], 3),
+            "vs_unfused": round(times["adder"] / times["fused"], 3),
+        }
+    print(f"\ninference, fused: {rows}")
+    return rows
+
+
+def peak(similarity: str, batch: int) -> int:
+    """Bytes that two training steps of ResNet-20 add to this process at its highest."""
+
+    def high_water() -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+    step("adder_resnet20", similarity, None, 2, (3, 32, 32))()  # libraries are loaded, threads are there
+    run = step("adder_resnet20", similarity, None, batch, (3, 32, 32))
+    before = high_water()
+    run()
+    run()
+    return high_water() - before
+
+
+def memory() -> dict[str, float]:
+    """Memory of a training step, as a multiple of the twin's; each in a process of its own."""
+    rows = {}
+    for batch in (32, 128):
+        sizes = {}
+        for similarity in ("adder", "conv"):
+            command = [sys.executable, __file__, "--peak", similarity, str(batch)]
+            sizes[similarity] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        rows[f"batch {batch}"] = round(sizes["adder"] / sizes["conv"], 3)
+    print(f"\nmemory of a training step, ResNet-20, as a multiple of the twin's: {rows}")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Adder layers against what a user would run instead, on this CPU.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=15, help="calls of each candidate (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--batch", type=int, help="images for the layers (default: 128 and 8)")
+    parser.add_argument("--json", type=Path, help="write the figures there; parts that were not run stay")
     parser.add_argument("--isa", choices=("avx512", "avx2"), help="hold both sides to it (default: the CPU's best)")
+    parser.add_argument("--peak", nargs=2, metavar=("SIMILARITY", "BATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.peak:
+        print(peak(args.peak[0], int(args.peak[1])))
+        return
     if args.isa:
         os.environ["ONEDNN_MAX_CPU_ISA"] = {"avx512": "AVX512_CORE", "avx2": "AVX2"}[args.isa]  # read at the first call
         cpu.library().use(args.isa)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    print(f"{cpu.library().isa}, {args.threads} threads; times an adder layer is as fast")
 
-    layers: dict[str, dict[str, float]] = {}
-    whole: dict[str, dict[str, float]] = {"forward": {}, "dx": {}}
-    for name, count, C, H, K, R, stride in RESNET20:
-        times = layer(C, H, K, R, stride, args.repeats)
-        layers[name] = ratios(times)
-        for direction, seconds in times.items():
-            for candidate, value in seconds.items():
-                whole[direction][candidate] = whole[direction].get(candidate, 0) + count * value
-    layers["all of the network"] = ratios(whole)
-    print(f"ResNet-20, batch {BATCH}, {cpu.library().isa}, {args.threads} threads; times an adder layer is as fast\n")
-    print("| layer | forward, conv | forward, unfold + cdist | dx, conv |")
-    print("|---|---|---|---|")
-    for name, r in layers.items():
-        print(f"| {name} | {r['forward_vs_conv']:.2f} | {r['forward_vs_cdist']:.1f} | {r['dx_vs_conv']:.2f} |")
-    steps = interleaved(
-        {"adder": step("adder", "cpu"), "conv": step("conv", None), "eager": step("adder", "reference")}, args.repeats
-    )
-    lenet = {name: round(steps[name.removeprefix("vs_")] / steps["adder"], 3) for name in ("vs_conv", "vs_eager")}
-    print(
-        f"\nTraining step of LeNet-5-BN, batch 256: {lenet['vs_conv']:.2f} times as fast as the convolutional twin, "
-        f"{lenet['vs_eager']:.1f} times as fast as eager torch"
-    )
+    record = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    record["environment"] = {
+        "adder_zoo": adder_zoo.__version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "isa": cpu.library().isa,
+        "threads": args.threads,
+        "repeats": args.repeats,
+    }
+    for name in NETWORKS:
+        if f"{name}_layers" in args.parts:
+            record[f"{name}_layers"] = layers(name, args.batch, args.repeats)
+    if "broadcast" in args.parts:
+        record["broadcast"] = broadcasting(args.repeats)
+    if "steps" in args.parts:
+        record["lenet5_bn_step"], record["resnet20_step"] = steps(args.repeats)
+    if "inference" in args.parts:
+        record["inference"] = inference(args.repeats)
+    if "memory" in args.parts:
+        record["memory"] = memory()
     if args.json:
-        environment = {
-            "adder_zoo": adder_zoo.__version__,
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "isa": cpu.library().isa,
-            "threads": args.threads,
-            "repeats": args.repeats,
-        }
-        record = {"environment": environment, "resnet20_layers": layers, "lenet5_bn_step": lenet}
         args.json.write_text(json.dumps(record, indent=2) + "\n")
 
 

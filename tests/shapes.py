@@ -5,6 +5,7 @@ x [N, C, H, W], weight [K, C/groups, R, S]; padding is (top, bottom, left, right
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,11 @@ class Case:
             padded = self.x[2 + i] + self.padding[2 * i] + self.padding[2 * i + 1]
             sizes.append((padded - self.dilation[i] * (self.weight[2 + i] - 1) - 1) // self.stride[i] + 1)
         return self.x[0], self.weight[0], sizes[0], sizes[1]
+
+    @property
+    def work(self) -> int:
+        """Taps times outputs."""
+        return math.prod(self.output) * math.prod(self.weight[1:])
 
     def __str__(self):
         return (

@@ -138,7 +138,7 @@ def test_meta_tensors_have_a_shape():
 
 def test_implementations():
     found = adder_zoo.implementations()
-    assert list(found) == ["reference", "cpu", "triton", "convolution"]
+    assert list(found) == ["reference", "cpu", "exact", "triton", "convolution"]
     for name, implementation in found.items():
         assert implementation.name == name
         assert implementation.detail

@@ -119,6 +119,26 @@ def test_named_shapes(case, impl):
     check(case, impl, torch.float32)
 
 
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "generic"])
+def test_exact(isa, native):
+    """Within the error of the differences themselves, whatever offset x and w share."""
+    native(isa)
+    for shape in NAMED + RANDOM[::8]:
+        check(shape, "exact", torch.float32)
+        if shape.work <= 30_000:
+            x, weight, dy = tensors(shape)
+            x, weight = (x + 300).requires_grad_(), (weight + 300).requires_grad_()
+            y = run(shape, x, weight, impl="exact")
+            dx, dw = torch.autograd.grad(y, (x, weight), dy)
+            x, weight, dy = (t.detach().double().numpy() for t in (x, weight, dy))
+            for got, true in (
+                (y, truth.forward(x, weight, *shape.geometry)),
+                (dx, truth.grad_input(dy, x, weight, *shape.geometry)),
+                (dw, truth.grad_weight(dy, x, weight, *shape.geometry)),
+            ):
+                assert_within(got, true, bound(true), f"{shape}, offset 300")
+
+
 @pytest.mark.parametrize("part", range(12))
 def test_random_shapes(part, impl):
     for shape in RANDOM[part::12]:

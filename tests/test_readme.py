@@ -63,6 +63,10 @@ def test_speeds():
         step = record["lenet5_bn_step"]
         assert re.search(rf"\b{step['vs_conv']:.2f} times", README)
         assert re.search(rf"\b{step['vs_eager']:.0f} (and|times)", README)
+    text = " ".join(README.split())
+    assert f"ResNet-20 (batch 128) takes {record['resnet20_step']['time']:.2f} times the twin's time" in text
+    whole = [record["inference"][name]["vs_conv"] for name in ("resnet20", "resnet50")]
+    assert f"run at {whole[0]:.2f} (ResNet-20) and {whole[1]:.2f} (ResNet-50, 224 x 224)" in text
 
 
 def test_files_it_names_exist():

@@ -63,9 +63,12 @@ class Library:
         self.forward.argtypes = [shape, pointer, pointer, pointer, POINTER(_Epilogue), pointer, c_int]
         self.grad_input = native.adder_grad_input
         self.grad_weight = native.adder_grad_weight
-        self.grad_input.argtypes = self.grad_weight.argtypes = [shape, pointer, pointer, pointer, pointer, c_int]
+        self.grad_input.argtypes = [shape, pointer, pointer, pointer, pointer, c_int, c_int]
+        self.grad_weight.argtypes = [shape, pointer, pointer, pointer, pointer, c_int]
         self.grad_weight_product = native.adder_grad_weight_product
         self.grad_weight_product.argtypes = [shape, pointer, pointer, pointer, pointer]
+        self.kernel = native.adder_kernel
+        self.kernel.argtypes, self.kernel.restype = [shape, c_int], c_char_p
         self.isas = tuple(native.adder_isas().decode().split())
         self.threading = self._use_torch_threads()
 
@@ -189,14 +192,20 @@ def grad_input(
     dilation: Sequence[int],
     groups: int,
     input_grad: str,
+    *,
+    exact: bool = False,
 ) -> Tensor:
-    """dx = Σ dy·HT(w - x) (Eq. 6 and 7, or its variants), [N, C, H, W], channels_last, in the dtype of x."""
+    """dx = Σ dy·HT(w - x) (Eq. 6 and 7, or its variants), [N, C, H, W], channels_last, in the dtype of x.
+
+    The clipped one may be computed as Σ dy·median(w, x - 1, x + 1) - x·Σ dy where x lies in [-1, 8]; its error is that
+    of terms up to |dy|·(2·|x| + 2) then. ``exact=True`` forms all differences.
+    """
     dtype = x.dtype
     dy, x, weight = _dense(dy), _dense(x), _dense(weight)
     shape = _shape(x, weight, stride, padding, dilation, groups)
     dx = _empty(x.shape)
     status = library().grad_input(
-        shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr(), _MODES[input_grad]
+        shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr(), _MODES[input_grad], exact
     )
     _check(status)
     return dx.to(dtype)
@@ -211,13 +220,18 @@ def grad_weight(
     dilation: Sequence[int],
     groups: int,
     weight_grad: str,
+    *,
+    exact: bool = False,
 ) -> Tensor:
-    """dw = Σ dy·(x - w) (Eq. 5) or Σ dy·sgn(x - w) (Eq. 4), [K, C/G, R, S], in the dtype of weight."""
+    """dw = Σ dy·(x - w) (Eq. 5) or Σ dy·sgn(x - w) (Eq. 4), [K, C/G, R, S], in the dtype of weight.
+
+    Eq. 5 is computed as Σ dy·x - w·Σ dy for finite operands; ``exact=True`` forms all differences, many times slower.
+    """
     dtype = weight.dtype
     dy, x, weight = _dense(dy), _dense(x), _dense(weight)
     shape = _shape(x, weight, stride, padding, dilation, groups)
     dw = _empty(weight.shape)
-    if weight_grad == "full":
+    if weight_grad == "full" and not exact:
         operands = (dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
         status = library().grad_weight_product(shape, *operands)
         if status == _UNSUITED:
@@ -232,6 +246,19 @@ def grad_weight(
     )
     _check(status)
     return dw.to(dtype)
+
+
+def kernels(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> dict[str, str]:
+    """Which kernel of the native library ``forward``, clipped ``dx`` and full ``dw`` take for these shapes."""
+    shape = _shape(x, weight, stride, padding, dilation, groups)
+    return {name: library().kernel(shape, i).decode() for i, name in enumerate(("forward", "dx", "dw"))}
 
 
 def _dense(t: Tensor) -> Tensor:

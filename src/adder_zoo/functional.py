@@ -61,7 +61,8 @@ def adder2d(
         weight_grad, input_grad, p: As above.
         impl: None chooses. For p = 1 by device: on a GPU "triton", on a CPU "cpu", anywhere else and for float64
             "reference"; for p = 2 "convolution", between them "reference". A name asks for that implementation and
-            raises where it cannot run; see ``adder_zoo.implementations()``.
+            raises where it cannot run; see ``adder_zoo.implementations()``. "exact" is "cpu" without the identities
+            that save operations there and cost up to nine times the rounding.
 
     Returns:
         y, [N, K, P, Q] or [K, P, Q]. **float32 whatever the precision of the input** (float64 for float64), because y

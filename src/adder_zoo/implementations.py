@@ -57,9 +57,9 @@ def resolve(impl: str, x: Tensor, p: float) -> ModuleType:
         if not found.available:
             raise RuntimeError(f"adder2d: impl={impl!r} is not available: {found.detail}")
         device = x.device.type
-        if impl == "cpu" and (device != "cpu" or x.dtype == torch.float64):
+        if impl in ("cpu", "exact") and (device != "cpu" or x.dtype == torch.float64):
             raise RuntimeError(
-                f"adder2d: impl='cpu' takes float32, float16 and bfloat16 tensors on a CPU, got {x.dtype} on "
+                f"adder2d: impl={impl!r} takes float32, float16 and bfloat16 tensors on a CPU, got {x.dtype} on "
                 f"{x.device}; leave impl=None"
             )
         if impl == "triton" and x.dtype == torch.float64:
@@ -147,6 +147,12 @@ def _probe_cpu() -> Implementation:
     return Implementation("cpu", True, f"native {library.isa} kernels on {library.threading}; float32, half precision")
 
 
+def _probe_exact() -> Implementation:
+    found = _probe_cpu()
+    detail = f"{found.detail}; every difference formed, no identities" if found.available else found.detail
+    return Implementation("exact", found.available, detail)
+
+
 def _probe_triton() -> Implementation:
     if importlib.util.find_spec("triton") is None:
         return Implementation("triton", False, "Triton is not installed (pip install triton)")
@@ -160,6 +166,7 @@ def _probe_triton() -> Implementation:
 _PROBES: dict[str, Callable[[], Implementation]] = {
     "reference": _probe_reference,
     "cpu": _probe_cpu,
+    "exact": _probe_exact,
     "triton": _probe_triton,
     "convolution": _probe_convolution,
 }

@@ -58,9 +58,10 @@ ADDER_API void adder_pack(const adder_shape *shape, const float *w, float *packe
  * packed may be NULL, and then w is packed anew; with it w is not read. epilogue may be NULL. */
 ADDER_API int adder_forward(const adder_shape *shape, const float *x, const float *w, const float *packed,
                             const adder_epilogue *epilogue, float *y, int exact);
-/* dx = sum dy t(w - x), Eq. 6 and 7: t clamps (ADDER_CLIPPED), is the identity (ADDER_FULL) or the sign. */
+/* dx = sum dy t(w - x), Eq. 6 and 7: t clamps (ADDER_CLIPPED), is the identity (ADDER_FULL) or the sign. exact = 0 lets
+ * tiles with x in [-1, 8] take sum dy median(w, x - 1, x + 1) - x sum dy for the clamp. */
 ADDER_API int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx,
-                               int mode);
+                               int mode, int exact);
 /* dw = sum dy t(x - w), Eq. 4 (ADDER_SIGN) and 5 (ADDER_FULL), tap by tap: for the sign, and for infinities. */
 ADDER_API int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw,
                                 int mode);
@@ -68,6 +69,10 @@ ADDER_API int adder_grad_weight(const adder_shape *shape, const float *dy, const
  * weight gradient is the better way: grouped filters, 1x1 kernels, channels that do not fill vectors. */
 ADDER_API int adder_grad_weight_product(const adder_shape *shape, const float *dy, const float *x, const float *w,
                                         float *dw);
+
+enum { ADDER_FORWARD = 0, ADDER_GRAD_INPUT = 1, ADDER_GRAD_WEIGHT = 2 }; /* direction */
+/* Which kernel a shape takes under the current instruction set (ADDER_CLIPPED, ADDER_FULL), for measurements. */
+ADDER_API const char *adder_kernel(const adder_shape *shape, int direction);
 
 #ifdef __cplusplus
 }

@@ -11,6 +11,9 @@ extern const Kernels generic;
 #if defined(ADDER_X86)
 extern const Kernels avx2, avx512;
 #endif
+#if defined(ADDER_ARM64)
+extern const Kernels neon;
+#endif
 
 void *allocate(size_t bytes) {
   const size_t rounded = (bytes + 63) / 64 * 64;
@@ -34,6 +37,9 @@ static bool runs(const Kernels &kernels) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 #endif
+#if defined(ADDER_ARM64)
+  if (&kernels == &neon) return true; // part of every such CPU
+#endif
   return &kernels == &generic;
 }
 
@@ -41,6 +47,9 @@ static bool runs(const Kernels &kernels) {
 static const Kernels *const all[] = {
 #if defined(ADDER_X86)
     &avx512, &avx2,
+#endif
+#if defined(ADDER_ARM64)
+    &neon,
 #endif
     &generic};
 
@@ -90,8 +99,9 @@ int adder_forward(const adder_shape *shape, const float *x, const float *w, cons
   return adder::current->forward(shape, x, w, packed, epilogue, y, exact);
 }
 
-int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx, int mode) {
-  return adder::current->grad_input(shape, dy, x, w, dx, mode);
+int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx, int mode,
+                     int exact) {
+  return adder::current->grad_input(shape, dy, x, w, dx, mode, exact);
 }
 
 int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw, int mode) {
@@ -101,4 +111,6 @@ int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x,
 int adder_grad_weight_product(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw) {
   return adder::current->grad_weight_product(shape, dy, x, w, dw);
 }
+
+const char *adder_kernel(const adder_shape *shape, int direction) { return adder::current->kernel(shape, direction); }
 }

@@ -254,7 +254,7 @@ __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t coun
           const V b = T::set(xs[offset[m]]);
 #pragma GCC unroll 4
           for (int v = 0; v < NV; ++v)
-            acc[m][v] = T::accumulate(acc[m][v], EXACT ? T::abs(b - w[v]) : T::max(b, w[v]), one);
+            acc[m][v] = T::accumulate(acc[m][v], EXACT ? T::distance(b, w[v]) : T::max(b, w[v]), one);
         }
         ++xs;
         ws += T::L;
@@ -546,7 +546,7 @@ template <class T> struct Forward : Shape {
   }
 
   void run(int64_t begin, int64_t end) {
-    const bool identity = !exact && taps >= IDENTITY_TAPS;
+    const bool identity = T::IDENTITY && !exact && taps >= IDENTITY_TAPS;
     const bool copies = left > 0 || right > 0;
     const int64_t padded = left + W + right;
     const int64_t in_rows = min64(H, (split.chunk - 1) * stride_h + (R - 1) * dilation_h + 1);
@@ -761,7 +761,7 @@ template <class T> GradInputTile grad_input_tile_for(int nv, int64_t mr, int mod
 // gamma * (2 |x| + 2) * sum |dy|, where the difference's is gamma * sum |dy t|. A tile takes it where each of its x lies in
 // [-1, MEDIAN_LIMIT]: most do behind a ReLU and batch norm.
 constexpr float MEDIAN_LIMIT = 8.f;
-constexpr int MEDIAN_PIXELS = 5; // three registers for each
+template <class T> constexpr int MEDIAN_PIXELS = T::REGISTERS >= 32 ? 8 : 5; // three registers for each
 
 // sum[m] = sum over the segments of dy * median(w, x - 1, x + 1) for MR pixels and one vector of channels.
 template <class T, int MR>
@@ -797,7 +797,7 @@ __attribute__((noinline)) void median_tile(const Segment *segment, int64_t count
   }
 }
 
-template <class T, int MR = MEDIAN_PIXELS> GradInputTile median_tile_for(int64_t mr) {
+template <class T, int MR = MEDIAN_PIXELS<T>> GradInputTile median_tile_for(int64_t mr) {
   if constexpr (MR == 0 || !T::MEDIAN) return nullptr;
   else return mr == MR ? median_tile<T, MR> : median_tile_for<T, MR - 1>(mr);
 }
@@ -874,20 +874,20 @@ template <class T> struct GradInput : Shape {
   Split split;
   Flag failed;
 
-  GradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_, float *panels_,
-            int64_t *order_, Block *blocks_, int64_t block_count)
+  GradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_, bool exact,
+            float *panels_, int64_t *order_, Block *blocks_, int64_t block_count)
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
-        good_w(all_within<T>(w_, K * taps, limit)), median(takes_median(shape, mode_)), left(Reach(shape).left),
+        good_w(all_within<T>(w_, K * taps, limit)), median(takes_median(shape, mode_, exact)), left(Reach(shape).left),
         right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
         split(N, H, Q * K * 4 / stride_h + W * C * 4, block_count) {
     order_columns(*this, order);
   }
 
-  static bool takes_median(const Shape &shape, int mode) {
-    return T::MEDIAN && mode == ADDER_CLIPPED && shape.groups == 1;
+  static bool takes_median(const Shape &shape, int mode, bool exact) {
+    return T::MEDIAN && mode == ADDER_CLIPPED && !exact && shape.groups == 1;
   }
-  static int most_vectors(const Shape &shape, int mode) {
-    return takes_median(shape, mode) ? 1 : max_vectors<T>(shape.W / shape.stride_w, true);
+  static int most_vectors(const Shape &shape, int mode, bool exact) {
+    return takes_median(shape, mode, exact) ? 1 : max_vectors<T>(shape.W / shape.stride_w, true);
   }
 
   void pack(int64_t vector) const {
@@ -1004,7 +1004,7 @@ template <class T> struct GradInput : Shape {
     alignas(64) float sum[MAX_SUM], xs[MAX_SUM];
     const int64_t count = segments_of_row(h, phase, rows, segments);
     const int64_t pixels = ceil_div(width(h, H, W) - phase, stride_w), step = stride_w * C;
-    const int64_t tiles = ceil_div(pixels, median ? MEDIAN_PIXELS : max_pixels<T>(block.nv, true));
+    const int64_t tiles = ceil_div(pixels, median ? MEDIAN_PIXELS<T> : max_pixels<T>(block.nv, true));
     const int64_t first = ((image * H + h) * W + phase) * C + block.channel;
     const float *const panel = panels + block.vector * R * S * Kg * T::L, *const source = rows.data + block.group * Kg;
     const bool whole = block.channels == block.nv * T::L;
@@ -1078,7 +1078,7 @@ __attribute__((noinline)) void grouped_forward_tile(const int64_t *offsets, cons
     const V wv = T::load(w + taps[t] * w_step);
     const float *xs = x + offsets[t];
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) acc[m] = T::accumulate(acc[m], T::abs(T::load(xs + m * step) - wv), one);
+    for (int m = 0; m < MR; ++m) acc[m] = T::accumulate(acc[m], T::distance(T::load(xs + m * step), wv), one);
   }
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) T::store(sum + m * T::L, T::set(0.f) - acc[m]);
@@ -1513,7 +1513,7 @@ inline int forward(const adder_shape *s, const float *x, const float *w, const f
 }
 
 template <class T>
-int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode) {
+int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode, bool exact) {
   const double operations = 2. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
   if (shape.small_groups<T>(shape.Cg)) {
     Scratch<float> filters(shape.R * shape.S * shape.Kg * ceil_div(shape.C, T::L) * T::L);
@@ -1523,7 +1523,7 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
     parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
     return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
   }
-  const int nv = GradInput<T>::most_vectors(shape, mode);
+  const int nv = GradInput<T>::most_vectors(shape, mode, exact);
   const int64_t vectors = shape.groups * ceil_div(shape.Cg, T::L);
   const int64_t count = cut_blocks<T>(shape.groups, shape.Cg, nv, nullptr);
   Scratch<float> panels(vectors * shape.R * shape.S * shape.Kg * T::L);
@@ -1531,7 +1531,7 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
   Scratch<Block> blocks(count);
   if (!panels || !order || !blocks) return ADDER_NO_MEMORY;
   cut_blocks<T>(shape.groups, shape.Cg, nv, blocks);
-  GradInput<T> f(shape, dy, x, w, dx, mode, panels, order, blocks, count);
+  GradInput<T> f(shape, dy, x, w, dx, mode, exact, panels, order, blocks, count);
   parallel(vectors, grain_for(2. * vectors * f.R * f.S * f.Kg, vectors), [&](int64_t a, int64_t b) {
     for (; a < b; ++a) f.pack(a);
   });
@@ -1539,12 +1539,13 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
   return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
 }
 
-inline int grad_input(const adder_shape *s, const float *dy, const float *x, const float *w, float *dx, int mode) {
+inline int grad_input(const adder_shape *s, const float *dy, const float *x, const float *w, float *dx, int mode,
+                      int exact) {
   if (s->N * s->H * s->W == 0) return ADDER_OK;
   const Shape shape(*s);
   const int64_t lanes = shape.small_groups<Widest>(shape.Cg) ? shape.C : shape.Cg;
-  return lanes <= Narrow::L ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode)
-                            : grad_input_as<Widest>(shape, dy, x, w, dx, mode);
+  return lanes <= Narrow::L ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode, exact)
+                            : grad_input_as<Widest>(shape, dy, x, w, dx, mode, exact);
 }
 
 inline int grad_weight(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw, int mode) {
@@ -1578,8 +1579,23 @@ inline int grad_weight_product(const adder_shape *s, const float *dy, const floa
   return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
 }
 
+inline const char *kernel(const adder_shape *s, int direction) {
+  const Shape shape(*s);
+  if (direction == ADDER_FORWARD) {
+    if (shape.small_groups<Widest>(shape.Kg)) return "lanes over groups";
+    if (!Widest::IDENTITY || shape.taps < IDENTITY_TAPS) return narrow_forward(shape) ? "differences, narrow" : "differences";
+    return narrow_forward(shape) ? "identity, narrow" : "identity";
+  }
+  if (direction == ADDER_GRAD_INPUT) {
+    if (shape.small_groups<Widest>(shape.Cg)) return "lanes over groups";
+    if (shape.Cg <= Narrow::L) return "differences, narrow";
+    return GradInput<Widest>::takes_median(shape, ADDER_CLIPPED, false) ? "medians" : "differences";
+  }
+  return GradWeightProduct<Widest>::suits(*s) ? "outer products" : "convolution";
+}
+
 constexpr adder::Kernels kernels(const char *isa) {
-  return {isa, packed_size, pack, forward, grad_input, grad_weight, grad_weight_product};
+  return {isa, packed_size, pack, forward, grad_input, grad_weight, grad_weight_product, kernel};
 }
 
 } // namespace ADDER_NAMESPACE

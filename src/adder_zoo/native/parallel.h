@@ -22,9 +22,11 @@ struct Kernels {
   void (*pack)(const adder_shape *, const float *w, float *packed);
   int (*forward)(const adder_shape *, const float *x, const float *w, const float *packed, const adder_epilogue *,
                  float *y, int exact);
-  int (*grad_input)(const adder_shape *, const float *dy, const float *x, const float *w, float *dx, int mode);
+  int (*grad_input)(const adder_shape *, const float *dy, const float *x, const float *w, float *dx, int mode,
+                    int exact);
   int (*grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw, int mode);
   int (*grad_weight_product)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw);
+  const char *(*kernel)(const adder_shape *, int direction);
 };
 
 } // namespace adder

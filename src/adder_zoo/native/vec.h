@@ -1,7 +1,7 @@
 // Vectors of floats, one struct of static functions for each width, so that a kernel is written once.
 //
-// Which structs there are depends on the flags that this file is compiled with: Vec16 with AVX-512, Vec8 with AVX2,
-// Vec4 (the compiler's own vectors: SSE2, NEON, whatever the target has) always. `Widest` is the best of them and
+// Which structs there are depends on the flags that this file is compiled with: Vec16 with AVX-512, Vec8 with AVX2, Neon
+// with ADDER_NEON, Vec4 (the compiler's own vectors: SSE2, whatever the target has) always. `Widest` is the best of them and
 // `Narrow` the one for fewer channels than half of it.
 #ifndef ADDER_VEC_H
 #define ADDER_VEC_H
@@ -11,6 +11,9 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+#if defined(ADDER_NEON)
+#include <arm_neon.h>
 #endif
 
 #define ADDER_INLINE inline __attribute__((always_inline))
@@ -24,10 +27,12 @@ struct Vec4 {
   static constexpr int L = 4;            // lanes
   static constexpr int REGISTERS = 16;   // to plan tiles for
   static constexpr bool MEDIAN = false;  // whether a median is cheaper than a difference and a clamp
+  static constexpr bool IDENTITY = true; // whether a maximum is cheaper than the magnitude of a difference
   static ADDER_INLINE V load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
   static ADDER_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
   static ADDER_INLINE V set(float f) { return V{f, f, f, f}; }
   static ADDER_INLINE V max(V a, V b) { return a > b ? a : b; }
+  static ADDER_INLINE V distance(V a, V b) { return abs(a - b); }
   static ADDER_INLINE V min(V a, V b) { return a < b ? a : b; } // b if either is NaN
   static ADDER_INLINE V abs(V a) { return (V)((I)a & I{0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff}); }
   // acc + v. The AVX versions add by fma with 1, which leaves the adders to max; `one` must be opaque to the compiler.
@@ -54,6 +59,35 @@ struct Vec4 {
   static ADDER_INLINE V sums(const V *v) { return V{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
 };
 
+#if defined(ADDER_NEON)
+struct Neon {
+  typedef float32x4_t V;
+  static constexpr int L = 4;
+  static constexpr int REGISTERS = 32;
+  static constexpr bool MEDIAN = true;
+  static constexpr bool IDENTITY = false; // the magnitude of a difference is one instruction
+  static ADDER_INLINE V load(const float *p) { return vld1q_f32(p); }
+  static ADDER_INLINE void store(float *p, V v) { vst1q_f32(p, v); }
+  static ADDER_INLINE V set(float f) { return vdupq_n_f32(f); }
+  static ADDER_INLINE V max(V a, V b) { return vmaxq_f32(a, b); } // NaN if either is
+  static ADDER_INLINE V min(V a, V b) { return vminq_f32(a, b); }
+  static ADDER_INLINE V abs(V a) { return vabsq_f32(a); }
+  static ADDER_INLINE V distance(V a, V b) { return vabdq_f32(a, b); }
+  static ADDER_INLINE V accumulate(V acc, V v, V) { return vaddq_f32(acc, v); }
+  static ADDER_INLINE V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
+  static ADDER_INLINE V opaque(V v) { return v; }
+  static ADDER_INLINE V clamp1(V a) { return vmaxq_f32(vminq_f32(a, set(1.f)), set(-1.f)); }
+  static ADDER_INLINE V median(V w, V low, V high) { return vminq_f32(vmaxq_f32(w, low), high); }
+  static ADDER_INLINE V sign_of_difference(V b, V a) {
+    const uint32x4_t up = vandq_u32(vcgtq_f32(b, a), vreinterpretq_u32_f32(set(1.f)));
+    return vreinterpretq_f32_u32(vorrq_u32(up, vandq_u32(vcltq_f32(b, a), vreinterpretq_u32_f32(set(-1.f)))));
+  }
+  static ADDER_INLINE bool all_le(V b, V a) { return vminvq_u32(vcleq_f32(b, a)) != 0; }
+  static ADDER_INLINE float sum(V v) { return vaddvq_f32(v); }
+  static ADDER_INLINE V sums(const V *v) { return vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])); }
+};
+#endif
+
 #if defined(__AVX2__)
 struct Vec8 {
   typedef __m256 V;
@@ -61,14 +95,17 @@ struct Vec8 {
 #if defined(__AVX512VL__)
   static constexpr int REGISTERS = 32;
   static constexpr bool MEDIAN = false;
+  static constexpr bool IDENTITY = true;
 #else
   static constexpr int REGISTERS = 16;
   static constexpr bool MEDIAN = true;
+  static constexpr bool IDENTITY = true;
 #endif
   static ADDER_INLINE V load(const float *p) { return _mm256_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm256_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm256_set1_ps(f); }
   static ADDER_INLINE V max(V a, V b) { return _mm256_max_ps(a, b); }
+  static ADDER_INLINE V distance(V a, V b) { return abs(a - b); }
   static ADDER_INLINE V min(V a, V b) { return _mm256_min_ps(a, b); }
   static ADDER_INLINE V abs(V a) { return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))); }
   static ADDER_INLINE V accumulate(V acc, V v, V one) { return _mm256_fmadd_ps(v, one, acc); }
@@ -114,10 +151,12 @@ struct Vec16 {
   static constexpr int L = 16;
   static constexpr int REGISTERS = 32;
   static constexpr bool MEDIAN = false; // the clamp is one instruction
+  static constexpr bool IDENTITY = true;
   static ADDER_INLINE V load(const float *p) { return _mm512_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm512_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm512_set1_ps(f); }
   static ADDER_INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
+  static ADDER_INLINE V distance(V a, V b) { return abs(a - b); }
   static ADDER_INLINE V min(V a, V b) { return _mm512_min_ps(a, b); }
   static ADDER_INLINE V abs(V a) { return _mm512_abs_ps(a); }
   static ADDER_INLINE V accumulate(V acc, V v, V one) { return _mm512_fmadd_ps(v, one, acc); }
@@ -146,6 +185,9 @@ typedef Vec8 Narrow;
 #elif defined(__AVX2__)
 typedef Vec8 Widest;
 typedef Vec4 Narrow;
+#elif defined(ADDER_NEON)
+typedef Neon Widest;
+typedef Neon Narrow;
 #else
 typedef Vec4 Widest;
 typedef Vec4 Narrow;

@@ -1,0 +1,7 @@
+#define ADDER_NAMESPACE adder_neon
+#define ADDER_NEON
+#include "kernels.h"
+
+namespace adder {
+extern const Kernels neon = ADDER_NAMESPACE::kernels("neon");
+}

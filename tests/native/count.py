@@ -1,0 +1,53 @@
+"""Counts the instructions of one layer in each kernel under callgrind, and records them in instructions.json.
+
+    python tests/native/count.py DRIVER    (driver.cpp, linked with the library that the package was built with)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+RECORD = Path(__file__).with_name("instructions.json")
+# direction, instruction set, N, C, H, K, R, stride
+LAYERS = [
+    "forward avx2 1 16 32 16 3 1",
+    "forward avx2 1 64 8 64 3 1",
+    "forward avx2 1 256 14 64 1 1",
+    "forward generic 1 16 16 16 3 1",
+    "dx avx2 1 16 32 16 3 1",
+    "dx avx2 1 64 8 64 3 1",
+    "dx generic 1 16 16 16 3 1",
+    "dw avx2 1 16 32 16 3 1",
+    "dw avx2 1 64 8 64 3 1",
+]
+FUNCTIONS = {"forward": "adder_forward", "dx": "adder_grad_input", "dw": "adder_grad_weight_product"}
+
+
+def compiler() -> str:
+    return "g++ " + subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
+
+
+def instructions(driver: Path, layer: str, folder: Path) -> int | None:
+    """Instructions inside of the library's function; None if this CPU lacks the instruction set."""
+    arguments = layer.split()
+    command = ["valgrind", "--tool=callgrind", f"--toggle-collect={FUNCTIONS[arguments[0]]}"]
+    command += [f"--callgrind-out-file={folder}/callgrind.out", str(driver), "layer", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 3:
+        return None
+    assert done.returncode == 0, done.stderr
+    collected = re.search(r"Collected : (\d+)", done.stderr)
+    assert collected, done.stderr
+    return int(collected[1])
+
+
+if __name__ == "__main__":
+    driver = Path(sys.argv[1]).resolve()
+    counts = {layer: instructions(driver, layer, driver.parent) for layer in LAYERS}
+    RECORD.write_text(json.dumps({"compiler": compiler(), "layers": counts}, indent=2) + "\n")
+    for layer, count in counts.items():
+        print(f"{count:>12,}  {layer}")

@@ -1,0 +1,124 @@
+"""The native library without Python: a driver program on cases from a file: sanitized, for aarch64, and counted."""
+
+import functools
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HERE = ROOT / "tests/native"
+NATIVE = ROOT / "src/adder_zoo/native"
+FLAGS = ["-std=c++17", "-fno-trapping-math", "-fno-math-errno", f"-I{NATIVE}"]
+ISA_FLAGS = {"isa_avx2": "-mavx2 -mfma", "isa_avx512": "-mavx2 -mfma -mavx512f -mavx512vl -mavx512dq"}
+CASES = 140
+
+
+def tool(*names):
+    for name in names:
+        if shutil.which(name):
+            return name
+    pytest.skip(f"needs {names[0]}")
+
+
+def run(*command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-6000:]}"
+    return done
+
+
+@functools.cache
+def cases_in(folder: Path) -> Path:
+    run(sys.executable, HERE / "cases.py", folder / "cases.bin")
+    return folder / "cases.bin"
+
+
+@pytest.fixture
+def cases(tmp_path_factory):
+    return cases_in(tmp_path_factory.getbasetemp())
+
+
+@functools.cache
+def built_in(folder: Path) -> Path:
+    """The driver beside the library that the package was built with."""
+    library = next((ROOT / "src/adder_zoo").glob("_native*.so"), None)
+    if library is None:
+        pytest.skip("needs the native library in the source tree (make install)")
+    shutil.copy(library, folder / "libadder.so")
+    run(tool("g++", "c++"), *FLAGS, "-O1", HERE / "driver.cpp", f"-L{folder}", "-ladder", f"-Wl,-rpath,{folder}",
+        "-o", folder / "driver")  # fmt: skip
+    return folder / "driver"
+
+
+@pytest.fixture
+def driver(tmp_path_factory):
+    return built_in(tmp_path_factory.getbasetemp())
+
+
+def check_output(done, isas):
+    assert set(isas) <= set(re.findall(rf"^(\w+): {CASES} cases$", done.stdout, re.M)), done.stdout
+    assert re.search(r"^[1-9]\d+ checks, 0 failures$", done.stdout, re.M), done.stdout
+
+
+def test_driver(driver, cases):
+    check_output(run(driver, "cases", cases), ["generic"])
+
+
+def test_driver_notices(driver, cases, tmp_path):
+    """A result that is off, and a file that ends too early."""
+    data = bytearray(cases.read_bytes())
+    (tmp_path / "short.bin").write_bytes(data[: len(data) // 2])
+    assert subprocess.run([driver, "cases", tmp_path / "short.bin"], capture_output=True).returncode == 2
+    data[16 * 8 + 3] ^= 0x40  # the exponent of the first x
+    (tmp_path / "off.bin").write_bytes(data)
+    done = subprocess.run([driver, "cases", tmp_path / "off.bin"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "case 0, " in done.stderr
+
+
+@pytest.mark.slow
+def test_driver_under_sanitizers(tmp_path, cases):
+    """No byte read or written that is not the caller's or the library's own."""
+    compiler = tool("g++")
+    if platform.machine() != "x86_64":
+        pytest.skip("needs x86-64")
+    sanitize = ["-g1", "-O1", "-DADDER_X86", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    objects = []
+    for name in ("dispatch", "isa_generic", "isa_avx2", "isa_avx512"):
+        objects.append(tmp_path / f"{name}.o")
+        isa = ISA_FLAGS.get(name, "").split()
+        run(compiler, *FLAGS, *sanitize, *isa, "-c", NATIVE / f"{name}.cpp", "-o", objects[-1])
+    run(compiler, *FLAGS, *sanitize, HERE / "driver.cpp", *objects, "-o", tmp_path / "driver")
+    check_output(run(tmp_path / "driver", "cases", cases), ["generic"])
+
+
+@pytest.mark.slow
+def test_driver_on_aarch64(tmp_path, cases):
+    """Cross-compiled, under qemu: not the speed of such a CPU, but its instructions."""
+    compiler = tool("aarch64-linux-gnu-g++")
+    emulator = tool("qemu-aarch64-static", "qemu-aarch64")
+    sources = [NATIVE / f"{name}.cpp" for name in ("dispatch", "isa_generic", "isa_neon")]
+    run(compiler, *FLAGS, "-O2", "-static", "-DADDER_ARM64", HERE / "driver.cpp", *sources, "-o", tmp_path / "driver")
+    check_output(run(emulator, tmp_path / "driver", "cases", cases), ["neon", "generic"])
+
+
+LAYERS = json.loads((HERE / "instructions.json").read_text())
+
+
+@pytest.mark.parametrize("layer", LAYERS["layers"])
+def test_instructions(layer, driver, tmp_path):
+    """As many as were recorded, which noise cannot touch. Far fewer: record them anew, with tests/native/count.py."""
+    from native.count import compiler, instructions
+
+    tool("valgrind")
+    if compiler() != LAYERS["compiler"]:
+        pytest.skip(f"was recorded with {LAYERS['compiler']}, this is {compiler()}")
+    counted = instructions(driver, layer, tmp_path)
+    if counted is None:
+        pytest.skip("needs AVX2")
+    assert 0.9 * LAYERS["layers"][layer] < counted < 1.03 * LAYERS["layers"][layer]
