@@ -351,7 +351,8 @@ def test_trackers_and_curves(alone, tmp_path):
 def frozen(folder, *flags, launcher=()):
     """The weights of ResNet-20 after 20 updates of 16 images, with frozen statistics, in float64."""
     command = [sys.executable, *launcher, str(SCENARIOS), "frozen", "--synthetic", "--max-steps", "20", "--lr", "0.01",
-               "--cpu", "--threads", "1", "--report-to", "none", "--output-dir", str(folder), *flags]  # fmt: skip
+               "--cpu", "--threads", "1", "--report-to", "none", "--bn-batches", "1",
+               "--output-dir", str(folder), *flags]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-3000:]

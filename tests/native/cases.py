@@ -1,6 +1,6 @@
 """Writes the cases of driver.cpp: shapes, operands, what the truth answers, and how far off that may be.
 
-    python tests/native/cases.py FILE
+python tests/native/cases.py FILE
 """
 
 from __future__ import annotations

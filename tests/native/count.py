@@ -1,6 +1,6 @@
 """Counts the instructions of one layer in each kernel under callgrind, and records them in instructions.json.
 
-    python tests/native/count.py DRIVER    (driver.cpp, linked with the library that the package was built with)
+python tests/native/count.py DRIVER    (driver.cpp, linked with the library that the package was built with)
 """
 
 from __future__ import annotations
