@@ -53,7 +53,7 @@ def test_training_for_some_minutes(tmp_path, data_dir):
     ("name", "flags", "reports"),
     [
         ("ablation", [], ["ablation.png", "ablation.md"]),
-        ("seeds", ["--seeds", "2", "--dataset", "fashion_mnist"], ["seeds_fashion_mnist.md"]),
+        ("seeds", ["--seeds", "2", "--dataset", "mnist"], ["seeds_mnist.md"]),
         ("weights", [], ["weights.png", "weights.md"]),
         ("features", [], ["features.png", "features.md"]),
         ("table2", ["--synthetic", "--model", "adder_resnet20"], ["table2_adder_resnet20_cifar10.png"]),
