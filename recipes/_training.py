@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import math
 import time
@@ -66,6 +67,15 @@ def create(config: Settings, name: str, **kwargs: Any) -> nn.Module:
             if hasattr(module, option):
                 setattr(module, option, getattr(config, option))
     return model
+
+
+def networks(config: Settings, name: str, **kwargs: Any) -> tuple[nn.Module, nn.Module | None]:
+    """The network ``name`` in the similarity of the settings, and the convolutional twin that teaches it, if any."""
+    model = create(config, name, similarity=config.similarity, **kwargs)
+    if config.distillation == "none":
+        return model, None
+    # The twin begins untrained: weights under this name are the adder network's.
+    return model, create(dataclasses.replace(config, pretrained=False), name, similarity="conv", **kwargs)
 
 
 def train(
@@ -267,7 +277,7 @@ def train(
     results = run.finish(
         progress,
         {
-            "model": name_of(skeleton, data),
+            "model": name_of(skeleton),
             "similarity": config.similarity,
             "dataset": data.name,
             **data.record,
@@ -301,7 +311,7 @@ def optimizer_for(config: Settings, objective: nn.Module) -> torch.optim.Optimiz
         raise RecipeError(f"--opt {config.opt}: {error}") from error
 
 
-def name_of(model: nn.Module, data: Data) -> str:
+def name_of(model: nn.Module) -> str:
     cfg: Any = model.pretrained_cfg
     return f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else cfg["architecture"]
 

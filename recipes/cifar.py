@@ -23,7 +23,7 @@ import torch
 from _data import SIZE, Augmented
 from _run import Run, start
 from _settings import RecipeError, Settings, fail, option, parse
-from _training import Data, create, train
+from _training import Data, networks, train
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from torch import Tensor, nn
@@ -72,11 +72,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     run = Run(config, accelerator)
     set_seed(config.seed)
     name = config.model if "." in config.model else f"{config.model}.{config.dataset}"
-    model, teacher = (
-        create(config, name, num_classes=CLASSES[config.dataset], similarity=similarity) if similarity else None
-        for similarity in (config.similarity, "conv" if config.distillation == "pkkd" else None)
-    )
-    assert model is not None
+    model, teacher = networks(config, name, num_classes=CLASSES[config.dataset])
     images = data(config, model, quiet=not accelerator.is_main_process)
     return train(config, accelerator, run, images, model, teacher)
 

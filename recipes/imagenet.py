@@ -4,11 +4,11 @@
     accelerate launch recipes/imagenet.py --config recipes/configs/imagenet_modern.yaml --data-dir FOLDER
     accelerate launch recipes/imagenet.py --dataset hfds/ILSVRC/imagenet-1k --data-dir CACHE
 
-FOLDER holds train/<class>/* and val/<class>/*. --dataset takes what timm's `create_dataset` takes: hfds/NAME (the Hub's
-data sets), wds/NAME (WebDataset's shards in FOLDER), torch/NAME (torchvision's). The defaults are the paper's, whose
-batch of 256 is that of all processes together: give --batch-size 32 on eight GPUs. The authors never said what η they
-used; 0.2 is that of their code for CIFAR. The same command on the same --output-dir goes on with a run that was
-stopped, and ends with the same weights.
+FOLDER holds train/<class>/* and val/<class>/*; without --data-dir it is imagenet/ in the folder that ADDER_ZOO_DATA
+names. --dataset takes what timm's `create_dataset` takes: hfds/NAME (the Hub's data sets), wds/NAME (WebDataset's shards
+in FOLDER), torch/NAME (torchvision's). The defaults are the paper's, whose batch of 256 is that of all processes
+together: give --batch-size 32 on eight GPUs. The authors never said what η they used; 0.2 is that of their code for
+CIFAR. The same command on the same --output-dir goes on with a run that was stopped, and ends with the same weights.
 
 The output folder gets model.safetensors and config.json (the last epoch's weights, with batch norm statistics taken
 anew: `timm.create_model("local-dir:FOLDER", pretrained=True)`), results.json, log.csv, curves.png and args.yaml; best/
@@ -27,7 +27,7 @@ import timm.data.dataset
 from _data import Noise, Seeded
 from _run import Run, start
 from _settings import RecipeError, Settings, fail, option, parse
-from _training import Data, create, train
+from _training import Data, create, networks, train
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.data import create_dataset, create_transform, resolve_data_config
@@ -75,8 +75,10 @@ def data(config: Config, model: nn.Module, accelerator: Accelerator) -> Data:
         shape = preprocessing["input_size"]
         train, test = Noise(1_281_167, shape, classes), Noise(50_000, shape, classes)
         return Data("synthetic", train, test, classes, top5=True)
-    root = config.data_dir or os.environ.get(DATA_ENVIRONMENT)
-    if not root:
+    root = config.data_dir
+    if root is None and DATA_ENVIRONMENT in os.environ:
+        root = os.path.join(os.environ[DATA_ENVIRONMENT], "imagenet")  # other data lies beside it
+    if root is None:
         raise DataError(f"no --data-dir, and no {DATA_ENVIRONMENT}: give the folder with train/ and val/")
     parts: list[Any] = []
     for split, training in ((config.train_split, True), (config.val_split, False)):
@@ -120,13 +122,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     run = Run(config, accelerator)
     set_seed(config.seed)
     options: dict[str, Any] = {"num_classes": config.num_classes} if config.num_classes else {}
-    if not config.model.startswith("adder_"):
-        model, teacher = create(config, config.model, **options), None
+    model: nn.Module
+    if config.model.startswith("adder_"):
+        model, teacher = networks(config, config.model, **options)
+    elif config.distillation != "none" or config.similarity != "adder":
+        raise RecipeError(f"--similarity and --distillation are for networks of this zoo: --model adder_{config.model}")
     else:
-        model = create(config, config.model, **options, similarity=config.similarity)
-        teacher = None
-        if config.distillation == "pkkd":
-            teacher = create(config, config.model, **options, similarity="conv")
+        model, teacher = create(config, config.model, **options), None
     images = data(config, model, accelerator)
     return train(config, accelerator, run, images, model, teacher)
 

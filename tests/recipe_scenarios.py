@@ -17,10 +17,10 @@ from adder_zoo.datasets import DataError
 
 
 def frozen(argv):
-    create = cifar.create
+    networks = cifar.networks
 
     def created(*args, **kwargs):
-        model = create(*args, **kwargs)
+        model, teacher = networks(*args, **kwargs)
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0
@@ -29,7 +29,7 @@ def frozen(argv):
         for norm in norms:
             norm.eval()
             norm.train = lambda mode=True, norm=norm: norm
-        return model
+        return model, teacher
 
     def small(self, indices):
         images, labels = gather(self, indices)
@@ -43,7 +43,7 @@ def frozen(argv):
     data, cifar.data = cifar.data, few_to_test
     gather = cifar.Augmented.__getitems__
     cifar.Augmented.__getitems__ = small
-    cifar.create = created
+    cifar.networks = created
     torch.set_default_dtype(torch.float64)
     cifar.main(argv)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from _objectives import PKKD, Supervised, set_exponent
 from _settings import RecipeError
+from _training import networks
 from torch import nn
 
 import adder_zoo
@@ -127,3 +128,14 @@ def test_l2_to_l1_ends_as_an_adder_network(alone, tmp_path):
     mnist.main([*flags, "--epochs", "2", "--bn-batches", "1", "--l2-to-l1", "1", "--output-dir", str(tmp_path)])
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert {m.p for m in model.modules() if isinstance(m, AdderLayer)} == {1}
+
+
+def test_twin_of_a_trained_network_begins_untrained():
+    """The weights under the network's name are an adder network's: as a convolution's they would teach nonsense."""
+    config = mnist.Config(pretrained=True, distillation="pkkd")
+    student, teacher = networks(config, "adder_lenet5_bn.mnist")
+    trained = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in student.state_dict().items())
+    weights = [name for name, p in teacher.named_parameters() if p.dim() > 1]
+    assert weights
+    assert not any(torch.equal(teacher.state_dict()[name], trained[name]) for name in weights)

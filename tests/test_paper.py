@@ -76,7 +76,7 @@ def test_experiment(tmp_path, data_dir, name, flags, reports):
     run(name, *places, *SHORT, *flags)  # finished runs are read, not run again
 
 
-def test_reports_are_of_the_code_as_it_is():
+def test_reports_name_their_command():
     """Each report names the command that makes it; its picture is there."""
     for report in DOCS.glob("*.md"):
         text = report.read_text()

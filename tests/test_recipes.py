@@ -27,6 +27,7 @@ import timm
 import torch
 import torchvision
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
@@ -475,6 +476,25 @@ def test_photographs_that_do_not_fit_are_refused(alone, tmp_path, photographs, m
         with pytest.raises(DataError, match=words):
             imagenet.main([*IMAGENET, "--output-dir", str(tmp_path / "run"), *flags])
         assert not (tmp_path / "run").exists()
+
+
+def test_photographs_are_not_looked_for_among_other_data(alone, tmp_path, photographs, monkeypatch):
+    monkeypatch.setenv("ADDER_ZOO_DATA", str(photographs))
+    with pytest.raises(DataError, match=r"no train images in .*imagenet"):
+        imagenet.main([*IMAGENET, "--output-dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("flags", [["--similarity", "conv"], ["--distillation", "pkkd"]])
+def test_networks_of_timm_have_no_similarity(alone, tmp_path, flags):
+    with pytest.raises(_settings.RecipeError, match="--model adder_resnet18"):
+        imagenet.main([*IMAGENET, "--model", "resnet18", *flags, "--output-dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("file", sorted((RECIPE.parent / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_its_files(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes >= 1
+    assert f"recipes/accelerate/{file.name}" in file.read_text()  # the command that it is for
 
 
 def test_stream_of_shards(alone, tmp_path, monkeypatch):
