@@ -5,8 +5,8 @@
     accelerate launch recipes/imagenet.py --dataset hfds/ILSVRC/imagenet-1k --data-dir CACHE
 
 FOLDER holds train/<class>/* and val/<class>/*; without --data-dir it is imagenet/ in the folder that ADDER_ZOO_DATA
-names. --dataset takes what timm's `create_dataset` takes: hfds/NAME (the Hub's data sets), wds/NAME (WebDataset's shards
-in FOLDER), torch/NAME (torchvision's). The defaults are the paper's, whose batch of 256 is that of all processes
+names. --dataset takes what timm's `create_dataset` takes: hfds/NAME (the Hub's data sets), wds/NAME (WebDataset's
+shards in FOLDER), torch/NAME (torchvision's). The defaults are the paper's, whose batch of 256 is that of all processes
 together: give --batch-size 32 on eight GPUs. The authors never said what η they used; 0.2 is that of their code for
 CIFAR. The same command on the same --output-dir goes on with a run that was stopped, and ends with the same weights.
 
