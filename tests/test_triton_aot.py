@@ -21,14 +21,23 @@ HERE = Path(__file__)
 
 # kernel.configuration: slots for each tap, registers, at most. No spills in the loop, ever.
 LIMITS = {
-    "sm_80": {"forward.128x128x16-nchw-float32": (2.21, 128)},
-    "sm_90": {
-        "forward.128x128x16-nchw-float32": (2.21, 128),
-        "forward.64x64x32-nchw-float32": (2.26, 128),
-        "dx.128x128x16-nchw-float32": (2.23, 248),
-        "forward.64x64x16-channels_last-float16": (1.31, 168),
+    "sm_80": {
+        "forward.128x128x32-nchw-float32": (2.18, 128),
+        "dx.128x128x32-nchw-float32": (2.23, 128),
     },
-    "sm_100": {"forward.128x128x16-nchw-float32": (1.75, 128)},
+    "sm_90": {
+        "forward.128x128x32-nchw-float32": (2.18, 128),
+        "forward.128x128x32-channels_last-float32": (2.17, 128),
+        "forward.64x64x32-nchw-float32": (2.25, 128),
+        "dx.128x128x32-nchw-float32": (2.23, 128),
+        "dx.128x128x32-channels_last-float32": (2.20, 128),
+        "dx.64x64x16-nchw-float32": (2.30, 128),
+        "forward.64x64x32-channels_last-float16": (1.25, 128),
+    },
+    "sm_100": {
+        "forward.128x128x32-nchw-float32": (1.70, 128),
+        "forward.64x64x32-channels_last-float32": (1.72, 128),
+    },
     "gfx942": {"forward.128x128x8-nchw-float32": (2.52, 256)},
 }
 RECENT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)  # the limits are its compiler's
@@ -108,8 +117,8 @@ def test_machine_code(arch):
         assert c["spills_in_loop"] == 0, f"{name} on {arch} keeps registers in memory: {c}"
         assert c["slots"] <= slots, f"{name} on {arch} takes {c['slots']:.3f} instructions for a tap: {c['mix']}"
         assert c["registers"] <= registers, f"{name} on {arch}"
-        if name.startswith("forward") and arch in ("sm_80", "sm_90") and "float32" in name:
-            assert c["blocks"] * c["threads"] >= 512, f"{name} on {arch}: two blocks of 256 threads are to fit"
+        if arch.startswith("sm"):
+            assert c["blocks"] * c["threads"] >= 512, f"{name} on {arch}: so many threads are to share a multiprocessor"
 
 
 def test_a_resnet_needs_few_compilations():

@@ -337,9 +337,10 @@ def anchor(acc, never, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.cons
 
 @triton.jit
 def _quarters(t, N: tl.constexpr, B: tl.constexpr):
-    """[N, B] as four tiles [N / 4, B], or [B] for N = 4."""
-    a, b = tl.split(tl.permute(tl.reshape(t, (N // 4, 2, 2, B)), (0, 3, 1, 2)))
-    a, b, c, d = tl.split(a) + tl.split(b)
+    """[N, B] as four tiles [N / 4, B], or [B] for N = 4: every fourth row, from row 0, 1, 2 and 3 on."""
+    even, odd = tl.split(tl.permute(tl.reshape(t, (N // 4, 2, 2, B)), (0, 3, 1, 2)))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
     if N == 4:
         a, b, c, d = tl.reshape(a, (B,)), tl.reshape(b, (B,)), tl.reshape(c, (B,)), tl.reshape(d, (B,))
     return a, b, c, d
@@ -347,7 +348,11 @@ def _quarters(t, N: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def columns(t, N: tl.constexpr, B: tl.constexpr):
-    """[N, B] as N tensors [B], in an order that is the same for every tile of N columns; N is 1, 2, 4, ... 32."""
+    """[N, B] as N tensors [B]; N is 1, 2, 4, ... 32.
+
+    In their order: where four of a pixel come in one read of shared memory, they are used up one after the other and do
+    not wait in registers for those of the next reads.
+    """
     if N == 1:
         return (tl.reshape(t, (B,)),)
     elif N == 2:
@@ -357,8 +362,19 @@ def columns(t, N: tl.constexpr, B: tl.constexpr):
         return _quarters(t, 4, B)
     elif N == 16:
         a, b, c, d = _quarters(t, 16, B)
-        return _quarters(a, 4, B) + _quarters(b, 4, B) + _quarters(c, 4, B) + _quarters(d, 4, B)
+        a, b, c, d = _quarters(a, 4, B), _quarters(b, 4, B), _quarters(c, 4, B), _quarters(d, 4, B)
+        return (
+            a[0], b[0], c[0], d[0], a[1], b[1], c[1], d[1], a[2], b[2], c[2], d[2], a[3], b[3], c[3], d[3],
+        )  # fmt: skip
     else:
         tl.static_assert(N == 8 or N == 32)
         a, b = tl.split(tl.permute(tl.reshape(t, (N // 2, 2, B)), (0, 2, 1)))
-        return columns(a, N // 2, B) + columns(b, N // 2, B)
+        a, b = columns(a, N // 2, B), columns(b, N // 2, B)
+        if N == 8:
+            return a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3]
+        else:
+            return (
+                a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3], a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7],
+                a[8], b[8], a[9], b[9], a[10], b[10], a[11], b[11], a[12], b[12], a[13], b[13], a[14], b[14],
+                a[15], b[15],
+            )  # fmt: skip

@@ -45,16 +45,20 @@ from ._launch import (
 
 # (BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers). 128 registers let 16 warps share a multiprocessor.
 _CONFIGS = {
-    "many filters": (128, 128, 16, 8, 3, 128),  # 16x4 sums a thread: 20 values read serve 64 differences
-    "few filters": (64, 64, 32, 4, 3, 128),  # up to 64; 8x4 sums, so more columns a step make up for its fixed cost
+    # 16x4 or 8x4 sums a thread: 20 or 12 values read serve 64 or 32 differences; many columns a step make up for its
+    # fixed cost, and last so long that one step ahead hides the copies.
+    "many filters": (128, 128, 32, 8, 2, 128),
+    "few filters": (64, 64, 32, 4, 2, 128),  # up to 64
     "very few filters": (128, 16, 16, 4, 3, None),  # up to 16: LeNet
-    # Four columns of a pixel come in one read and wait in registers, so that fewer a step spill nothing.
-    "many filters, channels last": (128, 128, 8, 8, 3, 128),
-    "few filters, channels last": (128, 64, 16, 8, 3, 128),
+    "many filters, channels last": (128, 128, 32, 8, 2, 128),
+    "few filters, channels last": (64, 64, 32, 4, 2, 128),
     "very few filters, channels last": (128, 16, 16, 4, 3, None),
-    # Chains have 16 terms; sums are laid out so that two filters share an instruction.
-    "many filters, half": (64, 64, 16, 4, 3, 168),  # a float16 sum beside each float32 one; three blocks share one
-    "few filters, half": (64, 64, 16, 4, 3, 168),
+    "many filters, bfloat16": (128, 128, 16, 8, 2, 128),  # widened in registers, so that fewer columns fit into them
+    "few filters, bfloat16": (64, 64, 32, 4, 2, 128),
+    "very few filters, bfloat16": (128, 16, 16, 4, 3, None),
+    # Chains have 16 terms, a float16 sum beside each float32 one; two filters share an instruction.
+    "many filters, half": (64, 64, 32, 4, 2, 128),
+    "few filters, half": (64, 64, 32, 4, 2, 128),
     "very few filters, half": (128, 16, 16, 4, 3, None),
     # AMD has no asynchronous copies to hide, and registers enough for 8 columns of each tile.
     "many filters, AMD": (128, 128, 8, 8, 2, None),
@@ -221,7 +225,9 @@ def configuration(geometry: Geometry, variant: str) -> tuple[int, int, int, int,
 
 def variant(x: Tensor, half: bool, C: int, hip: bool = HIP) -> str:
     """Which configurations are for this input; ``half``: both operands are float16."""
-    return "AMD" if hip else "half" if half else "channels last" if channels_last(x, C) else ""
+    if hip or half:
+        return "AMD" if hip else "half"
+    return "bfloat16" if x.dtype == torch.bfloat16 else "channels last" if channels_last(x, C) else ""
 
 
 def packed(weight: Tensor, geometry: Geometry, variant: str, half: bool) -> Tensor:

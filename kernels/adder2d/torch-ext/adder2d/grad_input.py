@@ -57,12 +57,11 @@ MODES = ("clipped", "full", "sign")
 
 # (BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers). A thread keeps x beside its sums.
 _CONFIGS = {
-    "many channels": (128, 128, 16, 8, 3, 248),  # 64 sums, 64 x: a block has a multiprocessor, its sums hide latency
-    "few channels": (64, 64, 32, 4, 3, 168),  # up to 64; 32 of each: three blocks of 128 threads share one
+    "many channels": (128, 128, 32, 16, 2, 128),  # 32 sums, 32 x: 512 threads share a multiprocessor
+    "few channels": (64, 64, 16, 4, 2, 128),  # up to 64; as many of each: four blocks of 128 threads share one
     "very few channels": (128, 16, 16, 4, 3, None),  # up to 16: LeNet and the first layers
-    # Four columns of a pixel come in one read and wait in registers.
-    "many channels, channels last": (128, 128, 16, 8, 3, 248),
-    "few channels, channels last": (64, 64, 16, 4, 3, 168),
+    "many channels, channels last": (128, 128, 32, 16, 2, 128),
+    "few channels, channels last": (64, 64, 32, 4, 2, 128),
     "very few channels, channels last": (128, 16, 16, 4, 3, None),
     # AMD has no asynchronous copies to hide, and spills with 64 of each.
     "many channels, AMD": (128, 64, 8, 8, 2, None),
