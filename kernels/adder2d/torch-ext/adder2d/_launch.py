@@ -25,6 +25,7 @@ from torch import Tensor
 
 INT32_MAX = 2**31 - 1
 HIP = torch.version.hip is not None
+RECENT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)  # they lay 16-bit tiles out differently
 AUTOTUNE = os.environ.get("ADDER2D_AUTOTUNE", "0") in ("1", "true", "on", "yes")  # Triton's tuner chooses, and keeps it
 
 

@@ -24,6 +24,7 @@ from . import small_groups
 from ._launch import (
     EPILOGUE_INTEGERS,
     HIP,
+    RECENT,
     Epilogue,
     Geometry,
     Launch,
@@ -54,11 +55,11 @@ _CONFIGS = {
     "few filters, channels last": (64, 64, 32, 4, 2, 128),
     "very few filters, channels last": (128, 16, 16, 4, 3, None),
     "many filters, bfloat16": (128, 128, 16, 8, 2, 128),  # widened in registers, so that fewer columns fit into them
-    "few filters, bfloat16": (64, 64, 32, 4, 2, 128),
+    "few filters, bfloat16": (64, 64, 32, 4, 2, 128) if RECENT else (64, 64, 16, 4, 2, 128),
     "very few filters, bfloat16": (128, 16, 16, 4, 3, None),
     # Chains have 16 terms, a float16 sum beside each float32 one; two filters share an instruction.
-    "many filters, half": (64, 64, 32, 4, 2, 128),
-    "few filters, half": (64, 64, 32, 4, 2, 128),
+    "many filters, half": (64, 64, 32, 4, 2, 128) if RECENT else (64, 64, 16, 4, 2, 168),
+    "few filters, half": (64, 64, 32, 4, 2, 128) if RECENT else (64, 64, 16, 4, 2, 168),
     "very few filters, half": (128, 16, 16, 4, 3, None),
     # AMD has no asynchronous copies to hide, and registers enough for 8 columns of each tile.
     "many filters, AMD": (128, 128, 8, 8, 2, None),
@@ -91,7 +92,7 @@ def _adder2d_fwd_kernel(
     tiles_n, tiles_per_group, steps_per_split, never,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, DEPTH: tl.constexpr,
     LAST: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, EVEN: tl.constexpr, HALF: tl.constexpr,
-    FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
+    WIDEN: tl.constexpr, FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
@@ -166,6 +167,8 @@ def _adder2d_fwd_kernel(
         if VECTOR > 1:
             x_tap = tl.multiple_of(x_tap, VECTOR)
         x = tl.load(x_ptr + x_tap + x_offset, x_mask, 0.0)
+        if WIDEN:  # 16-bit tiles before they are taken apart; compilers before Triton 3.8 spill hundreds of values else
+            x = x.to(tl.float32)
         if LAST:
             x = tl.trans(x)
         wv = tl.load(w_tile + w_offset)
@@ -263,7 +266,7 @@ def plan(
         {
             "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages, "DEPTH": 1 if hip else 16,
             "LAST": last, "VECTOR": vector(x, g.Cg) if last and even else 1, "BITS": g.R * g.S <= 31, "EVEN": even,
-            "HALF": half, **Epilogue.constants(epilogue),
+            "HALF": half, "WIDEN": not half and not RECENT, **Epilogue.constants(epilogue),
             "WIDE": wide(x, y, *([epilogue.residual] if epilogue and epilogue.residual is not None else [])),
         },
         warps,

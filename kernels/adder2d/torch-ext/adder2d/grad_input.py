@@ -71,9 +71,9 @@ _CONFIGS = {
 # What ADDER2D_AUTOTUNE=1 tries for each shape, as in forward.py.
 _TUNED = [
     triton.Config({"BLOCK_M": m, "STAGES": s}, num_warps=w, num_stages=s, maxnreg=None if HIP else r)
-    for m, w in ((64, 4), (64, 8), (128, 8))
-    for s in (2, 3, 4)
-    for r in ((128,) if HIP else (128, 192, 255))
+    for m, w in ((64, 4), (64, 8), (128, 8), (128, 16))
+    for s in (2, 3)
+    for r in ((128,) if HIP else (128, 168, 255))
 ]
 
 _INTEGERS = [
