@@ -192,6 +192,21 @@ static inline Rows take_rows(const float *image, int64_t width, int64_t channels
   return {copy, begin, left, stride};
 }
 
+// Calls the rows of the next task into the second-level cache, a few lines with each tile of this one. What the tiles read
+// is copied (and summed) in one go before them, which otherwise waits for memory where images do not fit into the caches.
+struct Ahead {
+  const char *at = nullptr, *end = nullptr;
+  int64_t bytes = 0; // with each tile
+
+  Ahead() = default;
+  Ahead(const float *from, int64_t count, int64_t tiles)
+      : at(reinterpret_cast<const char *>(from)), end(at + count * static_cast<int64_t>(sizeof(float))),
+        bytes(ceil_div(end - at, 64 * max64(1, tiles)) * 64) {}
+  ADDER_INLINE void some() {
+    for (const char *const stop = min64(end - at, bytes) + at; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // Adds a stretch of the reduction to a row's segments, cut at the ends of chains. Returns the new count.
 static inline int64_t add_segment(Segment *segments, int64_t count, int64_t &chain, int64_t source, int64_t panel,
                                   int64_t length) {
@@ -562,6 +577,7 @@ template <class T> struct Forward : Shape {
           max64(h_begin, min64(H, (task.row_end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1));
       const Rows rows = take_rows(x + task.image * H * W * C, W, C, h_begin, h_end, left, right, copies ? copy.data : nullptr);
       const int64_t tile_rows = task.row_end - task.row_begin;
+      Ahead ahead = rows_ahead(i + 1, end, task);
       if (identity) {
         float *const abs_sums = sums + in_rows * padded;
         for (int64_t g = 0; g < groups; ++g) {
@@ -580,9 +596,21 @@ template <class T> struct Forward : Shape {
           if (joins_rows<T>(blocks[b].nv) && Q >= max_pixels<T>(2, false) && all_inside(task.row_begin + p))
             while (p + n < tile_rows && all_inside(task.row_begin + p + n)) ++n;
           const float *const sum_x = patches + (identity ? (2 * blocks[b].group * tile_rows + p) * Q : 0);
-          rows_of_tiles(blocks[b], task.image, task.row_begin + p, n, rows, segments, sum_x, sum_x + tile_rows * Q, identity);
+          rows_of_tiles(blocks[b], task.image, task.row_begin + p, n, rows, segments, sum_x, sum_x + tile_rows * Q, identity,
+                        ahead);
         }
     }
+  }
+
+  // The rows that the task after `now` brings.
+  Ahead rows_ahead(int64_t i, int64_t end, const Task &now) const {
+    if (i >= end) return {};
+    const Task next(split, i);
+    if (next.image == now.image && next.row_begin == now.row_begin) return {};
+    const int64_t h_begin = max64(0, min64(H, next.row_begin * stride_h - pad_top));
+    const int64_t h_end = max64(h_begin, min64(H, (next.row_end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1));
+    const int64_t tiles = (now.block_end - now.block_begin) * (now.row_end - now.row_begin) * ceil_div(Q, MAX_PIXELS);
+    return {x + (next.image * H + h_begin) * W * C, (h_end - h_begin) * W * C, tiles};
   }
 
   bool all_inside(int64_t p) const { return row_inside(p, 0) && row_inside(p, R - 1); }
@@ -623,7 +651,7 @@ template <class T> struct Forward : Shape {
 
   // Output rows [p, p + n); more than one only if they have the same segments, and Q is no less than a tile.
   void rows_of_tiles(const Block &block, int64_t image, int64_t p, int64_t n, const Rows &rows, Segment *segments,
-                     const float *sum_x, const float *abs_x, bool identity) const {
+                     const float *sum_x, const float *abs_x, bool identity, Ahead &ahead) const {
     typedef typename T::V V;
     alignas(64) float sum_w[4 * T::L], abs_w[4 * T::L], outside[4 * T::L], sum[MAX_SUM];
     float most_w = 0;
@@ -659,6 +687,7 @@ template <class T> struct Forward : Shape {
       const int64_t q = pixels * i / tiles, mr = pixels * (i + 1) / tiles - q;
       const int64_t row = n > 1 ? q / Q : 0, left_in_row = (row + 1) * Q - q;
       const float *const from = source + q * step + row * next_row;
+      ahead.some();
       if (joins_rows<T>(block.nv))
         for (int64_t m = 0; m < mr; ++m) offsets[m] = m * step + (m >= left_in_row ? next_row : 0);
       if (identity) {
