@@ -207,20 +207,20 @@ struct Ahead {
   }
 };
 
-// Adds a stretch of the reduction to a row's segments, cut at the ends of chains. Returns the new count.
+// Adds a stretch of the reduction to a row's segments. What is longer than a chain is cut into equal pieces, and a chain
+// ends before a piece that it has no room for: each piece is a loop of its own, so the fewer the better. Returns the new
+// count.
 static inline int64_t add_segment(Segment *segments, int64_t count, int64_t &chain, int64_t source, int64_t panel,
                                   int64_t length) {
-  while (length > 0) {
-    if (chain == CHAIN) {
+  const int64_t pieces = ceil_div(length, CHAIN);
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t begin = length * i / pieces, n = length * (i + 1) / pieces - begin;
+    if (chain > 0 && chain + n > CHAIN) {
       segments[count - 1].last = true;
       chain = 0;
     }
-    const int64_t n = min64(length, CHAIN - chain);
-    segments[count++] = {source, panel, n, false};
+    segments[count++] = {source + begin, panel + begin, n, false};
     chain += n;
-    source += n;
-    panel += n;
-    length -= n;
   }
   return count;
 }
