@@ -505,13 +505,15 @@ template <class T> void pack_vector(const Shape &s, const float *w, int64_t vect
   const int64_t per_group = ceil_div(s.Kg, T::L), g = vector / per_group, first = vector % per_group * T::L;
   float *const panel = packed + vector * s.taps * T::L;
   float *const row_sums = packed + (s.groups * per_group * s.taps + vector * 2 * s.R) * T::L;
-  for (int64_t lane = 0; lane < T::L; ++lane) {
-    const float *from = w + (g * s.Kg + first + lane) * s.taps;
-    if (first + lane < s.Kg)
-      for (int64_t t = 0; t < s.taps; ++t) panel[t * T::L + lane] = from[t];
-    else
-      for (int64_t t = 0; t < s.taps; ++t) panel[t * T::L + lane] = 0;
-  }
+  const float *const from = w + (g * s.Kg + first) * s.taps;
+  if (first + T::L <= s.Kg)
+    for (int64_t t = 0; t < s.taps; ++t)
+#pragma GCC unroll 16
+      for (int64_t lane = 0; lane < T::L; ++lane) panel[t * T::L + lane] = from[lane * s.taps + t];
+  else
+    for (int64_t t = 0; t < s.taps; ++t)
+      for (int64_t lane = 0; lane < T::L; ++lane)
+        panel[t * T::L + lane] = first + lane < s.Kg ? from[lane * s.taps + t] : 0.f;
   for (int64_t r = 0; r < s.R; ++r) {
     V sum = T::set(0.f), abs_sum = T::set(0.f);
     for (int64_t t = r * s.S * s.Cg; t < (r + 1) * s.S * s.Cg;) {
