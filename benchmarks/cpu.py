@@ -11,7 +11,8 @@ beside
 
 Steps: forward, backward and update of LeNet-5-BN (batch 256) and ResNet-20 (batch 128), beside the convolutional
 twin; of the former also eager torch (``impl="reference"``). Inference: ResNet-20 (batch 128) and a converted ResNet-50
-(batch 8) through ``adder_zoo.fuse``, beside the twin with batch norm folded by torch. Memory: what a training step of
+(batch 8) through ``adder_zoo.fuse``, beside the twin with batch norm folded by torch. Threads: all of them against one,
+where --threads is more than that. Memory: what a training step of
 ResNet-20 adds to the process, at its highest.
 
 Everything that is compared runs in one process and takes turns, so that what else the machine does meets all alike;
@@ -70,7 +71,7 @@ RESNET50 = [
     ("512x7x7, 1x1 to 2048", 3, 512, 7, 2048, 1, 1),
 ]
 NETWORKS = {"resnet20": (RESNET20, 128), "resnet50": (RESNET50, 8)}
-PARTS = ("resnet20_layers", "resnet50_layers", "broadcast", "steps", "inference", "memory")
+PARTS = ("resnet20_layers", "resnet50_layers", "broadcast", "steps", "inference", "threads", "memory")
 CHANNELS_LAST = torch.channels_last
 
 
@@ -254,6 +255,41 @@ def inference(repeats: int) -> dict[str, dict[str, float]]:
     return rows
 
 
+def threads(count: int, repeats: int) -> dict[str, float]:
+    """How many times as fast `count` threads are as one, by the clock on the wall: a layer, whole networks."""
+    N, C, H = 128, 32, 16
+    x, weight = operands(N, C, H, C, 3)
+    dy = torch.randn_like(x)
+    geometry = ((1, 1), (1,) * 4, (1, 1), 1)
+    model = timm.create_model("adder_resnet20").eval().to(memory_format=CHANNELS_LAST)
+    images = torch.randn(N, 3, 32, 32).contiguous(memory_format=CHANNELS_LAST)
+    fused = adder_zoo.fuse(model)
+    ops = torch.ops.adder_zoo
+    calls: dict[str, Callable[[], Any]] = {
+        "forward": lambda: adder2d(x, weight, padding=1, impl="cpu"),
+        "dx": lambda: ops.adder2d_grad_input(dy, x, weight, *geometry, "clipped", 1.0, "cpu"),
+        "dw": lambda: ops.adder2d_grad_weight(dy, x, weight, *geometry, "full", 1.0, "cpu"),
+        "convolution": lambda: F.conv2d(x, weight, None, 1, 1),
+        "ResNet-20, fused inference": lambda: fused(images),
+        "ResNet-20, training step": step("adder_resnet20", "adder", "cpu", N, (3, 32, 32)),
+        "its twin's training step": step("adder_resnet20", "conv", None, N, (3, 32, 32)),
+    }
+    rows = {}
+    for name, call in calls.items():
+        times: dict[int, list[float]] = {1: [], count: []}
+        for _ in range(repeats):
+            for n in times:
+                torch.set_num_threads(n)
+                with torch.set_grad_enabled("step" in name):
+                    call()
+                    began = time.perf_counter()
+                    call()
+                    times[n].append(time.perf_counter() - began)
+        rows[name] = round(statistics.median(times[1]) / statistics.median(times[count]), 2)
+    print(f"\n{count} threads, times as fast as one: {rows}")
+    return rows
+
+
 def peak(similarity: str, batch: int) -> int:
     """Bytes that two training steps of ResNet-20 add to this process at its highest."""
 
@@ -331,6 +367,8 @@ def main() -> None:
         record["lenet5_bn_step"], record["resnet20_step"] = steps(args.repeats)
     if "inference" in args.parts:
         record["inference"] = inference(args.repeats)
+    if "threads" in args.parts and args.threads > 1:
+        record["threads"] = threads(args.threads, args.repeats)
     if "memory" in args.parts:
         record["memory"] = memory()
     if args.json:
