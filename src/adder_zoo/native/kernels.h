@@ -28,8 +28,9 @@ namespace ADDER_NAMESPACE {
 
 // Taps that are added up in registers before the sum goes to memory: shortens the chains that rounding grows along.
 constexpr int64_t CHAIN = 256;
-// Bytes of image rows that a task works on, to stay in the second-level cache beside the panels.
-constexpr int64_t CHUNK_BYTES = 192 << 10;
+// Bytes of image rows that a task works on, to stay in the second-level cache beside the panels: few where all panels do,
+// more where they come from further away for each chunk.
+constexpr int64_t LEAST_CHUNK = 96 << 10, MOST_CHUNK = 192 << 10;
 // Tasks to cut the work into, where there is enough of it.
 constexpr int64_t TASKS = 32;
 // Rows of a matrix product: a 1x1 kernel's pixels are cut into rows of this many, whatever the image's shape.
@@ -91,9 +92,9 @@ template <class T> int64_t cut_blocks(int64_t groups, int64_t channels, int nv_m
 // Tasks: images times chunks of rows times parts of the blocks.
 struct Split {
   int64_t images, rows, chunk, chunks, blocks, parts;
-  Split(int64_t images_, int64_t rows_, int64_t row_bytes, int64_t blocks_)
+  Split(int64_t images_, int64_t rows_, int64_t row_bytes, int64_t panel_bytes, int64_t blocks_)
       : images(images_), rows(rows_), blocks(blocks_) {
-    chunk = max64(1, min64(rows, CHUNK_BYTES / max64(1, row_bytes)));
+    chunk = max64(1, min64(rows, max64(LEAST_CHUNK, min64(MOST_CHUNK, panel_bytes)) / max64(1, row_bytes)));
     if (images * ceil_div(rows, chunk) < TASKS) chunk = max64(1, ceil_div(rows, ceil_div(TASKS, max64(1, images))));
     chunks = ceil_div(rows, chunk);
     parts = max64(1, min64(blocks, TASKS / max64(1, images * chunks)));
@@ -212,18 +213,44 @@ static inline Rows take_rows(const float *image, int64_t width, int64_t channels
   return {copy, begin, left, stride};
 }
 
+// Of rows [begin, end) of outputs the pixels that a strided 1x1 kernel meets, side by side: every stride_w-th of every
+// stride_h-th row. What is left is a kernel without a stride.
+template <class T>
+Rows gather_rows(const float *image, int64_t width, int64_t channels, int64_t stride_h, int64_t stride_w,
+                 int64_t begin, int64_t end, int64_t outputs, float *copy) {
+  float *to = copy;
+  for (int64_t p = begin; p < end; ++p) {
+    const float *from = image + p * stride_h * width * channels;
+    for (int64_t q = 0; q < outputs; ++q, from += stride_w * channels, to += channels) {
+      int64_t c = 0;
+      for (; c + T::L <= channels; c += T::L) T::store(to + c, T::load(from + c));
+      for (; c < channels; ++c) to[c] = from[c];
+    }
+  }
+  return {copy, begin, 0, outputs * channels};
+}
+
 // Calls the rows of the next task into the second-level cache, a few lines with each tile of this one. What the tiles read
 // is copied (and summed) in one go before them, which otherwise waits for memory where images do not fit into the caches.
 struct Ahead {
-  const char *at = nullptr, *end = nullptr;
-  int64_t bytes = 0; // with each tile
+  const char *at = nullptr, *row_end = nullptr;
+  int64_t row = 0, skip = 0, rows = 0; // bytes of a row, bytes to the next one, rows that are left
+  int64_t lines = 0;                   // with each tile
 
   Ahead() = default;
-  Ahead(const float *from, int64_t count, int64_t tiles)
-      : at(reinterpret_cast<const char *>(from)), end(at + count * static_cast<int64_t>(sizeof(float))),
-        bytes(ceil_div(end - at, 64 * max64(1, tiles)) * 64) {}
+  Ahead(const float *from, int64_t row_floats, int64_t row_step, int64_t rows_, int64_t tiles)
+      : at(reinterpret_cast<const char *>(from)), row_end(at + row_floats * 4), row(row_floats * 4),
+        skip((row_step - row_floats) * 4), rows(rows_), lines(ceil_div(ceil_div(row, 64) * rows, max64(1, tiles))) {}
   ADDER_INLINE void some() {
-    for (const char *const stop = min64(end - at, bytes) + at; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
+    if (rows <= 0) return;
+    for (int64_t i = 0; i < lines; ++i, at += 64) {
+      if (at >= row_end) {
+        if (--rows <= 0) return;
+        at = row_end + skip;
+        row_end = at + row;
+      }
+      __builtin_prefetch(at, 0, 2);
+    }
   }
 };
 
@@ -437,8 +464,30 @@ template <class T, class F> ADDER_INLINE void store_pixel(const Output<T> &out, 
 struct Sums {
   const float *x, *abs_x; // [pixels], Σ x and Σ |x| over a patch
   const float *w, *abs_w; // [NV * L]
-  float most_w;           // the largest of abs_w; infinity where one is not finite
+  float most_x, most_w;   // no less than any of abs_x, and of abs_w; infinity where one is not finite
 };
+
+// The largest of `count` values that are not negative; infinity where one is not finite.
+template <class T> float most(const float *values, int64_t count) {
+  typedef typename T::V V;
+  V most = T::set(0.f);
+  bool finite = true;
+  int64_t i = 0;
+  for (; i + T::L <= count; i += T::L) {
+    const V v = T::load(values + i);
+    finite &= T::all_le(v, T::set(FLT_MAX));
+    most = T::max(most, v);
+  }
+  alignas(64) float lanes[T::L];
+  T::store(lanes, most);
+  float result = lanes[0];
+  for (int lane = 1; lane < T::L; ++lane) result = lanes[lane] > result ? lanes[lane] : result;
+  for (; i < count; ++i) {
+    finite &= values[i] <= FLT_MAX;
+    result = values[i] > result ? values[i] : result;
+  }
+  return finite ? result : __builtin_inff();
+}
 
 // A + B up to here leaves 2 sum max(x, w) finite.
 constexpr float MOST = FLT_MAX / 8;
@@ -462,22 +511,18 @@ __attribute__((noinline)) bool each_passes(const float *sum, int64_t mr, int nv,
 template <class T, int NV>
 bool finish_identity(const float *sum, int64_t mr, const Sums &sums, const Output<T> &out) {
   typedef typename T::V V;
-  V least = T::set(FLT_MAX), w[NV];
+  V largest = T::set(-FLT_MAX), w[NV]; // y is negative, so the largest has the smallest magnitude
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) w[v] = T::load(sums.w + v * T::L);
-  float most = 0;
-  bool finite = true;
   const bool plain = out.whole && !out.scale;
   for (int64_t m = 0; m < mr; ++m) {
     const V sx = T::set(sums.x[m]);
-    finite &= sums.abs_x[m] <= MOST;
-    most = sums.abs_x[m] > most ? sums.abs_x[m] : most;
     V values[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       const V s = T::load(sum + (m * NV + v) * T::L);
       values[v] = (sx + w[v]) - (s + s);
-      least = T::min(T::abs(values[v]), least);
+      largest = T::max(values[v], largest);
     }
     if (plain)
 #pragma GCC unroll 4
@@ -485,10 +530,12 @@ bool finish_identity(const float *sum, int64_t mr, const Sums &sums, const Outpu
     else
       store_pixel<T>(out, m, NV, [&](int v) ADDER_LAMBDA_INLINE { return values[v]; });
   }
-  // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so min has lost none.
-  if (finite && most + sums.most_w <= MOST && T::all_le(T::set(most + sums.most_w), least * T::set(CANCELLATION)))
-    return true;
-  return each_passes<T>(sum, mr, NV, sums);
+  // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so max has lost none. First with
+  // the largest A of all tiles, which is known.
+  const V least = T::set(-CANCELLATION) * largest;
+  const auto passes = [&](float bound) { return bound <= MOST && T::all_le(T::set(bound), least); };
+  return passes(sums.most_x + sums.most_w) || passes(most<T>(sums.abs_x, mr) + sums.most_w) ||
+         each_passes<T>(sum, mr, NV, sums);
 }
 
 template <class T>
@@ -519,14 +566,17 @@ template <class T> void pack_vector(const Shape &s, const float *w, int64_t vect
   float *const panel = packed + vector * s.taps * T::L;
   float *const row_sums = packed + (s.groups * per_group * s.taps + vector * 2 * s.R) * T::L;
   const float *const from = w + (g * s.Kg + first) * s.taps;
-  if (first + T::L <= s.Kg)
-    for (int64_t t = 0; t < s.taps; ++t)
-#pragma GCC unroll 16
-      for (int64_t lane = 0; lane < T::L; ++lane) panel[t * T::L + lane] = from[lane * s.taps + t];
-  else
-    for (int64_t t = 0; t < s.taps; ++t)
-      for (int64_t lane = 0; lane < T::L; ++lane)
-        panel[t * T::L + lane] = first + lane < s.Kg ? from[lane * s.taps + t] : 0.f;
+  int64_t packed_taps = 0;
+#if defined(__AVX2__)
+  if constexpr (T::L % 8 == 0)
+    if (first + T::L <= s.Kg)
+      for (; packed_taps + 8 <= s.taps; packed_taps += 8)
+        for (int64_t lane = 0; lane < T::L; lane += 8)
+          transpose8(from + lane * s.taps + packed_taps, s.taps, panel + packed_taps * T::L + lane, T::L);
+#endif
+  for (int64_t t = packed_taps; t < s.taps; ++t)
+    for (int64_t lane = 0; lane < T::L; ++lane)
+      panel[t * T::L + lane] = first + lane < s.Kg ? from[lane * s.taps + t] : 0.f;
   for (int64_t r = 0; r < s.R; ++r) {
     V sum = T::set(0.f), abs_sum = T::set(0.f);
     for (int64_t t = r * s.S * s.Cg; t < (r + 1) * s.S * s.Cg;) {
@@ -590,8 +640,9 @@ template <class T> struct Epilogue {
 template <class T> struct Forward : Shape {
   const float *x;
   float *y;
-  bool exact;
-  int64_t left, right;           // columns of padding
+  bool identity;
+  int64_t image_floats, image_width, skip_h, skip_w; // of the image as it is; steps between the pixels that are gathered
+  int64_t left, right;                               // columns of padding
   const float *panels, *row_sums; // see packed_floats
   const Epilogue<T> &epilogue;
   Block *blocks;
@@ -600,10 +651,26 @@ template <class T> struct Forward : Shape {
 
   Forward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_, bool exact_,
           Block *blocks_, int64_t block_count)
-      : Shape(shape), x(x_), y(y_), exact(exact_), left(pad_left),
+      : Shape(gathered(shape, exact_) ? without_stride(shape) : shape), x(x_), y(y_),
+        identity(takes_identity(shape, exact_)), image_floats(shape.H * shape.W * C), image_width(shape.W), skip_h(shape.stride_h / stride_h),
+        skip_w(shape.stride_w / stride_w), left(pad_left),
         right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)), panels(packed),
         row_sums(packed + groups * ceil_div(Kg, T::L) * taps * T::L), epilogue(epilogue_), blocks(blocks_),
-        split(N, P, stride_h * W * C * 4, block_count) {}
+        split(N, P, stride_h * W * C * 4, 4 * K * taps, block_count) {}
+
+  static bool takes_identity(const Shape &s, bool exact) { return T::IDENTITY && !exact && s.taps >= IDENTITY_TAPS; }
+
+  // A 1x1 kernel with a stride leaves out most pixels: the identity would sum what nobody uses.
+  static bool gathered(const Shape &s, bool exact) {
+    return takes_identity(s, exact) && s.R == 1 && s.S == 1 && (s.stride_h > 1 || s.stride_w > 1) && s.pad_top == 0 &&
+           s.pad_left == 0 && (s.P - 1) * s.stride_h < s.H && (s.Q - 1) * s.stride_w < s.W;
+  }
+  static Shape without_stride(Shape s) {
+    s.H = s.P;
+    s.W = s.Q;
+    s.stride_h = s.stride_w = 1;
+    return s;
+  }
 
   bool row_inside(int64_t p, int64_t r) const {
     const int64_t h = p * stride_h - pad_top + r * dilation_h;
@@ -643,11 +710,10 @@ template <class T> struct Forward : Shape {
   }
 
   void run(int64_t begin, int64_t end) {
-    const bool identity = T::IDENTITY && !exact && taps >= IDENTITY_TAPS;
-    const bool copies = left > 0 || right > 0;
+    const bool gathers = skip_h > 1 || skip_w > 1, copies = left > 0 || right > 0;
     const int64_t padded = left + W + right;
     const int64_t in_rows = min64(H, (split.chunk - 1) * stride_h + (R - 1) * dilation_h + 1);
-    Scratch<float> copy(copies ? in_rows * padded * C : 1);
+    Scratch<float> copy(copies || gathers ? in_rows * padded * C : 1);
     Scratch<float> sums(identity ? 2 * in_rows * padded * groups : 1);
     Scratch<float> patches(identity ? 2 * groups * split.chunk * Q : 1);
     Scratch<Segment> segments(segment_capacity(taps, R * S));
@@ -657,7 +723,9 @@ template <class T> struct Forward : Shape {
       const int64_t h_begin = max64(0, min64(H, task.row_begin * stride_h - pad_top));
       const int64_t h_end =
           max64(h_begin, min64(H, (task.row_end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1));
-      const Rows rows = take_rows(x + task.image * H * W * C, W, C, h_begin, h_end, left, right, copies ? copy.data : nullptr);
+      const float *const image = x + task.image * image_floats;
+      const Rows rows = gathers ? gather_rows<T>(image, image_width, C, skip_h, skip_w, h_begin, h_end, W, copy)
+                                : take_rows(image, W, C, h_begin, h_end, left, right, copies ? copy.data : nullptr);
       const int64_t tile_rows = task.row_end - task.row_begin;
       Ahead ahead = rows_ahead(i + 1, end, task);
       if (identity) {
@@ -678,21 +746,22 @@ template <class T> struct Forward : Shape {
           if (joins_rows<T>(blocks[b].nv) && Q >= max_pixels<T>(2, false) && all_inside(task.row_begin + p))
             while (p + n < tile_rows && all_inside(task.row_begin + p + n)) ++n;
           const float *const sum_x = patches + (identity ? (2 * blocks[b].group * tile_rows + p) * Q : 0);
-          rows_of_tiles(blocks[b], task.image, task.row_begin + p, n, rows, segments, sum_x, sum_x + tile_rows * Q, identity,
-                        ahead);
+          rows_of_tiles(blocks[b], task.image, task.row_begin + p, n, rows, segments, sum_x, sum_x + tile_rows * Q, ahead);
         }
     }
   }
 
-  // The rows that the task after `now` brings.
+  // The rows that the task after `now` brings; of a strided 1x1 kernel those that it meets.
   Ahead rows_ahead(int64_t i, int64_t end, const Task &now) const {
     if (i >= end) return {};
     const Task next(split, i);
     if (next.image == now.image && next.row_begin == now.row_begin) return {};
+    const int64_t tiles = (now.block_end - now.block_begin) * (now.row_end - now.row_begin) * ceil_div(Q, MAX_PIXELS);
+    const int64_t row = image_width * C, step = R == 1 ? stride_h * skip_h : 1;
     const int64_t h_begin = max64(0, min64(H, next.row_begin * stride_h - pad_top));
     const int64_t h_end = max64(h_begin, min64(H, (next.row_end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1));
-    const int64_t tiles = (now.block_end - now.block_begin) * (now.row_end - now.row_begin) * ceil_div(Q, MAX_PIXELS);
-    return {x + (next.image * H + h_begin) * W * C, (h_end - h_begin) * W * C, tiles};
+    const int64_t rows = skip_h > 1 ? h_end - h_begin : ceil_div(h_end - h_begin, step);
+    return {x + next.image * image_floats + h_begin * skip_h * row, row, step * row, rows, tiles};
   }
 
   bool all_inside(int64_t p) const { return row_inside(p, 0) && row_inside(p, R - 1); }
@@ -733,10 +802,10 @@ template <class T> struct Forward : Shape {
 
   // Output rows [p, p + n); more than one only if they have the same segments, and Q is no less than a tile.
   void rows_of_tiles(const Block &block, int64_t image, int64_t p, int64_t n, const Rows &rows, Segment *segments,
-                     const float *sum_x, const float *abs_x, bool identity, Ahead &ahead) const {
+                     const float *sum_x, const float *abs_x, Ahead &ahead) const {
     typedef typename T::V V;
     alignas(64) float sum_w[4 * T::L], abs_w[4 * T::L], outside[4 * T::L], sum[MAX_SUM];
-    float most_w = 0;
+    const int64_t pixels = (n - 1) * Q + width(p + n - 1, P, Q), step = stride_w * C;
     for (int v = 0; v < block.nv; ++v) {
       V sw = T::set(0.f), aw = T::set(0.f), out = T::set(0.f);
       for (int64_t r = 0; r < R; ++r) {
@@ -749,13 +818,9 @@ template <class T> struct Forward : Shape {
       T::store(sum_w + v * T::L, sw - out);
       T::store(abs_w + v * T::L, aw + out);
       T::store(outside + v * T::L, out);
-      for (int lane = 0; lane < T::L; ++lane) {
-        const float value = abs_w[v * T::L + lane];
-        most_w = value <= most_w ? most_w : value <= FLT_MAX ? value : __builtin_inff();
-      }
     }
+    const float most_w = most<T>(abs_w, block.nv * T::L), most_x = identity ? most<T>(abs_x, pixels) : 0.f;
     const int64_t count = segments_of_row(p, rows, segments);
-    const int64_t pixels = (n - 1) * Q + width(p + n - 1, P, Q), step = stride_w * C;
     const int64_t next_row = stride_h * rows.stride - Q * step; // beyond the step from a row's last pixel
     const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, false));
     const float *const panel = panels + block.vector * taps * T::L, *const source = rows.data + block.group * Cg;
@@ -765,21 +830,26 @@ template <class T> struct Forward : Shape {
     if (count == 0)
       for (float &s : sum) s = 0;
     const ForwardTile *const tile = forward_tiles<T>(block.nv, identity);
-    int64_t offsets[MAX_PIXELS] = {step}, left_in_row = Q;
+    int64_t offsets[MAX_PIXELS], left_in_row = Q;
+    for (int64_t m = 0; m < MAX_PIXELS; ++m) offsets[m] = joins_rows<T>(block.nv) ? m * step : step;
+    bool regular = true; // offsets are a step apart
     const float *from = source;
     const Cut cut(pixels, tiles);
     for (int64_t i = 0, q = 0, mr; i < tiles; ++i, q += mr) {
       mr = cut.size(i);
       ahead.some();
-      if (joins_rows<T>(block.nv))
-        for (int64_t m = 0, at = 0; m < mr; ++m, at += step) {
+      if (joins_rows<T>(block.nv) && (mr > left_in_row || !regular)) {
+        for (int64_t m = 0, at = 0; m < max_pixels<T>(2, false); ++m, at += step) {
           if (m == left_in_row) at += next_row;
           offsets[m] = at;
         }
+        regular = left_in_row >= max_pixels<T>(2, false);
+      }
+      for (int64_t m = 0; m < mr; ++m) prefetch_to_write(out.y + (q + m) * out.step);
       bool done = false;
       if (identity) {
         tile[mr](segments, count, from, offsets, panel, panel_stride, sum);
-        done = finish_identity<T>(block.nv, sum, mr, {sum_x + q, abs_x + q, sum_w, abs_w, most_w}, out.at(q));
+        done = finish_identity<T>(block.nv, sum, mr, {sum_x + q, abs_x + q, sum_w, abs_w, most_x, most_w}, out.at(q));
       }
       if (!done) {
         forward_tiles<T>(block.nv, false)[mr](segments, count, from, offsets, panel, panel_stride, sum);
@@ -999,7 +1069,7 @@ template <class T> struct GradInput : Shape {
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
         good_w(all_within<T>(w_, K * taps, limit)), median(takes_median(shape, mode_, exact)), left(Reach(shape).left),
         right(Reach(shape).right), panels(panels_), order(order_), blocks(blocks_),
-        split(N, H, Q * K * 4 / stride_h + W * C * 4, block_count) {
+        split(N, H, Q * K * 4 / stride_h + W * C * 4, 4 * K * taps, block_count) {
     order_columns(*this, order);
   }
 
@@ -1010,16 +1080,24 @@ template <class T> struct GradInput : Shape {
     return takes_median(shape, mode, exact) ? 1 : max_vectors<T>(shape.W / shape.stride_w, true);
   }
 
-  void pack(int64_t vector) const {
-    const int64_t per_group = ceil_div(Cg, T::L), g = vector / per_group, first = vector % per_group * T::L;
-    const int64_t lanes = min64(T::L, Cg - first);
-    float *to = panels + vector * R * S * Kg * T::L;
+  // Two vectors at a time: they lie on one line of the cache, and the next filter's is far away.
+  static int64_t pack_tasks(const Shape &s) { return s.groups * ceil_div(s.Cg, 2 * T::L); }
+  void pack(int64_t task) const {
+    const int64_t pairs = ceil_div(Cg, 2 * T::L), g = task / pairs, first = task % pairs * 2 * T::L;
+    const int64_t vector = g * ceil_div(Cg, T::L) + first / T::L, beside = R * S * Kg * T::L;
+    const int64_t channels = min64(2 * T::L, Cg - first);
+    float *to = panels + vector * beside;
     for (int64_t r = 0; r < R; ++r)
       for (int64_t i = 0; i < S; ++i) {
         const float *from = w + (g * Kg * R * S + r * S + order[i]) * Cg + first;
         for (int64_t k = 0; k < Kg; ++k, from += taps, to += T::L) {
-          for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane];
-          for (int64_t lane = lanes; lane < T::L; ++lane) to[lane] = 0;
+          if (channels == 2 * T::L) {
+            T::store(to, T::load(from));
+            T::store(to + beside, T::load(from + T::L));
+            continue;
+          }
+          for (int64_t lane = 0; lane < ceil_div(channels, T::L) * T::L; ++lane)
+            to[lane / T::L * beside + lane % T::L] = lane < channels ? from[lane] : 0.f;
         }
       }
   }
@@ -1128,8 +1206,11 @@ template <class T> struct GradInput : Shape {
     const int64_t first = ((image * H + h) * W + phase) * C + block.channel;
     const float *const panel = panels + block.vector * R * S * Kg * T::L, *const source = rows.data + block.group * Kg;
     const bool whole = block.channels == block.nv * T::L;
-    if (count == 0)
-      for (float &s : sum) s = 0;
+    if (count == 0) { // no output takes these pixels
+      for (int64_t j = 0; j < pixels; ++j)
+        memset(dx + first + j * step, 0, static_cast<size_t>(block.channels) * sizeof(float));
+      return;
+    }
     if (!whole)
       for (float &value : xs) value = 0;
     const Cut cut(pixels, tiles);
@@ -1256,7 +1337,7 @@ template <class T> struct GroupedForward : Shape {
       : Shape(shape), x(x_), y(y_), left(pad_left),
         right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)),
         lanes(ceil_div(K, T::L) * T::L), filters(packed), epilogue(epilogue_),
-        split(N, P, stride_h * W * K * Cg * 4, 1) {}
+        split(N, P, stride_h * W * K * Cg * 4, 4 * K * taps, 1) {}
 
   void run(int64_t begin, int64_t end) {
     typedef typename T::V V;
@@ -1326,7 +1407,7 @@ template <class T> struct GroupedGradInput : Shape {
                    float *filters_)
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
         good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right), lanes(ceil_div(C, T::L) * T::L), filters(filters_),
-        split(N, H, Q * C * Kg * 4 / stride_h + W * C * 4, 1) {}
+        split(N, H, Q * C * Kg * 4 / stride_h + W * C * 4, 4 * K * taps, 1) {}
 
   void pack(int64_t tap) const { // tap: (r * S + s) * Kg + k
     float *to = filters + tap * lanes;
@@ -1456,6 +1537,8 @@ struct GradWeight : adder_shape {
 constexpr int DW_K = 6;
 // Pixels that a tile adds up in registers: a stretch of x and dy that stays in the first-level cache for all taps.
 constexpr int64_t DW_PIXELS = 128;
+// Bytes of x and dy that the blocks of filters and channels go over one after the other, to stay in the second-level cache.
+constexpr int64_t DW_BYTES = 256 << 10;
 
 struct Stretch {
   int64_t x, dy, pixels;
@@ -1519,7 +1602,13 @@ template <class T> struct GradWeightProduct : adder_shape {
       : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), taps(R * S * C), images(max64(1, DW_PIXELS / (P * Q))),
         rows(images > 1 ? P : min64(P, max64(1, DW_PIXELS / Q))), chunks(ceil_div(P, rows)),
         units(images > 1 ? ceil_div(N, images) : N * chunks), k_blocks(ceil_div(K, DW_K)), c_blocks(ceil_div(C, 2 * T::L)),
-        parts(max64(1, min64(units, ceil_div(TASKS, k_blocks * c_blocks)))) {}
+        parts(max64(1, min64(units, max64(ceil_div(TASKS, k_blocks * c_blocks), cached_parts())))) {}
+
+  // Parts that fit into the cache; fewer where their sums would take more than a quarter of what x and dy do.
+  int64_t cached_parts() const {
+    const int64_t bytes = 4 * N * (H * W * C + P * Q * K);
+    return min64(ceil_div(bytes, DW_BYTES), bytes / 4 / (4 * K * taps));
+  }
 
   int64_t tasks() const { return parts * k_blocks * c_blocks; }
 
@@ -1653,7 +1742,8 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
   if (!panels || !order || !blocks) return ADDER_NO_MEMORY;
   cut_blocks<T>(shape.groups, shape.Cg, nv, blocks);
   GradInput<T> f(shape, dy, x, w, dx, mode, exact, panels, order, blocks, count);
-  parallel(vectors, grain_for(2. * vectors * f.R * f.S * f.Kg, vectors), [&](int64_t a, int64_t b) {
+  const int64_t pack_tasks = GradInput<T>::pack_tasks(shape);
+  parallel(pack_tasks, grain_for(2. * vectors * f.R * f.S * f.Kg, pack_tasks), [&](int64_t a, int64_t b) {
     for (; a < b; ++a) f.pack(a);
   });
   parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });

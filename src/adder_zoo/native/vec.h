@@ -21,6 +21,16 @@
 
 namespace ADDER_NAMESPACE {
 
+// Calls the line that holds *p into the first-level cache, to be written. Stores wait for their lines in order, and a tile's
+// outputs lie far apart.
+static ADDER_INLINE void prefetch_to_write(const float *p) {
+#if defined(__x86_64__)
+  asm volatile("prefetchw %0" ::"m"(*p)); // the builtin takes it only where the compiler was told of it
+#else
+  __builtin_prefetch(p, 1, 3);
+#endif
+}
+
 struct Vec4 {
   typedef float V __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
@@ -89,6 +99,30 @@ struct Neon {
 #endif
 
 #if defined(__AVX2__)
+// to[j * to_step + i] = from[i * from_step + j] for i, j < 8.
+static ADDER_INLINE void transpose8(const float *from, int64_t from_step, float *to, int64_t to_step) {
+  __m256 row[8], pair[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(from + i * from_step);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      row[i + 2 * j] = _mm256_shuffle_ps(pair[i + j], pair[i + 2 + j], 0x44);
+      row[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + 2 + j], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    _mm256_storeu_ps(to + j * to_step, _mm256_permute2f128_ps(row[j], row[4 + j], 0x20));
+    _mm256_storeu_ps(to + (4 + j) * to_step, _mm256_permute2f128_ps(row[j], row[4 + j], 0x31));
+  }
+}
+
 struct Vec8 {
   typedef __m256 V;
   static constexpr int L = 8;
