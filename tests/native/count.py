@@ -17,6 +17,7 @@ LAYERS = [
     "forward avx2 1 16 32 16 3 1",
     "forward avx2 1 64 8 64 3 1",
     "forward avx2 1 256 14 64 1 1",
+    "forward avx2 1 64 16 128 1 2",
     "forward generic 1 16 16 16 3 1",
     "dx avx2 1 16 32 16 3 1",
     "dx avx2 1 64 8 64 3 1",
