@@ -293,12 +293,12 @@ def pull_ways(public: str, private: str) -> dict:
     del os.environ["HF_TOKEN"]
     said["other similarity"] = attempt(pull, public, similarity="conv")[1]
 
-    said["without organisation"] = attempt(timm.create_model, "adder_resnet20", pretrained=True)[1]
+    said["without organisation"] = attempt(timm.create_model, "adder_resnet32", pretrained=True)[1]
     os.environ["ADDER_ZOO_HUB_ORG"] = "zoo"
-    listed = timm.list_pretrained("adder_resnet20*")
-    model = timm.create_model("adder_resnet20", pretrained=True, num_classes=7)
-    said["organisation"] = [listed, torch.equal(model.conv1.weight, pull("zoo/adder_resnet20.cifar10").conv1.weight)]
-    said["organisation, missing"] = attempt(timm.create_model, "adder_resnet32", pretrained=True)[1]
+    listed = timm.list_pretrained("adder_resnet32*")
+    model = timm.create_model("adder_resnet32", pretrained=True, num_classes=7)
+    said["organisation"] = [listed, torch.equal(model.conv1.weight, pull("zoo/adder_resnet32.cifar10").conv1.weight)]
+    said["organisation, missing"] = attempt(timm.create_model, "adder_resnet110", pretrained=True)[1]
     said["organisation, other network"] = attempt(timm.create_model, "adder_resnet44", pretrained=True)[1]
     said["organisation, twin"] = attempt(timm.create_model, "adder_resnet56", pretrained=True)[1]
     said["organisation, asked for twin"] = attempt(

@@ -243,7 +243,7 @@ def stocked(hub):
     hub.repository("org/public").point("first", hub.repository("org/public").refs["main"])
     hub.add("org/public", files("adder_lenet5_bn", 2))
     hub.add("org/private", files("adder_lenet5_bn", 3), private=True)
-    hub.add("zoo/adder_resnet20.cifar10", files("adder_resnet20", 4))
+    hub.add("zoo/adder_resnet32.cifar10", files("adder_resnet32", 4))
     hub.add("zoo/adder_resnet44.cifar10", files("adder_resnet20", 5))
     hub.add("zoo/adder_resnet56.cifar10", files("adder_resnet56", 6, similarity="conv"))
     return hub
@@ -307,8 +307,8 @@ def test_ways_to_pull(stocked, pulls):
         "private": "hf auth login",
         "wrong token": "hf auth login",
         "other similarity": "mean nothing to",
-        "without organisation": "adder_resnet20.cifar10 has no.*recipes/.*import.*local-dir:.*hf-hub:.*_HUB_ORG",
-        "organisation, missing": "zoo/adder_resnet32",
+        "without organisation": "adder_resnet32.cifar10 has no.*recipes/.*import.*local-dir:.*hf-hub:.*_HUB_ORG",
+        "organisation, missing": "zoo/adder_resnet110",
         "organisation, other network": "weights of 'adder_resnet20'",
         "organisation, twin": "similarity='conv'",
     }.items():

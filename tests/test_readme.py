@@ -38,6 +38,14 @@ def test_accuracies(dataset):
         assert not record["environment"]["commit"].endswith("+")
 
 
+def test_accuracy_on_cifar10():
+    row = next(line for line in README.splitlines() if "(`adder_resnet20.cifar10`)" in line)
+    record = json.loads((WEIGHTS / "adder_resnet20.cifar10/results.json").read_text())
+    assert row.split("|")[2] == f" {record['test_accuracy']:.2f} % "
+    assert f"ResNet-20 for {record['epochs']}\nepochs at batch {record['config']['batch_size']}" in README
+    assert (record["data"], record["test_images"]) == ("full", 10_000)
+
+
 def test_running_statistics_after_the_first_epoch():
     first = next(csv.DictReader((WEIGHTS / "adder_lenet5_bn.mnist/log.csv").open()))
     assert f"{first['test_accuracy_running_statistics']} % against {first['test_accuracy']} % on MNIST" in README

@@ -42,9 +42,11 @@ def _cfg(name: str, classes: int, label_names: tuple[str, ...] | None = None, we
     }
 
 
+SHIPPED = {"adder_resnet20.cifar10"}  # with weights in the package
+
 default_cfgs = generate_default_cfgs(
     {
-        cfg: _cfg(cfg, classes, names)
+        cfg: _cfg(cfg, classes, names, cfg in SHIPPED)
         for depth in DEPTHS
         for tag, classes, names in (("cifar10", 10, CIFAR10_CLASSES), ("cifar100", 100, None))
         for cfg in (f"adder_resnet{depth}.{tag}",)
