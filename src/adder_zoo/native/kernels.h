@@ -643,7 +643,7 @@ template <class T> struct Forward : Shape {
   bool identity;
   int64_t image_floats, image_width, skip_h, skip_w; // of the image as it is; steps between the pixels that are gathered
   int64_t left, right;                               // columns of padding
-  const float *panels, *row_sums; // see packed_floats
+  const float *panels, *row_sums;                    // see packed_floats
   const Epilogue<T> &epilogue;
   Block *blocks;
   Split split;
@@ -652,8 +652,8 @@ template <class T> struct Forward : Shape {
   Forward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_, bool exact_,
           Block *blocks_, int64_t block_count)
       : Shape(gathered(shape, exact_) ? without_stride(shape) : shape), x(x_), y(y_),
-        identity(takes_identity(shape, exact_)), image_floats(shape.H * shape.W * C), image_width(shape.W), skip_h(shape.stride_h / stride_h),
-        skip_w(shape.stride_w / stride_w), left(pad_left),
+        identity(takes_identity(shape, exact_)), image_floats(shape.H * shape.W * C), image_width(shape.W),
+        skip_h(shape.stride_h / stride_h), skip_w(shape.stride_w / stride_w), left(pad_left),
         right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)), panels(packed),
         row_sums(packed + groups * ceil_div(Kg, T::L) * taps * T::L), epilogue(epilogue_), blocks(blocks_),
         split(N, P, stride_h * W * C * 4, 4 * K * taps, block_count) {}
