@@ -1483,8 +1483,8 @@ template <class T> struct GroupedGradInput : Shape {
 
 // ---- dw, tap by tap ------------------------------------------------------------------------------------------------
 
-// dw = sum dy * t(x - w) for operands that may be anything. The fast dw is a matrix product; this is for the sign (Eq. 4)
-// and for infinities, where x - w has a value and sum dy * x - w * sum dy has none.
+// dw = sum dy * t(x - w) for operands that may be anything: NaN, and infinities, where x - w has a value and
+// sum dy * x - w * sum dy has none.
 constexpr int64_t DW_FILTERS = 4, DW_LANES = 32;
 
 struct GradWeight : adder_shape {
@@ -1526,6 +1526,106 @@ struct GradWeight : adder_shape {
       for (int64_t k = 0; k < filters; ++k)
         memcpy(dw + (((k0 + k) * R + r) * S + s) * Cg + c0, total[k], static_cast<size_t>(channels) * sizeof(float));
     }
+  }
+};
+
+// The same with the sign, for finite operands: lanes over the taps of a filter's row, which lie side by side in the image
+// as well, or over its channels where groups or a dilation part them. sum[k][v] += sum over the outputs of a row of dy *
+// sign(x - w); w and sum [MK][NV * L].
+template <class T, int MK, int NV>
+__attribute__((noinline)) void grad_weight_sign_tile(const float *x, int64_t x_step, const float *dy, int64_t dy_step,
+                                                     int64_t count, const float *w, float *sum) {
+  typedef typename T::V V;
+  V acc[MK][NV];
+#pragma GCC unroll 4
+  for (int k = 0; k < MK; ++k)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) acc[k][v] = T::set(0.f);
+  for (; count > 0; --count, x += x_step, dy += dy_step) {
+    V xv[NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) xv[v] = T::load(x + v * T::L);
+#pragma GCC unroll 4
+    for (int k = 0; k < MK; ++k) {
+      const V d = T::set(dy[k]);
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        acc[k][v] = T::fma(T::sign_of_difference(xv[v], T::load(w + (k * NV + v) * T::L)), d, acc[k][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < MK; ++k)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+      float *const s = sum + (k * NV + v) * T::L;
+      T::store(s, T::load(s) + acc[k][v]);
+    }
+}
+
+template <class T> struct GradWeightSign : adder_shape {
+  const float *dy, *x, *w;
+  float *dw;
+  int64_t Cg, Kg, width, pieces, vectors; // a filter's row: so many pieces of so many taps, each in so many vectors
+  int64_t filter_blocks, left, right;
+  Flag failed;
+
+  static int64_t width_of(const adder_shape &s) {
+    return s.groups == 1 && s.dilation_w == 1 ? s.S * s.C : s.C / s.groups;
+  }
+
+  GradWeightSign(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), Cg(C / groups), Kg(K / groups), width(width_of(s)),
+        pieces(S * Cg / width), vectors(ceil_div(width, T::L)), filter_blocks(ceil_div(Kg, DW_FILTERS)), left(pad_left),
+        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)) {}
+
+  int64_t tasks() const { return groups * filter_blocks * R * pieces; }
+
+  template <int NV> void tile(int64_t filters, const float *from, const float *d, const float *ws, float *sum) const {
+    const int64_t step = stride_w * C;
+    filters == 4   ? grad_weight_sign_tile<T, 4, NV>(from, step, d, K, Q, ws, sum)
+    : filters == 3 ? grad_weight_sign_tile<T, 3, NV>(from, step, d, K, Q, ws, sum)
+    : filters == 2 ? grad_weight_sign_tile<T, 2, NV>(from, step, d, K, Q, ws, sum)
+                   : grad_weight_sign_tile<T, 1, NV>(from, step, d, K, Q, ws, sum);
+  }
+
+  void task(int64_t i) {
+    const int64_t piece = i % pieces, r = i / pieces % R, block = i / pieces / R % filter_blocks;
+    const int64_t g = i / pieces / R / filter_blocks;
+    const int64_t k0 = g * Kg + block * DW_FILTERS, filters = min64(DW_FILTERS, Kg - block * DW_FILTERS);
+    // A row with its padding, and lanes beyond its end; [vectors, two at a time][filters][1 or 2][L].
+    const int64_t row_floats = (left + W + right) * C, packed = vectors * filters * T::L;
+    Scratch<float> row(row_floats + 2 * T::L), ws(packed), total(packed);
+    if (!row || !ws || !total) return failed.set();
+    memset(row, 0, static_cast<size_t>(row_floats + 2 * T::L) * sizeof(float));
+    memset(total, 0, static_cast<size_t>(packed) * sizeof(float));
+    const auto each = [&](auto f) { // f(filter, tap of the piece, place in ws and total)
+      for (int64_t v = 0; v < vectors; v += 2) {
+        const int64_t lanes = min64(2, vectors - v) * T::L;
+        for (int64_t k = 0; k < filters; ++k)
+          for (int64_t lane = 0; lane < lanes; ++lane) f(k, v * T::L + lane, v * filters * T::L + k * lanes + lane);
+      }
+    };
+    const auto at = [&](int64_t k, int64_t tap) { return (((k0 + k) * R + r) * S + piece) * Cg + tap; };
+    each([&](int64_t k, int64_t tap, int64_t place) { ws[place] = tap < width ? w[at(k, tap)] : 0.f; });
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t p = 0; p < P; ++p) {
+        const int64_t h = p * stride_h - pad_top + r * dilation_h;
+        if (h >= 0 && h < H)
+          memcpy(row + left * C, x + (n * H + h) * W * C, static_cast<size_t>(W * C) * sizeof(float));
+        else
+          memset(row + left * C, 0, static_cast<size_t>(W * C) * sizeof(float));
+        const float *const from = row + piece * dilation_w * C + g * Cg, *const d = dy + (n * P + p) * Q * K + k0;
+        for (int64_t v = 0; v < vectors; v += 2) {
+          const int64_t place = v * filters * T::L;
+          if (vectors - v > 1)
+            tile<2>(filters, from + v * T::L, d, ws + place, total + place);
+          else
+            tile<1>(filters, from + v * T::L, d, ws + place, total + place);
+        }
+      }
+    each([&](int64_t k, int64_t tap, int64_t place) {
+      if (tap < width) dw[at(k, tap)] = total[place];
+    });
   }
 };
 
@@ -1759,7 +1859,22 @@ inline int grad_input(const adder_shape *s, const float *dy, const float *x, con
                             : grad_input_as<Widest>(shape, dy, x, w, dx, mode, exact);
 }
 
+template <class T>
+int grad_weight_sign_as(const adder_shape &s, const float *dy, const float *x, const float *w, float *dw) {
+  GradWeightSign<T> f(s, dy, x, w, dw);
+  const double operations = 6. * s.N * s.P * s.Q * s.R * f.pieces * f.vectors * s.K;
+  parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.task(a);
+  });
+  return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+}
+
 inline int grad_weight(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw, int mode) {
+  const int64_t Cg = s->C / s->groups;
+  if (mode == ADDER_SIGN && all_within<Widest>(x, s->N * s->H * s->W * s->C, FLT_MAX) &&
+      all_within<Widest>(w, s->K * s->R * s->S * Cg, FLT_MAX))
+    return GradWeightSign<Widest>::width_of(*s) <= Narrow::L ? grad_weight_sign_as<Narrow>(*s, dy, x, w, dw)
+                                                             : grad_weight_sign_as<Widest>(*s, dy, x, w, dw);
   const GradWeight f(*s, dy, x, w, dw);
   const double operations = 4. * s->N * s->P * s->Q * s->R * s->S * f.Cg * s->K / Widest::L;
   parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) {
