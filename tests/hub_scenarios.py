@@ -204,7 +204,7 @@ def race(run: str) -> dict:
 
 
 def push_faults(run: str, times: str, every: str) -> list:
-    """Every fault at every call of a push, or every third of these pairs; then the same push without it."""
+    """Every fault at every call of a push, or every fifth of these pairs; then the same push without it."""
     hurry()
     numbers = itertools.count()
     server("/_calls")
@@ -217,7 +217,7 @@ def push_faults(run: str, times: str, every: str) -> list:
     for i, call in enumerate(calls):
         method, _, path = call.partition(" ")
         branch = "next" if "next" in path or "/branch/" in path else None
-        for kind in KINDS if every == "every" else KINDS[i % 3 :: 3]:
+        for kind in KINDS if every == "every" else KINDS[i % 5 :: 5]:
             repo_id = f"faults/n{next(numbers)}"
             pattern = path.replace("org/clean", repo_id)
             for part, any_of_it in (("_lfs", "_lfs/"), ("resolve", f"{repo_id}/resolve/.*README.md")):
