@@ -100,9 +100,9 @@ def main() -> None:
         "",
         f"The order of the six settings is {same} as the paper's.",
         "",
-        "Out of reach, sign(x - w) is the same for every x, so by Eq. 4 the tap's gradient is ± the sum of dy, which is zero "
-        "in front of batch norm: the tap stays where it is, and its filter loses it. By Eq. 5 the gradient is the sum of "
-        "dy·x there, and the tap goes on learning.",
+        "Out of reach, sign(x - w) is the same for every x, so by Eq. 4 the gradient of the tap is ± the sum of dy, "
+        "which is zero in front of batch norm: but for weight decay the tap stays where it is. By Eq. 5 "
+        "the gradient is the sum of dy·x there, and the tap goes on learning.",
     ]
     record = {f"{g}-{r}": {**result, "out_of_reach": outside[g, r]} for (g, r), result in results.items()}
     write(args.report_dir, "ablation", record, lines, figure)
