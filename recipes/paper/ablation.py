@@ -2,7 +2,8 @@
 
     python recipes/paper/ablation.py --data-dir FOLDER
 
-Six runs of `recipes/mnist.py`: {full, sign} gradient of the filters x {no change, ILR x100, ALR} of their rate.
+Six runs of `recipes/mnist.py`: {full, sign} gradient of the filters x {no change, ILR x100, ALR} of their rate. In a
+seventh the filters stay as they were drawn, while all else is trained: it shows what their gradient adds.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ PAPER = {
     ("sign", "none"): 29.26, ("sign", "increased"): 97.72, ("sign", "adaptive"): 97.99,
 }  # fmt: skip
 NAMES = {"none": "no change", "increased": "ILR x100", "adaptive": "ALR"}
+UNTRAINED = ("full", "untrained")  # the control: Eq. 13 with an η of 0
 
 
 @torch.no_grad()
@@ -62,23 +64,27 @@ def main() -> None:
     images = load("mnist", find("mnist", args.data_dir))[0]["test"][0][:2000]
     results, logs, outside = {}, {}, {}
     # Those first that the other experiments look at, too.
-    for grad, rate in sorted(PAPER, key=lambda setting: -PAPER[setting]):
+    for grad, rate in [*sorted(PAPER, key=lambda setting: -PAPER[setting]), UNTRAINED]:
         folder = Path(args.output_dir) / f"{grad}-{rate}"
-        results[grad, rate] = run("mnist.py", folder, [*flags, "--weight-grad", grad, "--adder-lr", rate])
+        how = ["--adder-lr", "adaptive", "--eta", "0"] if (grad, rate) == UNTRAINED else ["--adder-lr", rate]
+        results[grad, rate] = run("mnist.py", folder, [*flags, "--weight-grad", grad, *how])
         logs[grad, rate] = rows(folder)
         outside[grad, rate] = out_of_reach(folder, images)
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (grad, rate), log in logs.items():
-        style = {"linestyle": "-" if grad == "full" else "--", "label": f"{grad} gradient, {NAMES[rate]}"}
+        if (grad, rate) == UNTRAINED:
+            style = {"linestyle": ":", "color": "grey", "label": "filters as drawn"}
+        else:
+            style = {"linestyle": "-" if grad == "full" else "--", "label": f"{grad} gradient, {NAMES[rate]}"}
         epochs = [row["epoch"] for row in log]
         left.plot(epochs, [row["train_loss"] for row in log], **style)
         right.plot(epochs, [row["test_accuracy"] for row in log], **style)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel="test accuracy [%]")
     right.legend()
-    ours = {setting: result["test_accuracy"] for setting, result in results.items()}
+    ours = {setting: results[setting]["test_accuracy"] for setting in PAPER}
     order = [sorted(figures, key=lambda setting: figures[setting]) for figures in (ours, PAPER)]
     lines = [
         "# Which gradient and which learning rate (Fig. 3, sec. 4.5)",
@@ -90,11 +96,12 @@ def main() -> None:
         "| gradient of the filters | learning rate | here | best | paper | out of reach |",
         "|---|---|---|---|---|---|",
     ]
-    for (grad, rate), paper in PAPER.items():
-        running = results[grad, rate]["test_accuracy_running_statistics"]
-        best = max(row["test_accuracy"] for row in logs[grad, rate])
-        figures = f"{ours[grad, rate]:.2f} ({running:.2f}) | {best:.2f} | {paper:.2f} | {outside[grad, rate]:.1f} %"
-        lines.append(f"| {grad} | {NAMES[rate]} | {figures} |")
+    for setting in (*PAPER, UNTRAINED):
+        name = "none, filters as drawn |" if setting == UNTRAINED else f"{setting[0]} | {NAMES[setting[1]]}"
+        last, running = (results[setting][f"test_accuracy{which}"] for which in ("", "_running_statistics"))
+        best = max(row["test_accuracy"] for row in logs[setting])
+        paper = f"{PAPER[setting]:.2f}" if setting in PAPER else ""
+        lines.append(f"| {name} | {last:.2f} ({running:.2f}) | {best:.2f} | {paper} | {outside[setting]:.1f} % |")
     same = "the same" if order[0] == order[1] else "not the same"
     lines += [
         "",
