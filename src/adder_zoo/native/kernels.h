@@ -1252,6 +1252,454 @@ template <class T> struct GradInput : Shape {
   }
 };
 
+// ---- dx with lanes over images -------------------------------------------------------------------------------------
+
+// With a lane for each of L images, dy of a tap is a vector that an fma takes from memory, and the filter, the same for
+// all lanes, is loaded once for all pixels. With a lane for each channel dy is a number that has to be spread over a
+// register first, and three operations, that load and its share of the filter's take a third longer. What it costs is a
+// transposition of dy, x and dx on their way.
+
+// Pixels of a tile: three registers for each and two sums, as an addition takes four cycles; the fewer, the more sums.
+constexpr int IMAGES_PIXELS = 3;
+constexpr int sums_of_pixel(int pixels) { return pixels >= 3 ? 2 : pixels == 2 ? 4 : 8; }
+// Bytes of dy that all channels' tiles read before they take the next: to stay in the first-level cache.
+constexpr int64_t IMAGES_BYTES = 24 << 10;
+// Bytes that a pixel row of the lanes' images should take, where the width of a row is free to choose.
+constexpr int64_t IMAGES_ROW = 160 << 10;
+
+// Four taps at a time of the most frequent tile with AVX2, as for the forward.
+#if defined(__AVX2__) && !defined(__AVX512VL__) && defined(__x86_64__)
+#define ADDER_IMAGES_TAP(U, W, NEXT, SUMS)                                                                                   \
+  "vbroadcastss 4*" #U "+4(%[ws]), %%ymm" #NEXT "\n\t"                                                                       \
+  "vpminsd %[h0], %%ymm" #W ", %%ymm14\n\tvmaxps %[l0], %%ymm14, %%ymm14\n\t"                                              \
+  "vfmadd231ps 32*" #U "(%[ds]), %%ymm14, %[" #SUMS "0]\n\t"                                                                \
+  "vpminsd %[h1], %%ymm" #W ", %%ymm15\n\tvmaxps %[l1], %%ymm15, %%ymm15\n\t"                                              \
+  "vpminsd %[h2], %%ymm" #W ", %%ymm" #W "\n\t"                                                                             \
+  "vfmadd231ps 32*" #U "(%[ds],%[step]), %%ymm15, %[" #SUMS "1]\n\t"                                                        \
+  "vmaxps %[l2], %%ymm" #W ", %%ymm" #W "\n\t"                                                                              \
+  "vfmadd231ps 32*" #U "(%[ds],%[step],2), %%ymm" #W ", %[" #SUMS "2]\n\t"
+template <class T, int MR, bool MEDIAN> constexpr bool has_unrolled_images() { return T::L == 8 && MR == 3 && MEDIAN; }
+template <class V, int SUMS, int MR>
+ADDER_INLINE void unrolled_images(V (&acc)[SUMS][MR], const V (&low)[MR], const V (&high)[MR], const float *ds, int64_t step,
+                                  const float *ws, int64_t count) {
+  asm volatile("vbroadcastss (%[ws]), %%ymm12\n\t.p2align 5\n1:\n\t" ADDER_IMAGES_TAP(0, 12, 13, a)
+                   ADDER_IMAGES_TAP(1, 13, 12, b) ADDER_IMAGES_TAP(2, 12, 13, a) ADDER_IMAGES_TAP(3, 13, 12, b)
+               "add $16, %[ws]\n\tadd $128, %[ds]\n\tsub $4, %[count]\n\tjnz 1b"
+               : [a0] "+x"(acc[0][0]), [a1] "+x"(acc[0][1]), [a2] "+x"(acc[0][2]), [b0] "+x"(acc[1][0]),
+                 [b1] "+x"(acc[1][1]), [b2] "+x"(acc[1][2]), [ws] "+r"(ws), [ds] "+r"(ds), [count] "+r"(count)
+               : [step] "r"(4 * step), [l0] "x"(low[0]), [l1] "x"(low[1]), [l2] "x"(low[2]), [h0] "x"(high[0]),
+                 [h1] "x"(high[1]), [h2] "x"(high[2])
+               : "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory");
+}
+#else
+template <class T, int MR, bool MEDIAN> constexpr bool has_unrolled_images() { return false; }
+template <class... A> void unrolled_images(A &&...) {}
+#endif
+
+// Adds to sum[c][m] (or begins it) for MR pixels of L images and each of `channels` channels, over segments of taps:
+// dy * median(w, x - 1, x + 1) or dy * clamp(w - x, -1, 1).
+template <class T, int MR, bool MEDIAN>
+__attribute__((noinline)) void images_tile(const Segment *begin, const Segment *end, const float *dy, int64_t step,
+                                           const float *panel, int64_t panel_step, const float *x, int64_t x_step,
+                                           int64_t channels, float *sum, bool first) {
+  typedef typename T::V V;
+  constexpr int SUMS = sums_of_pixel(MR), TAPS = SUMS;
+  for (; channels > 0; --channels, panel += panel_step, x += T::L, sum += MR * T::L) {
+    V acc[SUMS][MR], low[MR], high[MR]; // low: x itself where there is no median
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
+      const V own = T::load(x + m * x_step);
+      low[m] = MEDIAN ? own - T::set(1.f) : own;
+      high[m] = own + T::set(1.f);
+#pragma GCC unroll 8
+      for (int i = 0; i < SUMS; ++i) acc[i][m] = T::set(0.f);
+    }
+    for (const Segment *segment = begin; segment != end; ++segment) {
+      const float *ds = dy + segment->source * T::L, *ws = panel + segment->panel;
+      int64_t t = segment->length;
+      if constexpr (has_unrolled_images<T, MR, MEDIAN>())
+        if (const int64_t count = t / UNROLLED * UNROLLED) {
+          unrolled_images(acc, low, high, ds, step, ws, count);
+          ds += count * T::L;
+          ws += count;
+          t -= count;
+        }
+      V next = T::set(*ws); // a tap early
+      for (; t >= TAPS; t -= TAPS, ds += TAPS * T::L, ws += TAPS) {
+#pragma GCC unroll 8
+        for (int i = 0; i < TAPS; ++i) {
+          const V w = next;
+          next = T::set(ws[i + 1]);
+#pragma GCC unroll 4
+          for (int m = 0; m < MR; ++m) {
+            V &sum = acc[i % SUMS][m];
+            sum = T::fma(MEDIAN ? T::median(w, low[m], high[m]) : T::clamp1(w - low[m]),
+                         T::load(ds + m * step + i * T::L), sum);
+          }
+        }
+      }
+      for (; t > 0; --t, ds += T::L, ++ws)
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) {
+          const V w = T::set(*ws);
+          acc[0][m] = T::fma(MEDIAN ? T::median(w, low[m], high[m]) : T::clamp1(w - low[m]), T::load(ds + m * step),
+                             acc[0][m]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 3
+      for (int half = SUMS / 2; half > 0; half /= 2)
+#pragma GCC unroll 4
+        for (int i = 0; i < half; ++i) acc[i][m] = acc[i][m] + acc[i + half][m];
+      T::store(sum + m * T::L, first ? acc[0][m] : T::load(sum + m * T::L) + acc[0][m]);
+    }
+  }
+}
+
+typedef void (*ImagesTile)(const Segment *, const Segment *, const float *, int64_t, const float *, int64_t, const float *,
+                           int64_t, int64_t, float *, bool);
+template <class T> ImagesTile images_tile_for(int64_t mr, bool median) {
+  switch (mr) {
+    case 1: return median ? images_tile<T, 1, true> : images_tile<T, 1, false>;
+    case 2: return median ? images_tile<T, 2, true> : images_tile<T, 2, false>;
+    default: return median ? images_tile<T, 3, true> : images_tile<T, 3, false>;
+  }
+}
+
+// `count` floats of each of L images, side by side: to[i * L + lane], and back.
+template <class T> void interleave(const float *from, int64_t image, int64_t count, float *to) {
+  int64_t i = 0;
+#if defined(__AVX2__)
+  if constexpr (T::L == 8)
+    for (; i + 8 <= count; i += 8) transpose8(from + i, image, to + i * 8, 8);
+#endif
+  for (; i < count; ++i)
+    for (int64_t lane = 0; lane < T::L; ++lane) to[i * T::L + lane] = from[lane * image + i];
+}
+template <class T> void separate(const float *from, int64_t count, float *to, int64_t image) {
+  int64_t i = 0;
+#if defined(__AVX2__)
+  if constexpr (T::L == 8)
+    for (; i + 8 <= count; i += 8) transpose8(from + i * 8, 8, to + i, image);
+#endif
+  for (; i < count; ++i)
+    for (int64_t lane = 0; lane < T::L; ++lane) to[lane * image + i] = from[i * T::L + lane];
+}
+
+template <class T> struct GradInputOverImages : Shape {
+  const float *dy, *x, *w;
+  float *dx;
+  int64_t left, right, padded; // columns of zeros beside dy, and all columns
+  int64_t slots;               // rows of dy that a row of x meets: they are kept, row p in slot p % slots
+  int64_t parts, filters;      // of a part: K is cut, so that dy stays in the first-level cache
+  float *panels;               // [R][parts][C][S in order_columns][filters]
+  int64_t *order;
+  int64_t chunk, chunks; // rows of a task
+  Flag failed;
+
+  // Images of this shape that it is made for: a multiple of L. The pixels of a matrix product count as images of one
+  // row, `width` pixels wide.
+  struct Part {
+    int64_t images, width;
+    explicit Part(const Shape &s) : images(s.N / T::L * T::L), width(s.W) {
+      if (s.last_width < 0) return;
+      const int64_t pixels = (s.H - 1) * s.W + s.last_width;
+      width = max64(1, min64(pixels / T::L, min64(FLAT_ROW, IMAGES_ROW / ((s.C + s.K) * T::L * 4))));
+      if (width > IMAGES_PIXELS) width = width / IMAGES_PIXELS * IMAGES_PIXELS;
+      images = pixels / width / T::L * T::L;
+    }
+  };
+  static bool suits(const Shape &s, int mode, bool exact) {
+    return T::OVER_IMAGES && mode == ADDER_CLIPPED && !exact && s.groups == 1 && Part(s).images > 0;
+  }
+  static Shape cut(Shape s) {
+    const Part part(s);
+    s.N = part.images;
+    if (s.last_width >= 0) {
+      s.H = s.P = 1;
+      s.W = s.Q = part.width;
+      s.last_width = -1;
+    }
+    return s;
+  }
+  // What is left of s behind it.
+  static Shape rest(Shape s) {
+    const Part part(s);
+    if (s.last_width < 0) {
+      s.N -= part.images;
+    } else {
+      const int64_t pixels = (s.H - 1) * s.W + s.last_width - part.images * part.width;
+      s.H = s.P = ceil_div(pixels, s.W);
+      s.last_width = pixels - (s.H - 1) * s.W;
+      if (pixels == 0) s.N = 0;
+    }
+    return s;
+  }
+
+  GradInputOverImages(const Shape &s, const float *dy_, const float *x_, const float *w_, float *dx_, int64_t *order_)
+      : Shape(cut(s)), dy(dy_), x(x_), w(w_), dx(dx_), left(Reach(*this).left), right(Reach(*this).right),
+        padded(left + Q + right), slots((R - 1) * dilation_h / stride_h + 1), panels(nullptr), order(order_) {
+    order_columns(*this, order);
+    parts = ceil_div(K, most_filters(*this));
+    filters = parts == 1 ? K : ceil_div(ceil_div(K, parts), 8) * 8;
+    chunk = max64(1, ceil_div(H, ceil_div(TASKS, N / T::L)));
+    chunks = ceil_div(H, chunk);
+  }
+  int64_t tasks() const { return N / T::L * chunks; }
+
+  // Columns of the kernel that one phase of pixels takes, at the most.
+  static int64_t most_columns(const Shape &s) {
+    int64_t most = 1;
+    for (int64_t phase = 0; phase < s.stride_w; ++phase) {
+      int64_t columns = 0;
+      for (int64_t t = 0; t < s.S; ++t) columns += t * s.dilation_w % s.stride_w == phase;
+      most = max64(most, columns);
+    }
+    return most;
+  }
+  // Bytes of dy that a tile reads for each filter in one row of the kernel.
+  static int64_t bytes_of_filter(int64_t columns) { return (IMAGES_PIXELS - 1 + columns) * T::L * 4; }
+  static int64_t most_filters(const Shape &s) {
+    const int64_t columns = most_columns(s);
+    return max64(8, min64(2 * CHAIN / columns, IMAGES_BYTES / bytes_of_filter(columns)) / 8 * 8);
+  }
+  // K is rounded up in each of its parts, and a tap is loaded early.
+  int64_t panel_floats() const { return R * parts * C * S * filters + 1; }
+  int64_t pack_tasks() const { return R * parts; }
+  void pack(int64_t task) const {
+    const int64_t r = task / parts, k_begin = task % parts * filters, k_end = min64(K, k_begin + filters);
+    for (int64_t i = 0; i < S; ++i)
+      for (int64_t c = 0; c < C; c += 8) {
+        const float *const from = w + (r * S + order[i]) * C + c;
+        float *const to = panels + ((task * C + c) * S + i) * filters - k_begin;
+        int64_t k = k_begin;
+#if defined(__AVX2__)
+        if (c + 8 <= C)
+          for (; k + 8 <= k_end; k += 8) transpose8(from + k * taps, taps, to + k, S * filters);
+#endif
+        for (; k < k_end; ++k)
+          for (int64_t v = 0; v < min64(8, C - c); ++v) to[v * S * filters + k] = from[k * taps + v];
+      }
+  }
+
+  // Which row of dy tap row r takes for row h of x; negative: none.
+  int64_t row_of(int64_t h, int64_t r) const {
+    const int64_t ph = h + pad_top - r * dilation_h;
+    return ph < 0 || ph % stride_h || ph / stride_h >= P ? -1 : ph / stride_h;
+  }
+
+  // The taps of a row's pixels of one phase. `last` ends what all channels' tiles go over before they take what follows.
+  int64_t segments_of_row(int64_t h, int64_t phase, Segment *segments) const {
+    int64_t columns = 0, count = 0, bytes = 0, chain = 0;
+    for (int64_t i = 0; i < S; ++i) columns += (phase + pad_left - order[i] * dilation_w) % stride_w == 0;
+    for (int64_t r = 0; r < R && columns > 0; ++r) {
+      const int64_t p = row_of(h, r);
+      if (p < 0) continue;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t k = part * filters, some = min64(filters, K - k);
+        const int64_t more = some * bytes_of_filter(columns), length = columns * some;
+        if (count > 0 && (bytes + more > IMAGES_BYTES || chain + length > 2 * CHAIN)) {
+          segments[count - 1].last = true;
+          bytes = chain = 0;
+        }
+        bytes += more;
+        chain += length;
+        int64_t next = -1; // where the last segment's source ends
+        for (int64_t i = 0; i < S; ++i) {
+          const int64_t qw = phase + pad_left - order[i] * dilation_w;
+          if (qw % stride_w) continue;
+          const int64_t source = ((p % slots * parts + part) * padded + left + qw / stride_w) * filters;
+          const int64_t tap = ((r * parts + part) * C * S + i) * filters;
+          if (source == next && tap == segments[count - 1].panel + segments[count - 1].length)
+            segments[count - 1].length += some;
+          else
+            segments[count++] = {source, tap, some, false};
+          next = source + some;
+        }
+      }
+    }
+    if (count > 0) segments[count - 1].last = true;
+    return count;
+  }
+  int64_t most_segments() const { return R * S * parts; }
+
+  struct Buffers {
+    float *rows, *row_sums; // dy: [slots][parts][padded][filters][L], and [slots][padded][L] summed over K
+    float *xs, *sum;        // x and then dx: [W][C][L]; a tile's sums: [C][pixels][L]
+    float *totals;          // [pixels][L] of dy over all taps
+    Segment *segments;
+    int64_t *kept;          // which row lies in a slot
+    unsigned char *kinds;   // [W][C]
+  };
+  enum Kind : unsigned char { MEDIANS, DIFFERENCES, ONE_BY_ONE };
+
+  void run(int64_t begin, int64_t end) {
+    Scratch<float> rows(slots * parts * padded * filters * T::L), row_sums(slots * padded * T::L), xs(W * C * T::L),
+        sum(C * IMAGES_PIXELS * T::L), totals(W * T::L);
+    Scratch<Segment> segments(most_segments());
+    Scratch<int64_t> kept(slots);
+    Scratch<unsigned char> kinds(W * C);
+    if (!rows || !row_sums || !xs || !sum || !totals || !segments || !kept || !kinds) return failed.set();
+    const Buffers b = {rows, row_sums, xs, sum, totals, segments, kept, kinds};
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / chunks * T::L, first = task % chunks * chunk;
+      for (int64_t i = 0; i < slots; ++i) kept[i] = -1;
+      for (int64_t h = first; h < min64(H, first + chunk); ++h) row(b, image, h);
+    }
+  }
+
+  // Row h of L images.
+  void row(const Buffers &b, int64_t image, int64_t h) const {
+    for (int64_t r = 0; r < R; ++r)
+      if (const int64_t p = row_of(h, r); p >= 0 && b.kept[p % slots] != p) take(b, image, p);
+    const int64_t place = (image * H + h) * W * C;
+    interleave<T>(x + place, H * W * C, W * C, b.xs);
+    const bool plain = classify(b);
+    for (int64_t phase = 0; phase < min64(stride_w, W); ++phase) row_of_tiles(b, h, phase, plain);
+    separate<T>(b.xs, W * C, dx + place, H * W * C);
+    if (plain) return;
+    for (int64_t j = 0; j < W; ++j)
+      for (int64_t c = 0; c < C; ++c)
+        if (b.kinds[j * C + c] == ONE_BY_ONE)
+          for (int64_t lane = 0; lane < T::L; ++lane)
+            grad_input_pixel(*this, dy, x, w, dx, ADDER_CLIPPED, image + lane, h, j, c, c + 1);
+  }
+
+  // Row p of dy into its slot, with its columns of zeros and its sums over the filters.
+  void take(const Buffers &b, int64_t image, int64_t p) const {
+    typedef typename T::V V;
+    const int64_t pixel = filters * T::L, slot = p % slots;
+    const float *const from = dy + (image * P + p) * Q * K;
+    for (int64_t part = 0; part < parts; ++part) {
+      float *const to = b.rows + (slot * parts + part) * padded * pixel;
+      const int64_t some = min64(filters, K - part * filters);
+      memset(to, 0, static_cast<size_t>(left * pixel) * sizeof(float));
+      memset(to + (left + Q) * pixel, 0, static_cast<size_t>(right * pixel) * sizeof(float));
+      if (some == K)
+        interleave<T>(from, P * Q * K, Q * K, to + left * pixel);
+      else
+        for (int64_t q = 0; q < Q; ++q)
+          interleave<T>(from + q * K + part * filters, P * Q * K, some, to + (left + q) * pixel);
+      float *total = b.row_sums + slot * padded * T::L;
+      for (int64_t j = 0; j < padded; ++j, total += T::L) {
+        V sum = T::set(0.f), other = part == 0 ? sum : T::load(total);
+        int64_t k = 0;
+        for (const float *const values = to + j * pixel; k < some; k += 2) {
+          sum = sum + T::load(values + k * T::L);
+          if (k + 1 < some) other = other + T::load(values + (k + 1) * T::L);
+        }
+        T::store(total, sum + other);
+      }
+    }
+    b.kept[slot] = p;
+  }
+
+  // Which way each pixel and channel goes, by its x in all images. True: all take medians, and nothing was written.
+  bool classify(const Buffers &b) const {
+    typedef typename T::V V;
+    const auto medians = [](V v) { return T::all_le(T::set(-1.f), v) && T::all_le(v, T::set(MEDIAN_LIMIT)); };
+    int64_t i = 0;
+    while (i < W * C && medians(T::load(b.xs + i * T::L))) ++i;
+    if (i == W * C) return true;
+    for (i = 0; i < W * C; ++i) {
+      const V v = T::load(b.xs + i * T::L);
+      b.kinds[i] = medians(v) ? MEDIANS : T::all_le(T::abs(v), T::set(FLT_MAX)) ? DIFFERENCES : ONE_BY_ONE;
+    }
+    return false;
+  }
+
+  // Sum of dy over all that each pixel's taps reach.
+  void tap_sums(const Buffers &b, int64_t h, int64_t phase, int64_t pixels) const {
+    for (int64_t j = 0; j < pixels * T::L; ++j) b.totals[j] = 0;
+    for (int64_t r = 0; r < R; ++r) {
+      const int64_t p = row_of(h, r);
+      if (p < 0) continue;
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t qw = phase + pad_left - s * dilation_w;
+        if (qw % stride_w) continue;
+        const float *from = b.row_sums + (p % slots * padded + left + qw / stride_w) * T::L;
+        for (int64_t j = 0; j < pixels * T::L; j += T::L) T::store(b.totals + j, T::load(b.totals + j) + T::load(from + j));
+      }
+    }
+  }
+
+  void row_of_tiles(const Buffers &b, int64_t h, int64_t phase, bool plain) const {
+    const int64_t pixels = ceil_div(W - phase, stride_w), step = stride_w * C * T::L;
+    const int64_t count = segments_of_row(h, phase, b.segments);
+    if (count == 0) { // no output takes these pixels
+      for (int64_t j = 0; j < pixels; ++j)
+        memset(b.xs + phase * C * T::L + j * step, 0, static_cast<size_t>(C * T::L) * sizeof(float));
+      return;
+    }
+    tap_sums(b, h, phase, pixels);
+    const int64_t tiles = ceil_div(pixels, IMAGES_PIXELS);
+    const Cut cut(pixels, tiles);
+    for (int64_t i = 0, j = 0; i < tiles; j += cut.size(i++)) {
+      for (const Segment *begin = b.segments, *const end = begin + count, *stop; begin != end; begin = stop) {
+        stop = behind(begin);
+        tile(b, phase, j, cut.size(i), begin, stop, plain);
+      }
+      finish(b, phase, j, cut.size(i), b.segments + count, plain);
+    }
+  }
+  static const Segment *behind(const Segment *segment) {
+    while (!segment->last) ++segment;
+    return segment + 1;
+  }
+
+  // How pixels j to j + mr of a phase go, for channel c.
+  Kind kind_of(const Buffers &b, int64_t phase, int64_t j, int64_t mr, int64_t c, bool plain) const {
+    Kind worst = MEDIANS;
+    for (int64_t m = 0; m < mr && !plain; ++m) {
+      const Kind own = static_cast<Kind>(b.kinds[(phase + (j + m) * stride_w) * C + c]);
+      if (own > worst) worst = own;
+    }
+    return worst;
+  }
+
+  // Channel c, and those behind it, up to `channels`, of pixels j to j + mr of a phase.
+  void tile_as(bool median, const Buffers &b, int64_t phase, int64_t j, int64_t mr, const Segment *begin,
+               const Segment *stop, int64_t c, int64_t channels) const {
+    images_tile_for<T>(mr, median)(begin, stop, b.rows + j * filters * T::L, filters * T::L, panels + c * S * filters,
+                                   S * filters, b.xs + ((phase + j * stride_w) * C + c) * T::L, stride_w * C * T::L, channels,
+                                   b.sum + c * mr * T::L, begin == b.segments);
+  }
+
+  // All channels of pixels j to j + mr of a phase: what these segments add to their sums.
+  void tile(const Buffers &b, int64_t phase, int64_t j, int64_t mr, const Segment *begin, const Segment *stop,
+            bool plain) const {
+    for (int64_t c = 0, n; c < C; c += n) {
+      const Kind way = kind_of(b, phase, j, mr, c, plain);
+      for (n = plain ? C - c : 1; c + n < C && kind_of(b, phase, j, mr, c + n, plain) == way;) ++n;
+      tile_as(way == MEDIANS, b, phase, j, mr, begin, stop, c, n);
+    }
+  }
+
+  // Takes the sums to where x was.
+  void finish(const Buffers &b, int64_t phase, int64_t j, int64_t mr, const Segment *end, bool plain) const {
+    typedef typename T::V V;
+    const int64_t step = stride_w * C * T::L;
+    float *to = b.xs + (phase + j * stride_w) * C * T::L, *sum = b.sum;
+    for (int64_t c = 0; c < C; ++c, to += T::L, sum += mr * T::L) {
+      if (kind_of(b, phase, j, mr, c, plain) == MEDIANS) {
+        V worst = T::set(0.f);
+        for (int64_t m = 0; m < mr; ++m) {
+          const V value = T::load(sum + m * T::L) - T::load(to + m * step) * T::load(b.totals + (j + m) * T::L);
+          T::store(sum + m * T::L, value);
+          worst = T::fma(value, T::set(0.f), worst); // 0, or NaN for what is not finite
+        }
+        if (!T::all_le(worst, T::set(0.f))) // an infinity in dy, or on the way
+          for (const Segment *begin = b.segments, *stop; begin != end; begin = stop) {
+            stop = behind(begin);
+            tile_as(false, b, phase, j, mr, begin, stop, c, 1);
+          }
+      }
+      for (int64_t m = 0; m < mr; ++m) T::store(to + m * step, T::load(sum + m * T::L));
+    }
+  }
+};
+
 // ---- small groups: lanes over the channels of many groups ---------------------------------------------------------
 
 // The image's channels spread out so that lane k (or c) finds its own: to[pixel][i][lane], i over a group's channels.
@@ -1822,6 +2270,24 @@ inline int forward(const adder_shape *s, const float *x, const float *w, const f
                                : forward_as<Widest>(shape, x, w, packed, e, y, exact);
 }
 
+// dx of the images that fill lanes.
+template <class T>
+int grad_input_over_images(const Shape &shape, const float *dy, const float *x, const float *w, float *dx) {
+  typedef GradInputOverImages<T> Images;
+  Scratch<int64_t> order(shape.S);
+  if (!order) return ADDER_NO_MEMORY;
+  Images f(shape, dy, x, w, dx, order);
+  Scratch<float> panels(f.panel_floats());
+  if (!panels) return ADDER_NO_MEMORY;
+  f.panels = panels;
+  const double operations = 3. * f.N * f.P * f.Q * f.taps * f.K / T::L;
+  parallel(f.pack_tasks(), grain_for(1. * f.K * f.taps / T::L, f.pack_tasks()), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.pack(a);
+  });
+  parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+  return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+}
+
 template <class T>
 int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode, bool exact) {
   const double operations = 2. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
@@ -1853,7 +2319,19 @@ int grad_input_as(const Shape &shape, const float *dy, const float *x, const flo
 inline int grad_input(const adder_shape *s, const float *dy, const float *x, const float *w, float *dx, int mode,
                       int exact) {
   if (s->N * s->H * s->W == 0) return ADDER_OK;
-  const Shape shape(*s);
+  Shape shape(*s);
+  if constexpr (Widest::OVER_IMAGES) {
+    typedef GradInputOverImages<Widest> Images;
+    if (Images::suits(shape, mode, exact) && all_within<Widest>(w, shape.K * shape.taps, FLT_MAX)) {
+      if (const int error = grad_input_over_images<Widest>(shape, dy, x, w, dx)) return error;
+      const Shape done = Images::cut(shape);
+      dy += done.N * done.P * done.Q * done.K;
+      x += done.N * done.H * done.W * done.C;
+      dx += done.N * done.H * done.W * done.C;
+      shape = Images::rest(shape);
+      if (shape.N == 0) return ADDER_OK;
+    }
+  }
   const int64_t lanes = shape.small_groups<Widest>(shape.Cg) ? shape.C : shape.Cg;
   return lanes <= Narrow::L ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode, exact)
                             : grad_input_as<Widest>(shape, dy, x, w, dx, mode, exact);
@@ -1914,6 +2392,7 @@ inline const char *kernel(const adder_shape *s, int direction) {
   }
   if (direction == ADDER_GRAD_INPUT) {
     if (shape.small_groups<Widest>(shape.Cg)) return "lanes over groups";
+    if (GradInputOverImages<Widest>::suits(shape, ADDER_CLIPPED, false)) return "medians over images";
     if (shape.Cg <= Narrow::L) return "differences, narrow";
     return GradInput<Widest>::takes_median(shape, ADDER_CLIPPED, false) ? "medians" : "differences";
   }

@@ -37,6 +37,7 @@ struct Vec4 {
   static constexpr int L = 4;            // lanes
   static constexpr int REGISTERS = 16;   // to plan tiles for
   static constexpr bool MEDIAN = false;  // whether a median is cheaper than a difference and a clamp
+  static constexpr bool OVER_IMAGES = false; // whether dx with a lane for each image is cheaper
   static constexpr bool IDENTITY = true; // whether a maximum is cheaper than the magnitude of a difference
   static ADDER_INLINE V load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
   static ADDER_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
@@ -75,6 +76,7 @@ struct Neon {
   static constexpr int L = 4;
   static constexpr int REGISTERS = 32;
   static constexpr bool MEDIAN = true;
+  static constexpr bool OVER_IMAGES = false;
   static constexpr bool IDENTITY = false; // the magnitude of a difference is one instruction
   static ADDER_INLINE V load(const float *p) { return vld1q_f32(p); }
   static ADDER_INLINE void store(float *p, V v) { vst1q_f32(p, v); }
@@ -129,10 +131,12 @@ struct Vec8 {
 #if defined(__AVX512VL__)
   static constexpr int REGISTERS = 32;
   static constexpr bool MEDIAN = false;
+  static constexpr bool OVER_IMAGES = false;
   static constexpr bool IDENTITY = true;
 #else
   static constexpr int REGISTERS = 16;
   static constexpr bool MEDIAN = true;
+  static constexpr bool OVER_IMAGES = true;
   static constexpr bool IDENTITY = true;
 #endif
   static ADDER_INLINE V load(const float *p) { return _mm256_loadu_ps(p); }
@@ -185,6 +189,7 @@ struct Vec16 {
   static constexpr int L = 16;
   static constexpr int REGISTERS = 32;
   static constexpr bool MEDIAN = false; // the clamp is one instruction
+  static constexpr bool OVER_IMAGES = false;
   static constexpr bool IDENTITY = true;
   static ADDER_INLINE V load(const float *p) { return _mm512_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm512_storeu_ps(p, v); }
