@@ -138,15 +138,6 @@ NAMED = [
         case(f"pixels_{q}", "rows that tiles do not divide", (1, 8, 2, q), (40, 8, 1, 3), 1, (0, 1))
         for q in (1, 2, 5, 7, 11, 13, 15, 29)
     ),
-    case("images8", "a lane for each image", (8, 6, 5, 7), (10, 6, 3, 3), 1, 1),
-    case("images11_stride2", "eight images and three more, in phases", (11, 9, 6, 7), (5, 9, 3, 3), 2, 1),
-    case("images17_dilation", "rows of dy apart", (17, 4, 9, 6), (3, 4, 3, 2), (1, 2), (1, 2), (2, 1)),
-    case("images8_stride_beyond_kernel", "pixels that no output takes", (8, 3, 7, 7), (4, 3, 2, 2), 5),
-    case("images8_many_filters", "dy in parts, the last one smaller", (8, 3, 2, 3), (300, 3, 3, 3), 1, 1),
-    case("images8_1x1_many_filters", "parts of a row of pixels", (2, 9, 3, 5), (530, 9, 1, 1)),
-    case("images8_1x1_stride2", "three quarters of dx are 0", (8, 10, 5, 4), (7, 10, 1, 1), 2),
-    case("images8_padded", "columns of zeros on both sides", (8, 5, 3, 2), (9, 5, 5, 5), 1, 4),
-    case("images9_one_column", "tiles of one pixel", (9, 7, 4, 1), (18, 7, 3, 3), 1, 1),
     *(
         case(f"layout_{layout}", reason, (2, 18, 6, 7), (20, 18, 3, 3), 2, 1, layout=layout)
         for layout, reason in (
@@ -161,6 +152,19 @@ NAMED = [
     case("layout_sliced_1x1", "a matrix product with gaps", (2, 18, 4, 4), (9, 18, 1, 1), layout="sliced"),
     case("layout_sizes_of_1", "their strides say nothing", (1, 12, 1, 8), (12, 3, 1, 1), groups=4, layout="permuted"),
     case("layout_depthwise", "filters in both orders", (2, 9, 6, 6), (9, 1, 3, 3), 1, 1, 1, 9, "channels_last"),
+]
+
+# For dx of the CPU kernels, which has a lane for each of eight images: more work than others need.
+IMAGES = [
+    case("images8", "a lane for each image", (8, 6, 5, 7), (10, 6, 3, 3), 1, 1),
+    case("images11_stride2", "eight images and three more, in phases", (11, 9, 6, 7), (5, 9, 3, 3), 2, 1),
+    case("images17_dilation", "rows of dy apart", (17, 4, 9, 6), (3, 4, 3, 2), (1, 2), (1, 2), (2, 1)),
+    case("images8_stride_beyond_kernel", "pixels that no output takes", (8, 3, 7, 7), (4, 3, 2, 2), 5),
+    case("images8_many_filters", "dy in parts, the last one smaller", (8, 3, 2, 3), (300, 3, 3, 3), 1, 1),
+    case("images8_1x1_many_filters", "parts of a row of pixels", (2, 9, 3, 5), (530, 9, 1, 1)),
+    case("images8_1x1_stride2", "three quarters of dx are 0", (8, 10, 5, 4), (7, 10, 1, 1), 2),
+    case("images8_padded", "columns of zeros on both sides", (8, 5, 3, 2), (9, 5, 5, 5), 1, 4),
+    case("images9_one_column", "tiles of one pixel", (9, 7, 4, 1), (18, 7, 3, 3), 1, 1),
 ]
 
 

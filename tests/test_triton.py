@@ -44,7 +44,11 @@ if not INTERPRETING:
 
 else:
 
-    @pytest.mark.parametrize(("i", "shape"), list(enumerate(NAMED)), ids=lambda v: getattr(v, "id", ""))
+    def named():
+        for i, shape in enumerate(NAMED):
+            yield pytest.param(i, shape, id=shape.id, marks=[pytest.mark.slow] * (taps(shape) > 3000))
+
+    @pytest.mark.parametrize(("i", "shape"), named())
     def test_named_shapes(i, shape):
         check(shape, "triton", torch.float32, modes=[MODES[i % 3]])
         if i % 3 == 0 and taps(shape) < 450:
