@@ -400,6 +400,7 @@ def test_nan_for_p_above_1(p):
         case("1x1", "tasks of flattened rows", (4, 100, 28, 28), (120, 100, 1, 1)),
         case("one_image_of_few_rows", "tasks of filters", (1, 512, 4, 4), (256, 512, 3, 3), 1, 1),
         case("depthwise", "lanes over groups", (4, 96, 40, 40), (96, 1, 3, 3), 1, 1, groups=96),
+        case("images", "tasks of rows of eight images, and of three", (11, 40, 14, 14), (48, 40, 3, 3), 1, 1),
     ],
     ids=lambda c: c.id,
 )

@@ -1399,20 +1399,27 @@ template <class T> struct GradInputOverImages : Shape {
   int64_t chunk, chunks; // rows of a task
   Flag failed;
 
-  // Images of this shape that it is made for: a multiple of L. The pixels of a matrix product count as images of one
-  // row, `width` pixels wide.
+  // Images of this shape that fill lanes: a multiple of L. The pixels of a matrix product count as images of one row,
+  // `width` pixels wide; so few that there are many tasks.
   struct Part {
-    int64_t images, width;
-    explicit Part(const Shape &s) : images(s.N / T::L * T::L), width(s.W) {
+    int64_t images, width, rest; // pixels of a matrix product that are left
+    explicit Part(const Shape &s) : images(s.N / T::L * T::L), width(s.W), rest(0) {
       if (s.last_width < 0) return;
       const int64_t pixels = (s.H - 1) * s.W + s.last_width;
-      width = max64(1, min64(pixels / T::L, min64(FLAT_ROW, IMAGES_ROW / ((s.C + s.K) * T::L * 4))));
-      if (width > IMAGES_PIXELS) width = width / IMAGES_PIXELS * IMAGES_PIXELS;
+      const int64_t most = min64(FLAT_ROW, IMAGES_ROW / ((s.C + s.K) * T::L * 4));
+      width = min64(pixels / (T::L * TASKS), most) / IMAGES_PIXELS * IMAGES_PIXELS;
+      width = max64(IMAGES_PIXELS, width);
       images = pixels / width / T::L * T::L;
+      rest = pixels - images * width;
     }
   };
+  // A rest of a matrix product is filled up with zeros, where that is little; other images that fill no lanes take other
+  // kernels.
   static bool suits(const Shape &s, int mode, bool exact) {
-    return T::OVER_IMAGES && mode == ADDER_CLIPPED && !exact && s.groups == 1 && Part(s).images > 0;
+    if (!T::OVER_IMAGES || mode != ADDER_CLIPPED || exact || s.groups != 1) return false;
+    const Part part(s);
+    const int64_t filled = part.rest > 0 ? T::L * part.width - part.rest : 0;
+    return part.images > 0 && filled * 8 <= part.images * part.width;
   }
   static Shape cut(Shape s) {
     const Part part(s);
@@ -1424,19 +1431,6 @@ template <class T> struct GradInputOverImages : Shape {
     }
     return s;
   }
-  // What is left of s behind it.
-  static Shape rest(Shape s) {
-    const Part part(s);
-    if (s.last_width < 0) {
-      s.N -= part.images;
-    } else {
-      const int64_t pixels = (s.H - 1) * s.W + s.last_width - part.images * part.width;
-      s.H = s.P = ceil_div(pixels, s.W);
-      s.last_width = pixels - (s.H - 1) * s.W;
-      if (pixels == 0) s.N = 0;
-    }
-    return s;
-  }
 
   GradInputOverImages(const Shape &s, const float *dy_, const float *x_, const float *w_, float *dx_, int64_t *order_)
       : Shape(cut(s)), dy(dy_), x(x_), w(w_), dx(dx_), left(Reach(*this).left), right(Reach(*this).right),
@@ -1444,7 +1438,7 @@ template <class T> struct GradInputOverImages : Shape {
     order_columns(*this, order);
     parts = ceil_div(K, most_filters(*this));
     filters = parts == 1 ? K : ceil_div(ceil_div(K, parts), 8) * 8;
-    chunk = max64(1, ceil_div(H, ceil_div(TASKS, N / T::L)));
+    chunk = max64(1, ceil_div(H, ceil_div(TASKS, max64(1, N / T::L))));
     chunks = ceil_div(H, chunk);
   }
   int64_t tasks() const { return N / T::L * chunks; }
@@ -2286,6 +2280,19 @@ int grad_input_over_images(const Shape &shape, const float *dy, const float *x, 
     for (; a < b; ++a) f.pack(a);
   });
   parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+  if (const int64_t rest = typename Images::Part(shape).rest) {
+    const int64_t pixels = f.N * f.W, room = T::L * f.W;
+    const size_t own = static_cast<size_t>(rest) * sizeof(float);
+    Scratch<float> more(room * (f.K + 2 * f.C));
+    if (!more) return ADDER_NO_MEMORY;
+    float *const more_dy = more, *const more_x = more_dy + room * f.K, *const more_dx = more_x + room * f.C;
+    memset(more_dy, 0, static_cast<size_t>(room * (f.K + f.C)) * sizeof(float));
+    memcpy(more_dy, dy + pixels * f.K, own * static_cast<size_t>(f.K));
+    memcpy(more_x, x + pixels * f.C, own * static_cast<size_t>(f.C));
+    f.dy = more_dy, f.x = more_x, f.dx = more_dx, f.N = T::L;
+    f.run(0, f.tasks());
+    memcpy(dx + pixels * f.C, more_dx, own * static_cast<size_t>(f.C));
+  }
   return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
 }
 
@@ -2325,12 +2332,12 @@ inline int grad_input(const adder_shape *s, const float *dy, const float *x, con
     typedef GradInputOverImages<Widest> Images;
     if (Images::suits(shape, mode, exact) && all_within<Widest>(w, shape.K * shape.taps, FLT_MAX)) {
       if (const int error = grad_input_over_images<Widest>(shape, dy, x, w, dx)) return error;
-      const Shape done = Images::cut(shape);
-      dy += done.N * done.P * done.Q * done.K;
-      x += done.N * done.H * done.W * done.C;
-      dx += done.N * done.H * done.W * done.C;
-      shape = Images::rest(shape);
-      if (shape.N == 0) return ADDER_OK;
+      const int64_t done = Images::Part(shape).images;
+      if (shape.last_width >= 0 || done == shape.N) return ADDER_OK;
+      dy += done * shape.P * shape.Q * shape.K;
+      x += done * shape.H * shape.W * shape.C;
+      dx += done * shape.H * shape.W * shape.C;
+      shape.N -= done;
     }
   }
   const int64_t lanes = shape.small_groups<Widest>(shape.Cg) ? shape.C : shape.Cg;
