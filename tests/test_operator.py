@@ -267,6 +267,7 @@ def test_median_keeps_its_bound(offset, native):
         case("stride2", "", (2, 24, 9, 8), (16, 24, 3, 3), 2, 1),
         case("1x1", "", (2, 48, 7, 7), (300, 48, 1, 1)),
         case("dilation", "", (1, 20, 11, 11), (9, 20, 3, 3), 2, 2, 2),
+        case("images", "", (9, 20, 7, 7), (37, 20, 3, 3), 1, 1),
     ):
         x, weight, dy = tensors(shape)
         x = x.abs() % 2 + offset
