@@ -3,7 +3,7 @@
     python recipes/paper/ablation.py --data-dir FOLDER
 
 Six runs of `recipes/mnist.py`: {full, sign} gradient of the filters x {no change, ILR x100, ALR} of their rate. Two
-more show what the size of their gradient does: in one the filters stay as they were drawn, while all else is trained, in
+more show what the size of their gradient does: in one the filters stay as they were drawn while all else is trained, in
 one their rate is as much smaller as the paper's gradient of the first layer is (Table 1: 0.0009; here 0.0211).
 """
 
@@ -117,9 +117,9 @@ def main() -> None:
         "which is zero in front of batch norm: but for weight decay the tap stays where it is. By Eq. 5 "
         "the gradient is the sum of dy·x there, and the tap goes on learning.",
         "",
-        "Without a raised rate the accuracy is a matter of how far the filters come, and so of the gradient's size. The "
-        f"last two rows are not of the paper: a rate of x{REDUCED}, as the paper's gradient of the first layer is to "
-        "ours (Table 1, `gradient_norms.md`), and no step of the filters at all.",
+        "Without a raised rate the accuracy is a matter of how far the filters come, and so of the gradient's size. "
+        f"The last two rows are not of the paper: a rate of x{REDUCED}, as the paper's gradient of the first layer is "
+        "to ours (Table 1, `gradient_norms.md`), and no step of the filters at all.",
     ]
     record = {f"{g}-{r}": {**result, "out_of_reach": outside[g, r]} for (g, r), result in results.items()}
     write(args.report_dir, "ablation", record, lines, figure)
