@@ -78,11 +78,23 @@ def full_grad_weight(
     Where an element is not finite the two sums may have met as ∞ - ∞ or 0·∞ although Σ dy·(x - w) has a value: a
     caller that promises the equation for infinities computes those anew.
     """
+    dw = grad_weight_product(dy, x, weight, stride, padding, dilation, groups)
+    return (dw - weight.to(dw.dtype) * dy.to(dw.dtype).sum((0, 2, 3)).view(-1, 1, 1, 1)).to(weight.dtype)
+
+
+def grad_weight_product(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Σ dy·x, [K, C/G, R, S] in the dtype that is computed with: what Eq. 5 has in common with a convolution."""
     dtype = compute_dtype(x)
-    xp, pads = _symmetric(x.to(dtype), padding)
-    dy, w = dy.to(dtype), weight.to(dtype)
-    dw = _convolution_backward(dy, xp, w, stride, pads, dilation, groups, 1)
-    return (dw - w * dy.sum((0, 2, 3)).view(-1, 1, 1, 1)).to(weight.dtype)
+    x, pads = _symmetric(x.to(dtype), padding)
+    return _convolution_backward(dy.to(dtype), x, weight.to(dtype), stride, pads, dilation, groups, 1)
 
 
 def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:

@@ -20,7 +20,7 @@ from . import convolution
 from .reference import compute_dtype
 
 _MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
-_UNSUITED = 2
+_UNSUITED, _NOT_FINITE = 2, 3
 _packed_filters: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -67,6 +67,8 @@ class Library:
         self.grad_weight.argtypes = [shape, pointer, pointer, pointer, pointer, c_int]
         self.grad_weight_product = native.adder_grad_weight_product
         self.grad_weight_product.argtypes = [shape, pointer, pointer, pointer, pointer]
+        self.grad_weight_from_convolution = native.adder_grad_weight_from_convolution
+        self.grad_weight_from_convolution.argtypes = [shape, pointer, pointer, pointer]
         self.kernel = native.adder_kernel
         self.kernel.argtypes, self.kernel.restype = [shape, c_int], c_char_p
         self.isas = tuple(native.adder_isas().decode().split())
@@ -235,11 +237,12 @@ def grad_weight(
         operands = (dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
         status = library().grad_weight_product(shape, *operands)
         if status == _UNSUITED:
-            dw = convolution.full_grad_weight(dy, x, weight, stride, padding, dilation, groups)
+            dw = convolution.grad_weight_product(dy, x, weight, stride, padding, dilation, groups)
             dw = dw.contiguous(memory_format=torch.channels_last)
-        else:
+            operands = (dy.data_ptr(), weight.data_ptr(), dw.data_ptr())
+            status = library().grad_weight_from_convolution(shape, *operands)
+        if status != _NOT_FINITE:
             _check(status)
-        if torch.isfinite(dw.sum()) or torch.isfinite(dw).all():
             return dw.to(dtype)
     status = library().grad_weight(
         shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr(), _MODES[weight_grad]

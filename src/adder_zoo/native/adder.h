@@ -32,7 +32,7 @@ typedef void (*adder_body)(int64_t begin, int64_t end, void *context);
 typedef int32_t (*adder_parallel_for)(int64_t begin, int64_t end, int64_t grain, adder_body body, void *context);
 
 enum { ADDER_CLIPPED = 0, ADDER_FULL = 1, ADDER_SIGN = 2 }; /* which gradient */
-enum { ADDER_OK = 0, ADDER_NO_MEMORY = 1, ADDER_UNSUITED = 2 };
+enum { ADDER_OK = 0, ADDER_NO_MEMORY = 1, ADDER_UNSUITED = 2, ADDER_NOT_FINITE = 3 };
 
 /* The instruction set that adder_use chose, or the list of all that this CPU runs, separated by spaces. */
 ADDER_API const char *adder_isa(void);
@@ -65,10 +65,13 @@ ADDER_API int adder_grad_input(const adder_shape *shape, const float *dy, const 
 /* dw = sum dy t(x - w), Eq. 4 (ADDER_SIGN) and 5 (ADDER_FULL), tap by tap: for the sign, and for infinities. */
 ADDER_API int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw,
                                 int mode);
-/* dw = sum dy x - w sum dy, which is Eq. 5 for finite operands; ADDER_UNSUITED (and dw untouched) where a convolution's
- * weight gradient is the better way: grouped filters, 1x1 kernels, channels that do not fill vectors. */
+/* dw = sum dy x - w sum dy, which is Eq. 5 for finite operands; ADDER_NOT_FINITE where dw is not, and adder_grad_weight has
+ * to say what Eq. 5 is. ADDER_UNSUITED (and dw untouched) where a convolution's weight gradient is the better way: grouped
+ * filters, 1x1 kernels with many channels, channels that do not fill vectors. */
 ADDER_API int adder_grad_weight_product(const adder_shape *shape, const float *dy, const float *x, const float *w,
                                         float *dw);
+/* The same from a convolution's weight gradient: dw holds sum dy x. */
+ADDER_API int adder_grad_weight_from_convolution(const adder_shape *shape, const float *dy, const float *w, float *dw);
 
 enum { ADDER_FORWARD = 0, ADDER_GRAD_INPUT = 1, ADDER_GRAD_WEIGHT = 2 }; /* direction */
 /* Which kernel a shape takes under the current instruction set (ADDER_CLIPPED, ADDER_FULL), for measurements. */

@@ -112,5 +112,9 @@ int adder_grad_weight_product(const adder_shape *shape, const float *dy, const f
   return adder::current->grad_weight_product(shape, dy, x, w, dw);
 }
 
+int adder_grad_weight_from_convolution(const adder_shape *shape, const float *dy, const float *w, float *dw) {
+  return adder::current->grad_weight_from_convolution(shape, dy, w, dw);
+}
+
 const char *adder_kernel(const adder_shape *shape, int direction) { return adder::current->kernel(shape, direction); }
 }

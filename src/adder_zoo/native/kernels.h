@@ -2074,10 +2074,12 @@ template <class T> struct GradWeightSign : adder_shape {
 
 // ---- dw as a matrix product ----------------------------------------------------------------------------------------
 
-// dw = sum dy * x - w * sum dy for finite operands. A tile holds DW_K filters times NV vectors of channels for one tap
+// dw = sum dy * x - w * sum dy for finite operands. A tile holds a block of filters times NV vectors of channels for one tap
 // and runs over stretches of pixels that lie in one row. A task adds up one block of filters and channels, all taps, over
 // a part of the images; the parts are then summed in order.
-constexpr int DW_K = 6;
+// Filters of a tile: the sums, NV vectors of x and a number of dy fill the registers.
+template <class T> constexpr int dw_filters(int nv) { return T::REGISTERS < 32 ? 6 : nv == 1 ? 16 : 14; }
+constexpr int MOST_DW_FILTERS = 16;
 // Pixels that a tile adds up in registers: a stretch of x and dy that stays in the first-level cache for all taps.
 constexpr int64_t DW_PIXELS = 128;
 // Bytes of x and dy that the blocks of filters and channels go over one after the other, to stay in the second-level cache.
@@ -2124,9 +2126,43 @@ __attribute__((noinline)) void grad_weight_tile(const Stretch *stretch, int64_t 
 
 typedef void (*GradWeightTile)(const Stretch *, int64_t, const float *, int64_t, const float *, int64_t, float *, int64_t);
 
-template <class T, int NV, int MK = DW_K> GradWeightTile grad_weight_tile_for(int64_t k) {
+template <class T, int NV, int MK = dw_filters<T>(NV)> GradWeightTile grad_weight_tile_for(int64_t k) {
   if constexpr (MK == 0) return nullptr;
   else return k == MK ? grad_weight_tile<T, MK, NV> : grad_weight_tile_for<T, NV, MK - 1>(k);
+}
+
+// total[k] += sum of dy over pixels [first, last).
+template <class T> void add_pixels(const float *dy, int64_t K, int64_t first, int64_t last, float *total) {
+  typedef typename T::V V;
+  int64_t k = 0;
+  for (; k + 4 * T::L <= K; k += 4 * T::L) {
+    V sum[4] = {T::set(0.f), T::set(0.f), T::set(0.f), T::set(0.f)};
+    for (int64_t i = first; i < last; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) sum[v] = sum[v] + T::load(dy + i * K + k + v * T::L);
+    for (int v = 0; v < 4; ++v) T::store(total + k + v * T::L, T::load(total + k + v * T::L) + sum[v]);
+  }
+  for (; k + T::L <= K; k += T::L) {
+    V sum = T::set(0.f);
+    for (int64_t i = first; i < last; ++i) sum = sum + T::load(dy + i * K + k);
+    T::store(total + k, T::load(total + k) + sum);
+  }
+  for (; k < K; ++k) {
+    float sum = 0;
+    for (int64_t i = first; i < last; ++i) sum += dy[i * K + k];
+    total[k] += sum;
+  }
+}
+
+// dw -= w * sum dy for one filter, whose sums lie `step` apart; whether all of dw is finite then.
+template <class T>
+bool subtract_filter(const float *w, int64_t taps, const float *dy_sums, int64_t parts, int64_t step, float *dw) {
+  float sum = 0;
+  for (int64_t part = 0; part < parts; ++part) sum += dy_sums[part * step];
+  int64_t t = 0;
+  for (; t + T::L <= taps; t += T::L) T::store(dw + t, T::load(dw + t) - T::load(w + t) * T::set(sum));
+  for (; t < taps; ++t) dw[t] -= w[t] * sum;
+  return all_within<T>(dw, taps, FLT_MAX);
 }
 
 template <class T> struct GradWeightProduct : adder_shape {
@@ -2134,40 +2170,61 @@ template <class T> struct GradWeightProduct : adder_shape {
   float *dw;
   int64_t taps;
   int64_t images, rows, chunks, units; // a unit: so many images, or so many rows of one
-  int64_t k_blocks, c_blocks, parts;
+  int64_t k_blocks, c_blocks, parts, shares; // shares: the blocks of filters and channels, so many tasks for each part
+  int64_t cached;                            // units of x and dy that stay in the second-level cache
   float *sums, *dy_sums; // [parts][K][R][S][C], [parts][K]
   Flag failed;
 
-  // Grouped filters, few channels and 1x1 kernels (which meet a pixel once) are better off elsewhere.
-  static bool suits(const adder_shape &s) { return s.groups == 1 && s.C % T::L == 0 && s.R * s.S > 1; }
+  // Grouped filters and channels that fill no vector are better off elsewhere, and 1x1 kernels with many channels: they meet
+  // a pixel once, and it lies far from the next.
+  static bool suits(const adder_shape &s) {
+    return s.groups == 1 && s.C % T::L == 0 && (s.R * s.S > 1 || s.C <= 4 * T::L);
+  }
 
   GradWeightProduct(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
       : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), taps(R * S * C), images(max64(1, DW_PIXELS / (P * Q))),
         rows(images > 1 ? P : min64(P, max64(1, DW_PIXELS / Q))), chunks(ceil_div(P, rows)),
-        units(images > 1 ? ceil_div(N, images) : N * chunks), k_blocks(ceil_div(K, DW_K)), c_blocks(ceil_div(C, 2 * T::L)),
-        parts(max64(1, min64(units, max64(ceil_div(TASKS, k_blocks * c_blocks), cached_parts())))) {}
+        units(images > 1 ? ceil_div(N, images) : N * chunks), k_blocks(ceil_div(K, dw_filters<T>(C == T::L ? 1 : 2))),
+        c_blocks(ceil_div(C, 2 * T::L)), parts(max64(1, min64(min64(units, TASKS), bytes() / (16 * K * taps)))),
+        shares(min64(k_blocks * c_blocks, ceil_div(TASKS, parts))),
+        cached(max64(1, units * max64(DW_BYTES, 4 * K * taps) / max64(1, bytes()))) {}
 
-  // Parts that fit into the cache; fewer where their sums would take more than a quarter of what x and dy do.
-  int64_t cached_parts() const {
-    const int64_t bytes = 4 * N * (H * W * C + P * Q * K);
-    return min64(ceil_div(bytes, DW_BYTES), bytes / 4 / (4 * K * taps));
+  int64_t bytes() const { return 4 * N * (H * W * C + P * Q * K); }
+  int64_t tasks() const { return parts * shares; }
+
+  // Neighbouring tasks of a part are done as one: all their blocks go over a stretch of x and dy before the next comes.
+  void run(int64_t task, int64_t last) {
+    for (int64_t next; task < last; task = next) {
+      const int64_t part = task / shares;
+      next = min64(last, (part + 1) * shares);
+      add_part(part, k_blocks * c_blocks * (task - part * shares) / shares,
+               k_blocks * c_blocks * (next - part * shares) / shares);
+    }
   }
 
-  int64_t tasks() const { return parts * k_blocks * c_blocks; }
-
-  void task(int64_t i) {
-    const int64_t block = i % (k_blocks * c_blocks), part = i / (k_blocks * c_blocks);
-    const int64_t kb = block % k_blocks, c = block / k_blocks * 2 * T::L;
-    const int64_t k = K * kb / k_blocks, filters = K * (kb + 1) / k_blocks - k;
-    const int nv = C - c >= 2 * T::L ? 2 : 1;
-    const GradWeightTile tile = nv == 2 ? grad_weight_tile_for<T, 2>(filters) : grad_weight_tile_for<T, 1>(filters);
+  void add_part(int64_t part, int64_t block, int64_t last) {
+    const int64_t begin = units * part / parts, end = units * (part + 1) / parts;
     Scratch<Stretch> stretches(images * rows);
     if (!stretches) return failed.set();
+    if (block == 0) memset(dy_sums + part * K, 0, static_cast<size_t>(K) * sizeof(float));
+    for (int64_t unit = begin; unit < end; unit += cached)
+      for (int64_t i = block; i < last; ++i) add(i, part, unit, min64(end, unit + cached), unit == begin, stretches);
+  }
+
+  int64_t filters_of(int64_t block) const { return K * block / k_blocks; }
+
+  // Adds up units of a part for one block of filters and channels.
+  void add(int64_t block, int64_t part, int64_t unit, int64_t last_unit, bool begins, Stretch *stretches) {
+    const int64_t k = filters_of(block % k_blocks), filters = filters_of(block % k_blocks + 1) - k;
+    const int64_t c = block / k_blocks * 2 * T::L;
+    const int nv = C - c >= 2 * T::L ? 2 : 1;
+    const GradWeightTile tile = nv == 2 ? grad_weight_tile_for<T, 2>(filters) : grad_weight_tile_for<T, 1>(filters);
     float *const sum = sums + (part * K + k) * taps + c;
-    for (int64_t f = 0; f < filters; ++f)
+    for (int64_t f = 0; begins && f < filters; ++f)
       for (int64_t t = 0; t < R * S; ++t)
         for (int v = 0; v < nv; ++v) T::store(sum + f * taps + t * C + v * T::L, T::set(0.f));
-    for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+    for (; unit < last_unit; ++unit) {
+      if (block == 0) sum_dy(part, unit);
       const int64_t first = images > 1 ? unit * images : unit / chunks, row = images > 1 ? 0 : unit % chunks * rows;
       for (int64_t r = 0; r < R; ++r)
         for (int64_t s = 0; s < S; ++s) {
@@ -2187,32 +2244,45 @@ template <class T> struct GradWeightProduct : adder_shape {
           if (count) tile(stretches, count, x, stride_w * C, dy, K, sum + (r * S + s) * C, taps);
         }
     }
-    if (c == 0) sum_dy(part, k, filters);
   }
 
-  void sum_dy(int64_t part, int64_t k, int64_t filters) const {
-    float total[DW_K] = {};
-    for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
-      const int64_t first = images > 1 ? unit * images * P * Q : (unit / chunks * P + unit % chunks * rows) * Q;
-      const int64_t last = images > 1 ? min64(N, (unit + 1) * images) * P * Q
-                                      : (unit / chunks * P + min64(P, (unit % chunks + 1) * rows)) * Q;
-      float sum[DW_K] = {};
-      for (int64_t i = first; i < last; ++i)
-        for (int64_t f = 0; f < filters; ++f) sum[f] += dy[i * K + k + f];
-      for (int64_t f = 0; f < filters; ++f) total[f] += sum[f];
-    }
-    for (int64_t f = 0; f < filters; ++f) dy_sums[part * K + k + f] = total[f];
+  // Adds dy over a unit's pixels, which are about to be used.
+  void sum_dy(int64_t part, int64_t unit) const {
+    const int64_t first = images > 1 ? unit * images * P * Q : (unit / chunks * P + unit % chunks * rows) * Q;
+    const int64_t last = images > 1 ? min64(N, (unit + 1) * images) * P * Q
+                                    : (unit / chunks * P + min64(P, (unit % chunks + 1) * rows)) * Q;
+    add_pixels<T>(dy, K, first, last, dy_sums + part * K);
   }
 
-  void finish(int64_t k) const {
-    float dy_sum = 0;
-    for (int64_t part = 0; part < parts; ++part) dy_sum += dy_sums[part * K + k];
+  // Whether all of dw[k] is finite.
+  bool finish(int64_t k) const {
     for (int64_t t = 0; t < taps; t += T::L) {
       typename T::V sum = T::set(0.f);
       for (int64_t part = 0; part < parts; ++part) sum = sum + T::load(sums + (part * K + k) * taps + t);
-      T::store(dw + k * taps + t, sum - T::load(w + k * taps + t) * T::set(dy_sum));
+      T::store(dw + k * taps + t, sum);
     }
+    return subtract_filter<T>(w + k * taps, taps, dy_sums + k, parts, K, dw + k * taps);
   }
+};
+
+// dw - w * sum dy for a dw = sum dy * x that a convolution has computed.
+template <class T> struct GradWeightRest : adder_shape {
+  const float *dy, *w;
+  float *dw;
+  int64_t taps, stretches, parts; // stretches of DW_PIXELS
+  float *dy_sums;                 // [parts][K]
+
+  GradWeightRest(const adder_shape &s, const float *dy_, const float *w_, float *dw_)
+      : adder_shape(s), dy(dy_), w(w_), dw(dw_), taps(R * S * (C / groups)), stretches(ceil_div(N * P * Q, DW_PIXELS)),
+        parts(min64(stretches, TASKS)) {}
+
+  void sum_dy(int64_t part) const {
+    memset(dy_sums + part * K, 0, static_cast<size_t>(K) * sizeof(float));
+    for (int64_t i = stretches * part / parts; i < stretches * (part + 1) / parts; ++i)
+      add_pixels<T>(dy, K, i * DW_PIXELS, min64(N * P * Q, (i + 1) * DW_PIXELS), dy_sums + part * K);
+  }
+
+  bool finish(int64_t k) const { return subtract_filter<T>(w + k * taps, taps, dy_sums + k, parts, K, dw + k * taps); }
 };
 
 // ---- entry points --------------------------------------------------------------------------------------------------
@@ -2369,6 +2439,15 @@ inline int grad_weight(const adder_shape *s, const float *dy, const float *x, co
   return ADDER_OK;
 }
 
+template <class F> int finish_filters(const F &f) {
+  Flag infinite;
+  parallel(f.K, grain_for(1. * f.parts * f.K * f.taps / Widest::L, f.K), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a)
+      if (!f.finish(a)) infinite.set();
+  });
+  return infinite.value ? ADDER_NOT_FINITE : ADDER_OK;
+}
+
 inline int grad_weight_product(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw) {
   typedef GradWeightProduct<Widest> Product;
   if (!Product::suits(*s)) return ADDER_UNSUITED;
@@ -2382,13 +2461,19 @@ inline int grad_weight_product(const adder_shape *s, const float *dy, const floa
   f.sums = sums;
   f.dy_sums = dy_sums;
   const double operations = 1. * s->N * s->P * s->Q * s->R * s->S * s->C * s->K / Widest::L;
-  parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) {
-    for (; a < b; ++a) f.task(a);
+  parallel(f.tasks(), grain_for(operations, f.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+  return f.failed.value ? ADDER_NO_MEMORY : finish_filters(f);
+}
+
+inline int grad_weight_from_convolution(const adder_shape *s, const float *dy, const float *w, float *dw) {
+  GradWeightRest<Widest> f(*s, dy, w, dw);
+  Scratch<float> dy_sums(f.parts * f.K);
+  if (!dy_sums) return ADDER_NO_MEMORY;
+  f.dy_sums = dy_sums;
+  parallel(f.parts, grain_for(1. * s->N * s->P * s->Q * s->K / Widest::L, f.parts), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.sum_dy(a);
   });
-  parallel(f.K, grain_for(1. * f.parts * f.K * f.taps / Widest::L, f.K), [&](int64_t a, int64_t b) {
-    for (; a < b; ++a) f.finish(a);
-  });
-  return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+  return finish_filters(f);
 }
 
 inline const char *kernel(const adder_shape *s, int direction) {
@@ -2408,7 +2493,7 @@ inline const char *kernel(const adder_shape *s, int direction) {
 }
 
 constexpr adder::Kernels kernels(const char *isa) {
-  return {isa, packed_size, pack, forward, grad_input, grad_weight, grad_weight_product, kernel};
+  return {isa, packed_size, pack, forward, grad_input, grad_weight, grad_weight_product, grad_weight_from_convolution, kernel};
 }
 
 } // namespace ADDER_NAMESPACE

@@ -26,6 +26,7 @@ struct Kernels {
                     int exact);
   int (*grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw, int mode);
   int (*grad_weight_product)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw);
+  int (*grad_weight_from_convolution)(const adder_shape *, const float *dy, const float *w, float *dw);
   const char *(*kernel)(const adder_shape *, int direction);
 };
 
