@@ -419,6 +419,36 @@ def test_same_bits_on_any_number_of_threads(shape, impl, threads):
             assert torch.equal(dx, first[1]), f"dx differs with {count} threads"
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        case("few_parts", "parts of several stretches, blocks shared out", (6, 128, 28, 28), (90, 128, 3, 3), 1, 1),
+        case("many_parts", "a block for each part, rows of many images", (300, 16, 16, 16), (12, 16, 3, 3), 2, 1),
+        case("small_images", "several images a stretch", (70, 48, 5, 5), (37, 48, 3, 3), 1, 1),
+        case("1x1", "few channels, with a stride", (9, 16, 30, 30), (50, 16, 1, 1), 2),
+    ],
+    ids=lambda c: c.id,
+)
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "generic"])
+def test_large_dw(shape, isa, native, threads):
+    """Outer products over more than a cache holds: right, and the same bits on any number of threads."""
+    native(isa)
+    x, weight, dy = tensors(shape)
+    assert cpu.kernels(x, weight, *shape.geometry)["dw"] == "outer products"
+    # The truth by a convolution in float64: truth.py would take minutes.
+    sums = convolution.full_grad_weight(dy.double(), x.double(), weight.double(), *shape.geometry)
+    all_positive = (dy.double().abs(), x.double().abs(), -weight.double().abs())
+    magnitude = convolution.full_grad_weight(*all_positive, *shape.geometry)
+    true = (sums.numpy(), magnitude.numpy(), dy.numel() // dy.shape[1])
+    first = None
+    for count in (1, 2, 2, 5, 1):
+        threads(count)
+        dw = cpu.grad_weight(dy, x, weight, *shape.geometry, "full")
+        first = dw if first is None else first
+        assert torch.equal(dw, first), f"dw differs with {count} threads"
+    assert_within(first, true, bound(true), f"dw of {shape}")
+
+
 @pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (3, 4), (2, 1)])
