@@ -28,6 +28,8 @@ LAYERS = [
     "dx generic 1 16 16 16 3 1",
     "dw avx2 1 16 32 16 3 1",
     "dw avx2 1 64 8 64 3 1",
+    "dw avx2 8 64 28 40 3 1",
+    "dw avx2 8 32 16 64 1 2",
 ]
 FUNCTIONS = {"forward": "adder_forward", "dx": "adder_grad_input", "dw": "adder_grad_weight_product"}
 

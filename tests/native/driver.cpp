@@ -93,6 +93,17 @@ static void run_case(const adder_shape &s, FILE *file, const std::string &isa, i
   const int status = adder_grad_weight_product(&s, dy.data(), x.data(), w.data(), gw.data());
   if (status == ADDER_OK) dw[0].check(gw, what + "dw, product");
   else if (status != ADDER_UNSUITED) run(status, "dw, product");
+  // A convolution's weight gradient is what filters of zeros get.
+  const Floats zeros(nw);
+  gw.assign(nw, nan);
+  run(adder_grad_weight(&s, dy.data(), x.data(), zeros.data(), gw.data(), ADDER_FULL), "dw, of zeros");
+  run(adder_grad_weight_from_convolution(&s, dy.data(), w.data(), gw.data()), "dw, from a convolution");
+  dw[0].check(gw, what + "dw, from a convolution");
+  for (float broken : {nan, INFINITY}) {
+    gw.back() = broken;
+    if (adder_grad_weight_from_convolution(&s, dy.data(), w.data(), gw.data()) != ADDER_NOT_FINITE)
+      fail(what + "an element that is not finite was not reported");
+  }
 }
 
 static int run_cases(const char *path) {
