@@ -70,6 +70,13 @@ static void run_case(const adder_shape &s, FILE *file, const std::string &isa, i
     y.assign(ny, nan);
     run(adder_forward(&s, x.data(), w.data(), nullptr, nullptr, y.data(), exact), "forward");
     (exact ? y_exact : y_fast).check(y, what + (exact ? "y, exact" : "y"));
+    for (int adds = 0; adds < 2; ++adds) {
+      Floats again(ny, nan);
+      adder_set_adds(adds);
+      run(adder_forward(&s, x.data(), w.data(), nullptr, nullptr, again.data(), exact), "forward");
+      if (std::memcmp(again.data(), y.data(), sizeof(float) * again.size())) fail(what + "additions and fma differ");
+    }
+    adder_set_adds(-1);
   }
   float *const packed = aligned(adder_packed_size(&s));
   adder_pack(&s, w.data(), packed);

@@ -39,6 +39,9 @@ ADDER_API const char *adder_isa(void);
 ADDER_API const char *adder_isas(void);
 /* Takes another instruction set than the best one; returns 0 if this CPU or build lacks it. */
 ADDER_API int adder_use(const char *isa);
+/* Whether AVX2 adds up by additions (1) or by fma(., 1) (0), which take the CPU's ports differently and give the same bits;
+ * -1: what this CPU is faster with, as at first. */
+ADDER_API void adder_set_adds(int adds);
 /* NULL: one thread. */
 ADDER_API void adder_set_parallel_for(adder_parallel_for parallel_for);
 

@@ -4,6 +4,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#if defined(ADDER_X86)
+#include <cpuid.h>
+#endif
 
 namespace adder {
 
@@ -61,6 +64,19 @@ static const Kernels *best() {
 
 static const Kernels *current = best();
 
+static bool adds_are_faster() {
+#if defined(ADDER_X86)
+  unsigned a, b, c, d;
+  constexpr unsigned AVX_VNNI = 1u << 4; // came with those cores
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX_VNNI);
+#else
+  return false;
+#endif
+}
+
+bool adds = adds_are_faster();
+
 } // namespace adder
 
 extern "C" {
@@ -87,6 +103,8 @@ int adder_use(const char *isa) {
     }
   return 0;
 }
+
+void adder_set_adds(int adds) { adder::adds = adds < 0 ? adder::adds_are_faster() : adds != 0; }
 
 void adder_set_parallel_for(adder_parallel_for parallel_for) { adder::threads = parallel_for; }
 

@@ -294,15 +294,18 @@ template <class T> constexpr bool joins_rows(int nv) { return T::REGISTERS < 32 
 constexpr int64_t UNROLLED = 4;
 #if defined(__AVX2__) && !defined(__AVX512VL__) && defined(__x86_64__)
 #define ADDER_FILTERS(U) "vmovups 32*" #U "(%%rdx), %%ymm12\n\tvmovups 32*" #U "(%%rdx,%[stride]), %%ymm13\n\t"
-#define ADDER_PIXEL(U, M, X)                                                                                                 \
+#define ADDER_BY_FMA(FROM, TO) "vfmadd231ps %[one], " FROM ", " TO "\n\t"
+#define ADDER_BY_ADD(FROM, TO) "vaddps " FROM ", " TO ", " TO "\n\t"
+#define ADDER_PIXEL(SUM, U, M, X)                                                                                            \
   "vbroadcastss 4*" #U "(" X "), %%ymm14\n\tvmaxps %%ymm12, %%ymm14, %%ymm15\n\tvmaxps %%ymm13, %%ymm14, %%ymm14\n\t"         \
-  "vfmadd231ps %[one], %%ymm15, %[a" #M "]\n\tvfmadd231ps %[one], %%ymm14, %[b" #M "]\n\t"
-#define ADDER_FOUR(U)                                                                                                        \
-  ADDER_FILTERS(U) ADDER_PIXEL(U, 0, "%%rax") ADDER_PIXEL(U, 1, "%%rax,%[o1]") ADDER_PIXEL(U, 2, "%%rax,%[o2]")              \
-      ADDER_PIXEL(U, 3, "%%rax,%[o3]")
-#define ADDER_FIVE(U) ADDER_FOUR(U) ADDER_PIXEL(U, 4, "%%rax,%[o4]")
-#define ADDER_LOOP(TAP)                                                                                                      \
-  "mov %[xs], %%rax\n\tmov %[ws], %%rdx\n\tmov %[count], %%rcx\n\t.p2align 5\n1:\n\t" TAP(0) TAP(1) TAP(2) TAP(3)            \
+      SUM("%%ymm15", "%[a" #M "]") SUM("%%ymm14", "%[b" #M "]")
+#define ADDER_FOUR(SUM, U)                                                                                                   \
+  ADDER_FILTERS(U) ADDER_PIXEL(SUM, U, 0, "%%rax") ADDER_PIXEL(SUM, U, 1, "%%rax,%[o1]")                                     \
+      ADDER_PIXEL(SUM, U, 2, "%%rax,%[o2]") ADDER_PIXEL(SUM, U, 3, "%%rax,%[o3]")
+#define ADDER_FIVE(SUM, U) ADDER_FOUR(SUM, U) ADDER_PIXEL(SUM, U, 4, "%%rax,%[o4]")
+#define ADDER_LOOP(TAP, SUM)                                                                                                 \
+  "mov %[xs], %%rax\n\tmov %[ws], %%rdx\n\tmov %[count], %%rcx\n\t.p2align 5\n1:\n\t"                                        \
+      TAP(SUM, 0) TAP(SUM, 1) TAP(SUM, 2) TAP(SUM, 3)                                                                        \
   "add $16, %%rax\n\tadd $128, %%rdx\n\tsub $4, %%rcx\n\tjnz 1b"
 #define ADDER_SUMS(M) [a##M] "+x"(acc[M][0]), [b##M] "+x"(acc[M][1])
 #define ADDER_INPUTS                                                                                                         \
@@ -313,28 +316,32 @@ constexpr int64_t UNROLLED = 4;
 template <class T, int MR, int NV, bool EXACT> constexpr bool has_unrolled() {
   return !EXACT && T::L == 8 && NV == 2 && (MR == 4 || MR == 5);
 }
-template <class V, int MR, int NV>
+#define ADDER_TAPS_OF_FIVE(SUM)                                                                                              \
+  asm volatile(ADDER_LOOP(ADDER_FIVE, SUM)                                                                                   \
+               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3), ADDER_SUMS(4)                                   \
+               : ADDER_INPUTS, [o4] "r"(4 * (offset[4] - offset[0]))                                                         \
+               : ADDER_CLOBBERS)
+#define ADDER_TAPS_OF_FOUR(SUM)                                                                                              \
+  asm volatile(ADDER_LOOP(ADDER_FOUR, SUM)                                                                                   \
+               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3)                                                  \
+               : ADDER_INPUTS                                                                                                \
+               : ADDER_CLOBBERS)
+template <bool ADDS, class V, int MR, int NV>
 ADDER_INLINE void unrolled_taps(V (&acc)[MR][NV], const float *xs, const int64_t *offset, const float *ws,
                                 int64_t panel_stride, int64_t count, V one) {
-  if constexpr (MR == 5)
-    asm volatile(ADDER_LOOP(ADDER_FIVE)
-                 : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3), ADDER_SUMS(4)
-                 : ADDER_INPUTS, [o4] "r"(4 * (offset[4] - offset[0]))
-                 : ADDER_CLOBBERS);
-  else
-    asm volatile(ADDER_LOOP(ADDER_FOUR)
-                 : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3)
-                 : ADDER_INPUTS
-                 : ADDER_CLOBBERS);
+  if constexpr (MR == 5 && ADDS) ADDER_TAPS_OF_FIVE(ADDER_BY_ADD);
+  else if constexpr (MR == 5) ADDER_TAPS_OF_FIVE(ADDER_BY_FMA);
+  else if constexpr (ADDS) ADDER_TAPS_OF_FOUR(ADDER_BY_ADD);
+  else ADDER_TAPS_OF_FOUR(ADDER_BY_FMA);
 }
 #else
 template <class T, int MR, int NV, bool EXACT> constexpr bool has_unrolled() { return false; }
-template <class... A> void unrolled_taps(A &&...) {}
+template <bool ADDS, class... A> void unrolled_taps(A &&...) {}
 #endif
 
 // sum[m][v] = sum over the segments of |x - w| (EXACT) or of max(x, w). Pixel m is at x[offsets[m]] if tiles may join rows,
-// else at x[m * offsets[0]].
-template <class T, int MR, int NV, bool EXACT>
+// else at x[m * offsets[0]]. ADDS: by additions, not by T::accumulate; the same bits.
+template <class T, int MR, int NV, bool EXACT, bool ADDS>
 __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t count, const float *x, const int64_t *offsets,
                                             const float *panel, int64_t panel_stride, float *sum) {
   typedef typename T::V V;
@@ -355,7 +362,7 @@ __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t coun
       int64_t t = segment->length;
       if constexpr (has_unrolled<T, MR, NV, EXACT>())
         if (const int64_t count = t / UNROLLED * UNROLLED) {
-          unrolled_taps(acc, xs, offset, ws, panel_stride, count, one);
+          unrolled_taps<ADDS>(acc, xs, offset, ws, panel_stride, count, one);
           xs += count;
           ws += count * T::L;
           t -= count;
@@ -368,8 +375,10 @@ __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t coun
         for (int m = 0; m < MR; ++m) {
           const V b = T::set(xs[offset[m]]);
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v)
-            acc[m][v] = T::accumulate(acc[m][v], EXACT ? T::distance(b, w[v]) : T::max(b, w[v]), one);
+          for (int v = 0; v < NV; ++v) {
+            const V term = EXACT ? T::distance(b, w[v]) : T::max(b, w[v]);
+            acc[m][v] = ADDS ? acc[m][v] + term : T::accumulate(acc[m][v], term, one);
+          }
         }
         ++xs;
         ws += T::L;
@@ -390,7 +399,7 @@ __attribute__((noinline)) void forward_tile(const Segment *segment, int64_t coun
 typedef void (*ForwardTile)(const Segment *, int64_t, const float *, const int64_t *, const float *, int64_t, float *);
 
 // All tiles by vectors and pixels; there is none of no pixels.
-template <class T, bool EXACT> struct ForwardTiles {
+template <class T, bool EXACT, bool ADDS = false> struct ForwardTiles {
   ForwardTile of[5][MAX_PIXELS + 1];
   constexpr ForwardTiles() : of() {
     list<1, max_pixels<T>(1, false)>();
@@ -398,7 +407,7 @@ template <class T, bool EXACT> struct ForwardTiles {
     if constexpr (T::REGISTERS >= 32) list<4, max_pixels<T>(4, false)>();
   }
   template <int NV, int MR> constexpr void list() {
-    of[NV][MR] = forward_tile<T, MR, NV, EXACT>;
+    of[NV][MR] = forward_tile<T, MR, NV, EXACT, ADDS>;
     if constexpr (MR > 1) list<NV, MR - 1>();
   }
 };
@@ -407,6 +416,10 @@ template <class T, bool EXACT> struct ForwardTiles {
 template <class T> const ForwardTile *forward_tiles(int nv, bool identity) {
   static constexpr ForwardTiles<T, false> maxima;
   static constexpr ForwardTiles<T, true> distances;
+  if constexpr (T::EITHER_SUM) {
+    static constexpr ForwardTiles<T, false, true> added;
+    if (identity && adder::adds) return added.of[nv];
+  }
   return identity ? maxima.of[nv] : distances.of[nv];
 }
 

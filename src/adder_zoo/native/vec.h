@@ -39,6 +39,7 @@ struct Vec4 {
   static constexpr bool MEDIAN = false;  // whether a median is cheaper than a difference and a clamp
   static constexpr bool OVER_IMAGES = false; // whether dx with a lane for each image is cheaper
   static constexpr bool IDENTITY = true; // whether a maximum is cheaper than the magnitude of a difference
+  static constexpr bool EITHER_SUM = false; // whether additions or fmas are faster, adder::adds says
   static ADDER_INLINE V load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
   static ADDER_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
   static ADDER_INLINE V set(float f) { return V{f, f, f, f}; }
@@ -77,6 +78,7 @@ struct Neon {
   static constexpr int REGISTERS = 32;
   static constexpr bool MEDIAN = true;
   static constexpr bool OVER_IMAGES = false;
+  static constexpr bool EITHER_SUM = false;
   static constexpr bool IDENTITY = false; // the magnitude of a difference is one instruction
   static ADDER_INLINE V load(const float *p) { return vld1q_f32(p); }
   static ADDER_INLINE void store(float *p, V v) { vst1q_f32(p, v); }
@@ -133,11 +135,13 @@ struct Vec8 {
   static constexpr bool MEDIAN = false;
   static constexpr bool OVER_IMAGES = false;
   static constexpr bool IDENTITY = true;
+  static constexpr bool EITHER_SUM = false;
 #else
   static constexpr int REGISTERS = 16;
   static constexpr bool MEDIAN = true;
   static constexpr bool OVER_IMAGES = true;
   static constexpr bool IDENTITY = true;
+  static constexpr bool EITHER_SUM = true;
 #endif
   static ADDER_INLINE V load(const float *p) { return _mm256_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm256_storeu_ps(p, v); }
@@ -191,6 +195,7 @@ struct Vec16 {
   static constexpr bool MEDIAN = false; // the clamp is one instruction
   static constexpr bool OVER_IMAGES = false;
   static constexpr bool IDENTITY = true;
+  static constexpr bool EITHER_SUM = false;
   static ADDER_INLINE V load(const float *p) { return _mm512_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm512_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm512_set1_ps(f); }
