@@ -36,7 +36,7 @@ test-arm: install
 	$(BIN)/python -m pytest tests/test_native_driver.py -k aarch64 -rs
 
 bench: install
-	$(BIN)/python benchmarks/cpu.py --threads 1 --isa avx2 --json benchmarks/results/cpu-avx2.json
+	$(BIN)/python benchmarks/cpu.py --threads 1 --json benchmarks/results/cpu.json
 
 check: install
 	$(BIN)/ruff check .

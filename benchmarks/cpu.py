@@ -1,6 +1,7 @@
 """How fast adder layers are on this CPU, against what a user would run instead.
 
     python benchmarks/cpu.py [--threads 2] [--isa avx2] [--repeats 15] [--parts ...] [--json FILE]
+    python benchmarks/cpu.py --summary FILE ...      # the rows of README's table
 
 Layers: those of ResNet-20 on CIFAR-10 (batch 128) and of ResNet-50 on ImageNet (batch 8; a choice), each direction
 beside
@@ -328,6 +329,36 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)
 
 
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A row of README's table: ResNet-20's layers all together (and each by itself), steps, inference."""
+    environment = record["environment"]
+    whole = record["resnet20_layers"]["all of the network"]
+    each = [row for title, row in record["resnet20_layers"].items() if title != "all of the network"]
+
+    def cell(key: str, digits: int) -> str:
+        values = [row[key] for row in each]
+        return f"{whole[key]:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+    networks = [
+        [record["lenet5_bn_step"]["vs_conv"], record["resnet20_step"]["vs_conv"]],
+        [record["inference"][name]["vs_conv"] for name in ("resnet20", "resnet50")],
+    ]
+    threads = "one thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
+    cells = [f"{environment['processor']}, {environment['isa'].upper().replace('AVX512', 'AVX-512')}, {threads}"]
+    cells += [cell("forward_vs_conv", 2), cell("forward_vs_cdist", 0), cell("dx_vs_conv", 2), cell("dw_vs_conv", 2)]
+    cells += [" / ".join(f"{value:.2f}" for value in values) for values in networks]
+    return "| " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Adder layers against what a user would run instead, on this CPU.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
@@ -336,8 +367,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images for the layers (default: 128 and 8)")
     parser.add_argument("--json", type=Path, help="write the figures there; parts that were not run stay")
     parser.add_argument("--isa", choices=("avx512", "avx2"), help="hold both sides to it (default: the CPU's best)")
+    parser.add_argument("--processor", help="its name, where it does not call itself by it (default: as it does)")
+    parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="print rows for README and leave")
     parser.add_argument("--peak", nargs=2, metavar=("SIMILARITY", "BATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.summary:
+        print("\n".join(summary(json.loads(path.read_text())) for path in args.summary))
+        return
     if args.peak:
         print(peak(args.peak[0], int(args.peak[1])))
         return
@@ -356,6 +392,7 @@ def main() -> None:
         "adder_zoo": adder_zoo.__version__,
         "torch": torch.__version__,
         "machine": platform.machine(),
+        "processor": args.processor or processor(),
         "isa": cpu.library().isa,
         "threads": args.threads,
         "repeats": args.repeats,

@@ -25,6 +25,9 @@ static inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 static inline V bits_min(V a, V b) {
   return _mm512_castsi512_ps(_mm512_min_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
+static inline V bits_max(V a, V b) {
+  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
 static inline V clamp(V a) { return _mm512_range_ps(a, set(1.f), 2); }
 static inline V opaque(V v) {
   asm("" : "+v"(v));
@@ -41,6 +44,9 @@ static inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 static inline V bits_min(V a, V b) {
   return _mm256_castsi256_ps(_mm256_min_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
 }
+static inline V bits_max(V a, V b) {
+  return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
 static inline V clamp(V a) {
   const V b = bits_min(a, set(1.f));
   return _mm256_castsi256_ps(_mm256_min_epu32(_mm256_castps_si256(b), _mm256_castps_si256(set(-1.f))));
@@ -52,7 +58,7 @@ static inline V opaque(V v) {
 #endif
 constexpr int L = sizeof(V) / sizeof(float), TAPS = 144;
 
-enum Kind { CONV, FORWARD, FORWARD_ADD, DX_CLAMP, DX_MEDIAN, DX_MEDIAN_FLOAT };
+enum Kind { CONV, FORWARD, FORWARD_ADD, FORWARD_INT, DX_CLAMP, DX_MEDIAN, DX_MEDIAN_FLOAT };
 
 // MR pixels x NV vectors; own: what a pixel keeps of its own, x - 1 and x + 1 or x.
 template <Kind KIND, int MR, int NV>
@@ -80,6 +86,7 @@ __attribute__((noinline)) void tile(const float *x, const float *w, const float 
         if (KIND == CONV) a = fma(b, ws[v], a);
         if (KIND == FORWARD) a = fma(max(b, ws[v]), one, a);
         if (KIND == FORWARD_ADD) a = a + max(b, ws[v]);
+        if (KIND == FORWARD_INT) a = fma(bits_max(b, ws[v]), one, a);
         if (KIND == DX_CLAMP) a = fma(clamp(ws[v] - low[m][v]), b, a);
         if (KIND == DX_MEDIAN) a = fma(bits_min(max(ws[v], low[m][v]), high[m][v]), b, a);
         if (KIND == DX_MEDIAN_FLOAT) a = fma(min(max(ws[v], low[m][v]), high[m][v]), b, a);
@@ -152,6 +159,7 @@ int main() {
       {"forward, 5 x 2, fma", tile<FORWARD, 5, 2>, 10},
       {"forward, 4 x 2, fma", tile<FORWARD, 4, 2>, 8},
       {"forward, 6 x 2, fma", tile<FORWARD, 6, 2>, 12},
+      {"forward, 5 x 2, integer max, fma", tile<FORWARD_INT, 5, 2>, 10},
       {"forward, 5 x 2, additions", tile<FORWARD_ADD, 5, 2>, 10},
       {"forward, 6 x 2, additions", tile<FORWARD_ADD, 6, 2>, 12},
       {"dx, 4 x 2, clamp", tile<DX_CLAMP, 4, 2>, 8},
