@@ -2088,11 +2088,12 @@ template <class T> struct GradWeightSign : adder_shape {
 // ---- dw as a matrix product ----------------------------------------------------------------------------------------
 
 // dw = sum dy * x - w * sum dy for finite operands. A tile holds a block of filters times NV vectors of channels for one tap
-// and runs over stretches of pixels that lie in one row. A task adds up one block of filters and channels, all taps, over
-// a part of the images; the parts are then summed in order.
-// Filters of a tile: the sums, NV vectors of x and a number of dy fill the registers.
+// and runs over stretches of pixels that lie in one row, a unit of them for all taps. A task adds up a share of the blocks of
+// filters and channels over a part of the images; the parts are then summed in order. There are as many parts as the size of
+// the sums allows, whatever the number of threads, which shares make up for.
+//
+// Filters of a block: their sums, NV vectors of x and a number of dy fill the registers.
 template <class T> constexpr int dw_filters(int nv) { return T::REGISTERS < 32 ? 6 : nv == 1 ? 16 : 14; }
-constexpr int MOST_DW_FILTERS = 16;
 // Pixels that a tile adds up in registers: a stretch of x and dy that stays in the first-level cache for all taps.
 constexpr int64_t DW_PIXELS = 128;
 // Bytes of x and dy that the blocks of filters and channels go over one after the other, to stay in the second-level cache.
@@ -2183,8 +2184,8 @@ template <class T> struct GradWeightProduct : adder_shape {
   float *dw;
   int64_t taps;
   int64_t images, rows, chunks, units; // a unit: so many images, or so many rows of one
-  int64_t k_blocks, c_blocks, parts, shares; // shares: the blocks of filters and channels, so many tasks for each part
-  int64_t cached;                            // units of x and dy that stay in the second-level cache
+  int64_t k_blocks, c_blocks, parts, shares;
+  int64_t cached;        // units whose x and dy stay in the second-level cache
   float *sums, *dy_sums; // [parts][K][R][S][C], [parts][K]
   Flag failed;
 
@@ -2205,7 +2206,7 @@ template <class T> struct GradWeightProduct : adder_shape {
   int64_t bytes() const { return 4 * N * (H * W * C + P * Q * K); }
   int64_t tasks() const { return parts * shares; }
 
-  // Neighbouring tasks of a part are done as one: all their blocks go over a stretch of x and dy before the next comes.
+  // Neighbouring tasks of a part are done as one: all their blocks go over what the cache holds before more comes.
   void run(int64_t task, int64_t last) {
     for (int64_t next; task < last; task = next) {
       const int64_t part = task / shares;
