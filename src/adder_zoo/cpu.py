@@ -234,13 +234,11 @@ def grad_weight(
     shape = _shape(x, weight, stride, padding, dilation, groups)
     dw = _empty(weight.shape)
     if weight_grad == "full" and not exact:
-        operands = (dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
-        status = library().grad_weight_product(shape, *operands)
+        status = library().grad_weight_product(shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
         if status == _UNSUITED:
             dw = convolution.grad_weight_product(dy, x, weight, stride, padding, dilation, groups)
             dw = dw.contiguous(memory_format=torch.channels_last)
-            operands = (dy.data_ptr(), weight.data_ptr(), dw.data_ptr())
-            status = library().grad_weight_from_convolution(shape, *operands)
+            status = library().grad_weight_from_convolution(shape, dy.data_ptr(), weight.data_ptr(), dw.data_ptr())
         if status != _NOT_FINITE:
             _check(status)
             return dw.to(dtype)
