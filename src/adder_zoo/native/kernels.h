@@ -12,9 +12,8 @@
 // no tile has a branch for the border.
 //
 // What one output adds up, and in which order, does not depend on how the work is cut into tasks: the result has the
-// same bits with any number of threads. (dx of an image may differ in its last bits with the number of images: those that
-// do not fill a vector are added up in another order. And y of a pixel may differ with those that share its tile, which pass the
-// test of the identity together.)
+// same bits with any number of threads. The last bits may differ with the number of images: those that do not fill a
+// vector have dx added up in another order, and pixels that share a tile pass the test of y's identity together.
 #ifndef ADDER_KERNELS_H
 #define ADDER_KERNELS_H
 
