@@ -1,0 +1,78 @@
+"""What the forward of a layer can reach on Zen 3 with AVX2, by a model of its ports and callgrind's instructions.
+
+    python benchmarks/limits.py DRIVER [--layer "8 64 56 64 3 1" ...]
+
+DRIVER is tests/native/driver.cpp, linked with the library (see tests/native/count.py); a layer is N C H K R STRIDE.
+
+The tiles take what `tiles.cpp` measured for them as a multiple of a convolution's tile, 0.5 cycles for a vector of a
+tap; everything else (rows copied and summed, filters packed, tests, stores) is taken to run at three instructions
+a cycle.
+Against that stands a convolution that does all taps inside of the image in its tile and nothing else: oneDNN, which a
+layer is measured against, is slower than that. The model knows no memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+LAYERS = (
+    *("32 16 32 16 3 1", "32 32 16 32 3 1", "32 64 8 64 3 1", "8 64 56 64 3 1", "8 128 28 128 3 1", "8 256 14 256 3 1"),
+    *("8 512 7 512 3 1", "8 64 56 256 1 1", "8 1024 14 256 1 1"),
+)
+CONVOLUTION = 0.5  # cycles for a vector of a tap: two fmas a cycle
+TIMES = {5: 1.03, 4: 1.12}  # tiles.cpp on Zen 3: multiples of that by pixels of the tile
+# Of a loop of four taps: two loads of filters, for each pixel one of x, two maxima and two fmas; and four to go on.
+INSTRUCTIONS = {pixels: (4 * (2 + 5 * pixels) + 4) / (4 * 2 * pixels) for pixels in TIMES}
+OTHERS = 3  # instructions a cycle
+
+
+def counted(driver: Path, layer: str) -> dict[str, int]:
+    """Instructions by function, within adder_forward."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"{folder}/callgrind.out"
+        command = ["valgrind", "--tool=callgrind", "--toggle-collect=adder_forward", f"--callgrind-out-file={out}"]
+        subprocess.run([*command, driver, "layer", "forward", "avx2", *layer.split()], check=True, capture_output=True)
+        annotate = ["callgrind_annotate", "--threshold=100", out]
+        text = subprocess.run(annotate, check=True, capture_output=True, text=True).stdout
+    rows = re.findall(r"^\s*([\d,]+) \([\d. ]+%\)  \S*?:(.*)$", text, re.M)
+    return {name: int(count.replace(",", "")) for count, name in rows}
+
+
+def taps(layer: str) -> int:
+    """Vectors of taps inside of the image, of all outputs."""
+    N, C, H, K, R, stride = (int(n) for n in layer.split())
+    pad = R // 2
+    P = (H + 2 * pad - R) // stride + 1
+    inside = sum(0 <= p * stride - pad + r < H for p in range(P) for r in range(R))
+    return N * inside**2 * C * K // 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("driver", type=Path)
+    parser.add_argument("--layer", action="append", help='"N C H K R STRIDE"; default: some of ResNet-20 and ResNet-50')
+    args = parser.parse_args()
+    print("| N, C, H, K, R, stride | in tiles of 5 | of 4 | in tiles beyond the taps inside | other instructions | limit |")
+    print("|---|---|---|---|---|---|")
+    for layer in args.layer or LAYERS:
+        counts = counted(args.driver.resolve(), layer)
+        total = sum(counts.values())
+        tiles = {
+            pixels: sum(n for name, n in counts.items() if f"forward_tile<adder_avx2::Vec8, {pixels}, 2, false" in name)
+            for pixels in TIMES
+        }
+        vectors = {pixels: n / INSTRUCTIONS[pixels] for pixels, n in tiles.items()}
+        others = total - sum(tiles.values())
+        cycles = sum(n * TIMES[pixels] * CONVOLUTION for pixels, n in vectors.items()) + others / OTHERS
+        done, inside = sum(vectors.values()), taps(layer)
+        shares = [*(n / done for n in vectors.values()), max(0.0, 1 - inside / done), others / total]
+        row = " | ".join(f"{100 * share:.0f} %" for share in shares)
+        print(f"| {layer} | {row} | {inside * CONVOLUTION / cycles:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
