@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("driver", type=Path)
     parser.add_argument("--layer", action="append", help='"N C H K R STRIDE"; default: some of ResNet-20 and ResNet-50')
     args = parser.parse_args()
-    print("| N, C, H, K, R, stride | in tiles of 5 | of 4 | in tiles beyond the taps inside | other instructions | limit |")
+    titles = ("N, C, H, K, R, stride", "in tiles of 5", "of 4", "in tiles beyond the taps inside", "other instructions")
+    print(f"| {' | '.join(titles)} | limit |")
     print("|---|---|---|---|---|---|")
     for layer in args.layer or LAYERS:
         counts = counted(args.driver.resolve(), layer)
