@@ -4,9 +4,9 @@
 
 DRIVER is tests/native/driver.cpp, linked with the library (see tests/native/count.py); a layer is N C H K R STRIDE.
 
-The tiles take what `tiles.cpp` measured for them as a multiple of a convolution's tile, 0.5 cycles for a vector of a
-tap; everything else (rows copied and summed, filters packed, tests, stores) is taken to run at three instructions
-a cycle.
+The tiles' loops take what `tiles.cpp` measured for them as a multiple of a convolution's tile, 0.5 cycles for a vector of
+a tap; everything else (rows copied and summed, filters packed, tests, stores) is taken to run at three instructions a
+cycle.
 Against that stands a convolution that does all taps inside of the image in its tile and nothing else: oneDNN, which a
 layer is measured against, is slower than that. The model knows no memory.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 LAYERS = (
     *("32 16 32 16 3 1", "32 32 16 32 3 1", "32 64 8 64 3 1", "8 64 56 64 3 1", "8 128 28 128 3 1", "8 256 14 256 3 1"),
-    *("8 512 7 512 3 1", "8 64 56 256 1 1", "8 1024 14 256 1 1"),
+    *("8 512 7 512 3 1", "8 64 56 256 1 1", "8 1024 14 256 1 1", "32 16 32 32 3 2", "32 32 16 64 1 2", "8 512 28 1024 1 2"),
 )
 CONVOLUTION = 0.5  # cycles for a vector of a tap: two fmas a cycle
 TIMES = {5: 1.03, 4: 1.12}  # tiles.cpp on Zen 3: multiples of that by pixels of the tile
@@ -42,13 +42,13 @@ def counted(driver: Path, layer: str) -> dict[str, int]:
     return {name: int(count.replace(",", "")) for count, name in rows}
 
 
-def taps(layer: str) -> int:
-    """Vectors of taps inside of the image, of all outputs."""
+def taps(layer: str, columns_of_padding: bool) -> int:
+    """Vectors of taps of all outputs: inside of the image, or with columns of padding, as the tiles take them."""
     N, C, H, K, R, stride = (int(n) for n in layer.split())
     pad = R // 2
     P = (H + 2 * pad - R) // stride + 1
     inside = sum(0 <= p * stride - pad + r < H for p in range(P) for r in range(R))
-    return N * inside**2 * C * K // 8
+    return N * inside * (P * R if columns_of_padding else inside) * C * K // 8
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("driver", type=Path)
     parser.add_argument("--layer", action="append", help='"N C H K R STRIDE"; default: some of ResNet-20 and ResNet-50')
     args = parser.parse_args()
-    titles = ("N, C, H, K, R, stride", "in tiles of 5", "of 4", "in tiles beyond the taps inside", "other instructions")
+    titles = ("N, C, H, K, R, stride", "in tiles of 5", "of 4", "taps on padding", "other instructions")
     print(f"| {' | '.join(titles)} | limit |")
     print("|---|---|---|---|---|---|")
     for layer in args.layer or LAYERS:
@@ -66,11 +66,15 @@ def main() -> None:
             pixels: sum(n for name, n in counts.items() if f"forward_tile<adder_avx2::Vec8, {pixels}, 2, false" in name)
             for pixels in TIMES
         }
-        vectors = {pixels: n / INSTRUCTIONS[pixels] for pixels, n in tiles.items()}
-        others = total - sum(tiles.values())
+        if not sum(tiles.values()):
+            parser.error(f"layer {layer}: no tiles of two vectors with maxima; fewer than 32 taps take differences")
+        inside, done = taps(layer, False), taps(layer, True)
+        # A tile is its loop and some instructions around it; the loops' are known, as all taps are.
+        by_size = {pixels: n / INSTRUCTIONS[pixels] for pixels, n in tiles.items()}
+        vectors = {pixels: done * n / sum(by_size.values()) for pixels, n in by_size.items()}
+        others = total - sum(n * INSTRUCTIONS[pixels] for pixels, n in vectors.items())
         cycles = sum(n * TIMES[pixels] * CONVOLUTION for pixels, n in vectors.items()) + others / OTHERS
-        done, inside = sum(vectors.values()), taps(layer)
-        shares = [*(n / done for n in vectors.values()), max(0.0, 1 - inside / done), others / total]
+        shares = [*(n / done for n in vectors.values()), 1 - inside / done, others / total]
         row = " | ".join(f"{100 * share:.0f} %" for share in shares)
         print(f"| {layer} | {row} | {inside * CONVOLUTION / cycles:.2f} |", flush=True)
 

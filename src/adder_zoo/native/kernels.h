@@ -284,145 +284,6 @@ template <class T> void store_channels(float *to, const float *from, int64_t vec
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are no constant
-// step apart then, and each of them takes a register of its own for its offset.
-template <class T> constexpr bool joins_rows(int nv) { return T::REGISTERS < 32 && nv == 2; }
-
-// A multiple of UNROLLED taps of the forward's most frequent tiles, two vectors of AVX2 for five or four pixels. The
-// processor takes in six instructions a cycle, which is what a tap needs with its loop beside it: unrolled, the loop is
-// cheaper. The compiler cannot be had to do it within 16 registers (its two taps take 1.5 times as long as two of one).
-constexpr int64_t UNROLLED = 4;
-#if defined(__AVX2__) && !defined(__AVX512VL__) && defined(__x86_64__)
-#define ADDER_FILTERS(U) "vmovups 32*" #U "(%%rdx), %%ymm12\n\tvmovups 32*" #U "(%%rdx,%[stride]), %%ymm13\n\t"
-#define ADDER_BY_FMA(FROM, TO) "vfmadd231ps %[one], " FROM ", " TO "\n\t"
-#define ADDER_BY_ADD(FROM, TO) "vaddps " FROM ", " TO ", " TO "\n\t"
-#define ADDER_PIXEL(SUM, U, M, X)                                                                                            \
-  "vbroadcastss 4*" #U "(" X "), %%ymm14\n\tvmaxps %%ymm12, %%ymm14, %%ymm15\n\tvmaxps %%ymm13, %%ymm14, %%ymm14\n\t"         \
-      SUM("%%ymm15", "%[a" #M "]") SUM("%%ymm14", "%[b" #M "]")
-#define ADDER_FOUR(SUM, U)                                                                                                   \
-  ADDER_FILTERS(U) ADDER_PIXEL(SUM, U, 0, "%%rax") ADDER_PIXEL(SUM, U, 1, "%%rax,%[o1]")                                     \
-      ADDER_PIXEL(SUM, U, 2, "%%rax,%[o2]") ADDER_PIXEL(SUM, U, 3, "%%rax,%[o3]")
-#define ADDER_FIVE(SUM, U) ADDER_FOUR(SUM, U) ADDER_PIXEL(SUM, U, 4, "%%rax,%[o4]")
-#define ADDER_LOOP(TAP, SUM)                                                                                                 \
-  "mov %[xs], %%rax\n\tmov %[ws], %%rdx\n\tmov %[count], %%rcx\n\t.p2align 5\n1:\n\t"                                        \
-      TAP(SUM, 0) TAP(SUM, 1) TAP(SUM, 2) TAP(SUM, 3)                                                                        \
-  "add $16, %%rax\n\tadd $128, %%rdx\n\tsub $4, %%rcx\n\tjnz 1b"
-#define ADDER_SUMS(M) [a##M] "+x"(acc[M][0]), [b##M] "+x"(acc[M][1])
-#define ADDER_INPUTS                                                                                                         \
-  [xs] "r"(xs + offset[0]), [ws] "r"(ws), [stride] "r"(4 * panel_stride), [count] "r"(count), [one] "x"(one),                \
-      [o1] "r"(4 * (offset[1] - offset[0])), [o2] "r"(4 * (offset[2] - offset[0])), [o3] "r"(4 * (offset[3] - offset[0]))
-#define ADDER_CLOBBERS "rax", "rcx", "rdx", "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory"
-
-template <class T, int MR, int NV, bool EXACT> constexpr bool has_unrolled() {
-  return !EXACT && T::L == 8 && NV == 2 && (MR == 4 || MR == 5);
-}
-#define ADDER_TAPS_OF_FIVE(SUM)                                                                                              \
-  asm volatile(ADDER_LOOP(ADDER_FIVE, SUM)                                                                                   \
-               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3), ADDER_SUMS(4)                                   \
-               : ADDER_INPUTS, [o4] "r"(4 * (offset[4] - offset[0]))                                                         \
-               : ADDER_CLOBBERS)
-#define ADDER_TAPS_OF_FOUR(SUM)                                                                                              \
-  asm volatile(ADDER_LOOP(ADDER_FOUR, SUM)                                                                                   \
-               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3)                                                  \
-               : ADDER_INPUTS                                                                                                \
-               : ADDER_CLOBBERS)
-template <bool ADDS, class V, int MR, int NV>
-ADDER_INLINE void unrolled_taps(V (&acc)[MR][NV], const float *xs, const int64_t *offset, const float *ws,
-                                int64_t panel_stride, int64_t count, V one) {
-  if constexpr (MR == 5 && ADDS) ADDER_TAPS_OF_FIVE(ADDER_BY_ADD);
-  else if constexpr (MR == 5) ADDER_TAPS_OF_FIVE(ADDER_BY_FMA);
-  else if constexpr (ADDS) ADDER_TAPS_OF_FOUR(ADDER_BY_ADD);
-  else ADDER_TAPS_OF_FOUR(ADDER_BY_FMA);
-}
-#else
-template <class T, int MR, int NV, bool EXACT> constexpr bool has_unrolled() { return false; }
-template <bool ADDS, class... A> void unrolled_taps(A &&...) {}
-#endif
-
-// sum[m][v] = sum over the segments of |x - w| (EXACT) or of max(x, w). Pixel m is at x[offsets[m]] if tiles may join rows,
-// else at x[m * offsets[0]]. ADDS: by additions, not by T::accumulate; the same bits.
-template <class T, int MR, int NV, bool EXACT, bool ADDS>
-__attribute__((noinline)) void forward_tile(const Segment *segment, int64_t count, const float *x, const int64_t *offsets,
-                                            const float *panel, int64_t panel_stride, float *sum) {
-  typedef typename T::V V;
-  const V one = T::opaque(T::set(1.f));
-  int64_t offset[MR];
-#pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m) offset[m] = joins_rows<T>(NV) ? offsets[m] : m * offsets[0];
-  const Segment *const end = segment + count;
-  for (bool first = true; segment != end; first = false) {
-    V acc[MR][NV];
-#pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = T::set(0.f);
-    bool last;
-    do {
-      const float *xs = x + segment->source, *ws = panel + segment->panel * T::L;
-      int64_t t = segment->length;
-      if constexpr (has_unrolled<T, MR, NV, EXACT>())
-        if (const int64_t count = t / UNROLLED * UNROLLED) {
-          unrolled_taps<ADDS>(acc, xs, offset, ws, panel_stride, count, one);
-          xs += count;
-          ws += count * T::L;
-          t -= count;
-        }
-      for (; t > 0; --t) {
-        V w[NV];
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) w[v] = T::load(ws + v * panel_stride);
-#pragma GCC unroll 16
-        for (int m = 0; m < MR; ++m) {
-          const V b = T::set(xs[offset[m]]);
-#pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) {
-            const V term = EXACT ? T::distance(b, w[v]) : T::max(b, w[v]);
-            acc[m][v] = ADDS ? acc[m][v] + term : T::accumulate(acc[m][v], term, one);
-          }
-        }
-        ++xs;
-        ws += T::L;
-      }
-      last = segment->last;
-      ++segment;
-    } while (!last && segment != end);
-#pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        float *s = sum + (m * NV + v) * T::L;
-        T::store(s, first ? acc[m][v] : T::load(s) + acc[m][v]);
-      }
-  }
-}
-
-typedef void (*ForwardTile)(const Segment *, int64_t, const float *, const int64_t *, const float *, int64_t, float *);
-
-// All tiles by vectors and pixels; there is none of no pixels.
-template <class T, bool EXACT, bool ADDS = false> struct ForwardTiles {
-  ForwardTile of[5][MAX_PIXELS + 1];
-  constexpr ForwardTiles() : of() {
-    list<1, max_pixels<T>(1, false)>();
-    list<2, max_pixels<T>(2, false)>();
-    if constexpr (T::REGISTERS >= 32) list<4, max_pixels<T>(4, false)>();
-  }
-  template <int NV, int MR> constexpr void list() {
-    of[NV][MR] = forward_tile<T, MR, NV, EXACT, ADDS>;
-    if constexpr (MR > 1) list<NV, MR - 1>();
-  }
-};
-
-// The tiles of nv vectors by number of pixels, of max(x, w) or of |x - w|.
-template <class T> const ForwardTile *forward_tiles(int nv, bool identity) {
-  static constexpr ForwardTiles<T, false> maxima;
-  static constexpr ForwardTiles<T, true> distances;
-  if constexpr (T::EITHER_SUM) {
-    static constexpr ForwardTiles<T, false, true> added;
-    if (identity && adder::adds) return added.of[nv];
-  }
-  return identity ? maxima.of[nv] : distances.of[nv];
-}
-
 // The identity  sum |x - w| = 2 sum max(x, w) - sum x - sum w  saves an operation for each tap and loses digits where
 // sums cancel. With A = sum |x|, B = sum |w| and 2 |max(x, w)| <= |x| + |w| + |x - w|, all that it adds up is at most
 // 2 (A + B) + |y| in magnitude, so its error is at most gamma * (2 (A + B) + |y|), gamma = chain * 2^-24 for the
@@ -443,11 +304,9 @@ template <class T> struct Output {
   int64_t channels; // of the block that are real
   bool whole;       // all lanes of its vectors are
 
-  Output at(int64_t q) const {
-    Output o = *this;
-    o.y += q * step;
-    if (residual) o.residual += q * step;
-    return o;
+  void advance(int64_t pixels) {
+    y += pixels * step;
+    if (residual) residual += pixels * step;
   }
 };
 
@@ -474,11 +333,41 @@ template <class T, class F> ADDER_INLINE void store_pixel(const Output<T> &out, 
   if (!out.whole) memcpy(out.y + m * out.step, row, static_cast<size_t>(out.channels) * sizeof(float));
 }
 
+// The same for a whole tile that is in registers, of whole vectors.
+template <class T, int MR, int NV> ADDER_INLINE void store_tile(const Output<T> &out, const typename T::V (&values)[MR][NV]) {
+  typedef typename T::V V;
+  float *const to = out.y;
+  const int64_t step = out.step;
+  if (!out.scale) {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) T::store(to + m * step + v * T::L, values[m][v]);
+    return;
+  }
+  const float *const scale = out.scale, *const shift = out.shift, *const residual = out.residual;
+  const bool relu = out.relu;
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      V y = T::fma(values[m][v], T::load(scale + v * T::L), T::load(shift + v * T::L));
+      if (residual) y = y + T::load(residual + m * step + v * T::L);
+      if (relu) y = T::max(T::set(0.f), y);
+      T::store(to + m * step + v * T::L, y);
+    }
+}
+
 // What the test of the identity needs of a row's filters.
 struct Sums {
   const float *x, *abs_x; // [pixels], Σ x and Σ |x| over a patch
   const float *w, *abs_w; // [NV * L]
   float most_x, most_w;   // no less than any of abs_x, and of abs_w; infinity where one is not finite
+
+  void advance(int64_t pixels) {
+    x += pixels;
+    abs_x += pixels;
+  }
 };
 
 // The largest of `count` values that are not negative; infinity where one is not finite.
@@ -508,63 +397,198 @@ constexpr float MOST = FLT_MAX / 8;
 
 // Do all outputs of a tile pass the test, one by one?
 template <class T>
-__attribute__((noinline)) bool each_passes(const float *sum, int64_t mr, int nv, const Sums &sums) {
+__attribute__((noinline)) bool each_passes(const float *values, int64_t mr, int nv, const Sums &sums) {
   typedef typename T::V V;
   bool good = true;
   for (int64_t m = 0; m < mr && good; ++m)
     for (int v = 0; v < nv; ++v) {
-      const V s = T::load(sum + (m * nv + v) * T::L);
-      const V value = (T::set(sums.x[m]) + T::load(sums.w + v * T::L)) - (s + s);
-      const V limit = T::min(T::set(FLT_MAX), T::abs(value) * T::set(CANCELLATION));
+      const V limit = T::min(T::set(FLT_MAX), T::abs(T::load(values + (m * nv + v) * T::L)) * T::set(CANCELLATION));
       good &= T::all_le(T::set(sums.abs_x[m]) + T::load(sums.abs_w + v * T::L), limit);
     }
   return good;
 }
 
-// Writes a tile's outputs from its sums of max(x, w), or returns false if one of them does not pass the test.
-template <class T, int NV>
-bool finish_identity(const float *sum, int64_t mr, const Sums &sums, const Output<T> &out) {
+// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are no constant
+// step apart then, and each of them takes a register of its own for its offset.
+template <class T> constexpr bool joins_rows(int nv) { return T::REGISTERS < 32 && nv == 2; }
+
+// A multiple of UNROLLED taps of the forward's most frequent tiles, two vectors of AVX2 for five or four pixels. The
+// processor takes in six instructions a cycle, which is what a tap needs with its loop beside it: unrolled, the loop is
+// cheaper. The compiler cannot be had to do it within 16 registers (its two taps take 1.5 times as long as two of one).
+constexpr int64_t UNROLLED = 4;
+#if defined(__AVX2__) && !defined(__AVX512VL__) && defined(__x86_64__)
+#define ADDER_FILTERS(U) "vmovups 32*" #U "(%%rdx), %%ymm12\n\tvmovups 32*" #U "(%%rdx,%[stride],4), %%ymm13\n\t"
+#define ADDER_BY_FMA(FROM, TO) "vfmadd231ps %[one], " FROM ", " TO "\n\t"
+#define ADDER_BY_ADD(FROM, TO) "vaddps " FROM ", " TO ", " TO "\n\t"
+#define ADDER_PIXEL(SUM, U, M, X)                                                                                            \
+  "vbroadcastss 4*" #U "(" X "), %%ymm14\n\tvmaxps %%ymm12, %%ymm14, %%ymm15\n\tvmaxps %%ymm13, %%ymm14, %%ymm14\n\t"         \
+      SUM("%%ymm15", "%[a" #M "]") SUM("%%ymm14", "%[b" #M "]")
+#define ADDER_FOUR(SUM, U)                                                                                                   \
+  ADDER_FILTERS(U) ADDER_PIXEL(SUM, U, 0, "%%rax") ADDER_PIXEL(SUM, U, 1, "%%rax,%[o1],4")                                     \
+      ADDER_PIXEL(SUM, U, 2, "%%rax,%[o2],4") ADDER_PIXEL(SUM, U, 3, "%%rax,%[o3],4")
+#define ADDER_FIVE(SUM, U) ADDER_FOUR(SUM, U) ADDER_PIXEL(SUM, U, 4, "%%rax,%[o4],4")
+#define ADDER_LOOP(TAP, SUM)                                                                                                 \
+  "mov %[xs], %%rax\n\tmov %[ws], %%rdx\n\tmov %[count], %%rcx\n\t.p2align 5\n1:\n\t"                                        \
+      TAP(SUM, 0) TAP(SUM, 1) TAP(SUM, 2) TAP(SUM, 3)                                                                        \
+  "add $16, %%rax\n\tadd $128, %%rdx\n\tsub $4, %%rcx\n\tjnz 1b"
+#define ADDER_SUMS(M) [a##M] "+x"(acc[M][0]), [b##M] "+x"(acc[M][1])
+#define ADDER_INPUTS                                                                                                         \
+  [xs] "r"(xs), [ws] "r"(ws), [stride] "r"(panel_stride), [count] "r"(count), [one] "x"(one), [o1] "r"(offset[1]),           \
+      [o2] "r"(offset[2]), [o3] "r"(offset[3])
+#define ADDER_CLOBBERS "rax", "rcx", "rdx", "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory"
+
+template <class T, int MR, int NV, bool EXACT> constexpr bool has_unrolled() {
+  return !EXACT && T::L == 8 && NV == 2 && (MR == 4 || MR == 5);
+}
+#define ADDER_TAPS_OF_FIVE(SUM)                                                                                              \
+  asm volatile(ADDER_LOOP(ADDER_FIVE, SUM)                                                                                   \
+               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3), ADDER_SUMS(4)                                   \
+               : ADDER_INPUTS, [o4] "r"(offset[4])                                                                             \
+               : ADDER_CLOBBERS)
+#define ADDER_TAPS_OF_FOUR(SUM)                                                                                              \
+  asm volatile(ADDER_LOOP(ADDER_FOUR, SUM)                                                                                   \
+               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3)                                                  \
+               : ADDER_INPUTS                                                                                                \
+               : ADDER_CLOBBERS)
+template <bool ADDS, class V, int MR, int NV>
+ADDER_INLINE void unrolled_taps(V (&acc)[MR][NV], const float *xs, const int64_t *offset, const float *ws,
+                                int64_t panel_stride, int64_t count, V one) {
+  if constexpr (MR == 5 && ADDS) ADDER_TAPS_OF_FIVE(ADDER_BY_ADD);
+  else if constexpr (MR == 5) ADDER_TAPS_OF_FIVE(ADDER_BY_FMA);
+  else if constexpr (ADDS) ADDER_TAPS_OF_FOUR(ADDER_BY_ADD);
+  else ADDER_TAPS_OF_FOUR(ADDER_BY_FMA);
+}
+#else
+template <class T, int MR, int NV, bool EXACT> constexpr bool has_unrolled() { return false; }
+template <bool ADDS, class... A> void unrolled_taps(A &&...) {}
+#endif
+
+// What the tiles of a row work on.
+template <class T> struct ForwardRow {
+  const Segment *segments;
+  int64_t count;
+  const int64_t *offsets; // pixel m > 0 is at x[offsets[m]] if tiles may join rows, else at x[m * offsets[1]]
+  const float *panel;
+  int64_t panel_stride;
+  float *sum;           // [MR][NV][L], of chains before the last
+  const float *outside; // [NV * L], Σ |w| of the taps outside of the image
+  Output<T> out;        // of whole vectors
+  Sums sums;
+};
+
+// Writes the outputs of MR pixels from the first one's x on: by |x - w| (EXACT), or by max(x, w) and the identity, and then
+// returns whether all of them pass its test. The sums do not leave the registers in between. ADDS: by additions, not by
+// T::accumulate; the same bits.
+template <class T, int MR, int NV, bool EXACT, bool ADDS>
+__attribute__((noinline)) bool forward_tile(const ForwardRow<T> &row, const float *x) {
   typedef typename T::V V;
-  V largest = T::set(-FLT_MAX), w[NV]; // y is negative, so the largest has the smallest magnitude
+  const V one = T::opaque(T::set(1.f));
+  const float *const panel = row.panel;
+  const int64_t panel_stride = row.panel_stride;
+  int64_t offset[MR];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) offset[m] = m == 0 ? 0 : joins_rows<T>(NV) ? row.offsets[m] : m * row.offsets[1];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) prefetch_to_write(row.out.y + m * row.out.step);
+  const Segment *segment = row.segments, *const end = segment + row.count;
+  V acc[MR][NV];
+  float *const sum = row.sum;
+  const auto each = [&](auto f) ADDER_LAMBDA_INLINE {
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) w[v] = T::load(sums.w + v * T::L);
-  const bool plain = out.whole && !out.scale;
-  for (int64_t m = 0; m < mr; ++m) {
-    const V sx = T::set(sums.x[m]);
-    V values[NV];
+      for (int v = 0; v < NV; ++v) f(acc[m][v], sum + (m * NV + v) * T::L);
+  };
+  for (bool first = true;; first = false) {
+    each([](V &a, float *) ADDER_LAMBDA_INLINE { a = T::set(0.f); });
+    for (bool last = false; !last && segment != end; ++segment) {
+      const float *xs = x + segment->source, *ws = panel + segment->panel * T::L;
+      int64_t t = segment->length;
+      if constexpr (has_unrolled<T, MR, NV, EXACT>())
+        if (const int64_t count = t & -UNROLLED) {
+          unrolled_taps<ADDS>(acc, xs, offset, ws, panel_stride, count, one);
+          xs += count;
+          ws += count * T::L;
+          t -= count;
+        }
+      for (; t > 0; --t) {
+        V w[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      const V s = T::load(sum + (m * NV + v) * T::L);
-      values[v] = (sx + w[v]) - (s + s);
-      largest = T::max(values[v], largest);
+        for (int v = 0; v < NV; ++v) w[v] = T::load(ws + v * panel_stride);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) {
+          const V b = T::set(xs[offset[m]]);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) {
+            const V term = EXACT ? T::distance(b, w[v]) : T::max(b, w[v]);
+            acc[m][v] = ADDS ? acc[m][v] + term : T::accumulate(acc[m][v], term, one);
+          }
+        }
+        ++xs;
+        ws += T::L;
+      }
+      last = segment->last;
     }
-    if (plain)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) T::store(out.y + m * out.step + v * T::L, values[v]);
-    else
-      store_pixel<T>(out, m, NV, [&](int v) ADDER_LAMBDA_INLINE { return values[v]; });
+    if (!first) each([](V &a, float *s) ADDER_LAMBDA_INLINE { a = T::load(s) + a; });
+    if (segment == end) break;
+    each([](V &a, float *s) ADDER_LAMBDA_INLINE { T::store(s, a); });
   }
-  // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so max has lost none. First with
-  // the largest A of all tiles, which is known.
-  const V least = T::set(-CANCELLATION) * largest;
-  const auto passes = [&](float bound) { return bound <= MOST && T::all_le(T::set(bound), least); };
-  return passes(sums.most_x + sums.most_w) || passes(most<T>(sums.abs_x, mr) + sums.most_w) ||
-         each_passes<T>(sum, mr, NV, sums);
+  const Output<T> &out = row.out;
+  const Sums &sums = row.sums;
+  if constexpr (EXACT) {
+    const float *const outside = row.outside;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v)
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) acc[m][v] = T::set(0.f) - (acc[m][v] + T::load(outside + v * T::L));
+    store_tile<T, MR, NV>(out, acc);
+    return true;
+  } else {
+    const float *const sum_x = sums.x, *const sum_w = sums.w;
+    V largest = T::set(-FLT_MAX); // y is negative, so the largest has the smallest magnitude
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v)
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        acc[m][v] = (T::set(sum_x[m]) + T::load(sum_w + v * T::L)) - (acc[m][v] + acc[m][v]);
+        largest = T::max(acc[m][v], largest);
+      }
+    store_tile<T, MR, NV>(out, acc);
+    // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so max has lost none. First with
+    // the largest A of all tiles, which is known.
+    const V least = T::set(-CANCELLATION) * largest;
+    const auto passes = [&](float bound) ADDER_LAMBDA_INLINE { return bound <= MOST && T::all_le(T::set(bound), least); };
+    if (passes(sums.most_x + sums.most_w) || passes(most<T>(sums.abs_x, MR) + sums.most_w)) return true;
+    each([](V &a, float *s) ADDER_LAMBDA_INLINE { T::store(s, a); });
+    return each_passes<T>(sum, MR, NV, sums);
+  }
 }
 
-template <class T>
-bool finish_identity(int nv, const float *sum, int64_t mr, const Sums &sums, const Output<T> &out) {
-  return nv == 4   ? finish_identity<T, 4>(sum, mr, sums, out)
-         : nv == 2 ? finish_identity<T, 2>(sum, mr, sums, out)
-                   : finish_identity<T, 1>(sum, mr, sums, out);
-}
+template <class T> using ForwardTile = bool (*)(const ForwardRow<T> &, const float *x);
 
-template <class T>
-void finish_exact(const float *sum, int64_t mr, int nv, const float *outside, const Output<T> &out) {
-  for (int64_t m = 0; m < mr; ++m)
-    store_pixel<T>(out, m, nv, [&](int v) ADDER_LAMBDA_INLINE {
-      return T::set(0.f) - (T::load(sum + (m * nv + v) * T::L) + T::load(outside + v * T::L));
-    });
+// All tiles by vectors and pixels; there is none of no pixels.
+template <class T, bool EXACT, bool ADDS = false> struct ForwardTiles {
+  ForwardTile<T> of[5][MAX_PIXELS + 1];
+  constexpr ForwardTiles() : of() {
+    list<1, max_pixels<T>(1, false)>();
+    list<2, max_pixels<T>(2, false)>();
+    if constexpr (T::REGISTERS >= 32) list<4, max_pixels<T>(4, false)>();
+  }
+  template <int NV, int MR> constexpr void list() {
+    of[NV][MR] = forward_tile<T, MR, NV, EXACT, ADDS>;
+    if constexpr (MR > 1) list<NV, MR - 1>();
+  }
+};
+
+// The tiles of nv vectors by number of pixels, of max(x, w) or of |x - w|.
+template <class T> const ForwardTile<T> *forward_tiles(int nv, bool identity) {
+  static constexpr ForwardTiles<T, false> maxima;
+  static constexpr ForwardTiles<T, true> distances;
+  if constexpr (T::EITHER_SUM) {
+    static constexpr ForwardTiles<T, false, true> added;
+    if (identity && adder::adds) return added.of[nv];
+  }
+  return identity ? maxima.of[nv] : distances.of[nv];
 }
 
 // What adder_pack writes: panels [vectors][taps][L], then sums of w and of |w| over each row of taps,
@@ -818,7 +842,7 @@ template <class T> struct Forward : Shape {
   void rows_of_tiles(const Block &block, int64_t image, int64_t p, int64_t n, const Rows &rows, Segment *segments,
                      const float *sum_x, const float *abs_x, Ahead &ahead) const {
     typedef typename T::V V;
-    alignas(64) float sum_w[4 * T::L], abs_w[4 * T::L], outside[4 * T::L], sum[MAX_SUM];
+    alignas(64) float sum_w[4 * T::L], abs_w[4 * T::L], outside[4 * T::L], sum[MAX_SUM], values[MAX_SUM];
     const int64_t pixels = (n - 1) * Q + width(p + n - 1, P, Q), step = stride_w * C;
     for (int v = 0; v < block.nv; ++v) {
       V sw = T::set(0.f), aw = T::set(0.f), out = T::set(0.f);
@@ -837,20 +861,19 @@ template <class T> struct Forward : Shape {
     const int64_t count = segments_of_row(p, rows, segments);
     const int64_t next_row = stride_h * rows.stride - Q * step; // beyond the step from a row's last pixel
     const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, false));
-    const float *const panel = panels + block.vector * taps * T::L, *const source = rows.data + block.group * Cg;
-    const int64_t panel_stride = taps * T::L;
-    const Output<T> out =
-        epilogue.output(y, (image * P + p) * Q * K + block.channel, K, block.vector, block.nv, block.channels);
-    if (count == 0)
-      for (float &s : sum) s = 0;
-    const ForwardTile *const tile = forward_tiles<T>(block.nv, identity);
+    Output<T> out = epilogue.output(y, (image * P + p) * Q * K + block.channel, K, block.vector, block.nv, block.channels);
     int64_t offsets[MAX_PIXELS], left_in_row = Q;
     for (int64_t m = 0; m < MAX_PIXELS; ++m) offsets[m] = joins_rows<T>(block.nv) ? m * step : step;
     bool regular = true; // offsets are a step apart
-    const float *from = source;
+    // Vectors that are not whole are written beside y first.
+    const Output<T> aside = {values, nullptr, block.nv * T::L, nullptr, nullptr, false, block.nv * T::L, true};
+    ForwardRow<T> row = {segments, count, offsets, panels + block.vector * taps * T::L, taps * T::L, sum, outside,
+                         out.whole ? out : aside, {sum_x, abs_x, sum_w, abs_w, most_x, most_w}};
+    const ForwardTile<T> *const tile = forward_tiles<T>(block.nv, identity);
+    const float *from = rows.data + block.group * Cg;
     const Cut cut(pixels, tiles);
-    for (int64_t i = 0, q = 0, mr; i < tiles; ++i, q += mr) {
-      mr = cut.size(i);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t mr = cut.size(i);
       ahead.some();
       if (joins_rows<T>(block.nv) && (mr > left_in_row || !regular)) {
         for (int64_t m = 0, at = 0; m < max_pixels<T>(2, false); ++m, at += step) {
@@ -859,16 +882,15 @@ template <class T> struct Forward : Shape {
         }
         regular = left_in_row >= max_pixels<T>(2, false);
       }
-      for (int64_t m = 0; m < mr; ++m) prefetch_to_write(out.y + (q + m) * out.step);
-      bool done = false;
-      if (identity) {
-        tile[mr](segments, count, from, offsets, panel, panel_stride, sum);
-        done = finish_identity<T>(block.nv, sum, mr, {sum_x + q, abs_x + q, sum_w, abs_w, most_x, most_w}, out.at(q));
+      if (!tile[mr](row, from)) forward_tiles<T>(block.nv, false)[mr](row, from);
+      if (out.whole)
+        row.out.advance(mr);
+      else {
+        for (int64_t m = 0; m < mr; ++m)
+          store_pixel<T>(out, m, block.nv, [&](int v) { return T::load(values + (m * block.nv + v) * T::L); });
+        out.advance(mr);
       }
-      if (!done) {
-        forward_tiles<T>(block.nv, false)[mr](segments, count, from, offsets, panel, panel_stride, sum);
-        finish_exact<T>(sum, mr, block.nv, outside, out.at(q));
-      }
+      row.sums.advance(mr);
       from += mr * step;
       left_in_row -= mr;
       if (n > 1 && left_in_row <= 0) from += next_row, left_in_row += Q;
@@ -1332,7 +1354,7 @@ __attribute__((noinline)) void images_tile(const Segment *begin, const Segment *
       const float *ds = dy + segment->source * T::L, *ws = panel + segment->panel;
       int64_t t = segment->length;
       if constexpr (has_unrolled_images<T, MR, MEDIAN>())
-        if (const int64_t count = t / UNROLLED * UNROLLED) {
+        if (const int64_t count = t & -UNROLLED) {
           unrolled_images(acc, low, high, ds, step, ws, count);
           ds += count * T::L;
           ws += count;
