@@ -5,7 +5,7 @@
 # make check   lint and types
 # make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
 # make cards   the model cards in hub_cards/, from results.json
-# make gpu-train  the paper's trainings on a GPU for MINUTES=10, to be taken up again
+# make gpu-train  the paper's trainings on a GPU for MINUTES=10, to be taken up again; DATA=FOLDER has MNIST and CIFAR-10
 # make kernel  the kernel project as it is uploaded to the Hub, into build/kernel/
 PYTHON ?= python3
 BIN := .venv/bin
@@ -50,7 +50,7 @@ cards: install
 	$(BIN)/python -c 'from adder_zoo import cards; cards.write_shipped("hub_cards")'
 
 gpu-train: install
-	$(BIN)/python recipes/gpu_train.py --minutes $(MINUTES)
+	$(BIN)/python recipes/gpu_train.py --minutes $(MINUTES) $(if $(DATA),--data-dir $(DATA))
 
 kernel: install
 	$(BIN)/python -c 'from adder_zoo import kernel_project; print(kernel_project.build("build/kernel"))'

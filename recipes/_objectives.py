@@ -148,13 +148,15 @@ def objective_for(config: Settings, model: nn.Module, teacher: nn.Module | None)
     return Supervised(model, config.smoothing)
 
 
-def set_exponent(model: nn.Module, epoch: int, over: float) -> float:
-    """Sets the exponent p of ``|x - w|^p`` for an epoch: from 2 to 1, in equal steps over so many (arXiv 2105.14202).
+def exponent(epoch: int, over: int) -> float:
+    """p of ``|x - w|^p`` in an epoch, counted from 0: from 2 to 1 in equal steps, over so many (arXiv 2105.14202).
 
     At p = 2 an adder layer is a convolution and two norms, which trains like one.
     """
-    p = 1.0 if over <= epoch else 2.0 - epoch / over
+    return 1.0 if over <= epoch + 1 else 2.0 - epoch / (over - 1)
+
+
+def set_exponent(model: nn.Module, p: float) -> None:
     for layer in model.modules():
         if isinstance(layer, AdderLayer):
             layer.p = p
-    return p

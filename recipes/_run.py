@@ -59,6 +59,8 @@ def start(config: Settings) -> Accelerator:
             "N` with --cpu, or `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N`."
         )
     if accelerator.device.type == "cpu":
+        if accelerator.mixed_precision == "fp16":
+            raise RecipeError("fp16 is for GPUs: on a CPU leave --mixed-precision, or take bf16")
         # The launcher's own default is one thread, which leaves a laptop idle.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(config.threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
@@ -70,15 +72,29 @@ def asked_processes() -> int:
 
     Without a GPU it starts a single process whatever ``--num_processes`` says, and leaves no trace of the number.
     """
-    parent = psutil.Process().parent()
-    command = parent.cmdline() if parent else []
-    if "launch" not in command or not any("accelerate" in word for word in command[: command.index("launch")]):
+    words = launcher_arguments()
+    if words is None:
         return 1
-    args, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+    args, _ = launch_command_parser().parse_known_args(words)
     if args.num_processes:
         return args.num_processes
     file = args.config_file or (default_config_file if Path(default_config_file).is_file() else None)
     return load_config_from_file(file).num_processes if file else 1
+
+
+def launcher_arguments() -> list[str] | None:
+    """What follows ``accelerate launch``, by any of its names, in this process's parent; None if it is another."""
+    parent = psutil.Process().parent()
+    command = parent.cmdline() if parent else []
+    for i, word in enumerate(command):
+        path = Path(word)
+        if path.stem == "accelerate-launch" or word == "accelerate.commands.launch":
+            return command[i + 1 :]
+        if path.name == "launch.py" and path.parent.name == "commands":
+            return command[i + 1 :]
+        if word == "launch" and any("accelerate" in before for before in command[:i]):
+            return command[i + 1 :]
+    return None
 
 
 def tracker(name: str) -> str | None:
@@ -101,6 +117,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.processes = 0
+        self.precision = "no"
         self.epoch = 0  # finished ones
         self.batches = 0  # done in this epoch
         self.rate = 0.0  # the learning rate that this epoch began with
@@ -120,13 +137,15 @@ class Progress:
 class Run:
     """The folder of a run.
 
-    A checkpoint is written beside its place and then renamed, so that there never is half of one, and the log is
-    written from what a checkpoint holds, so that it fits after a run was killed and taken up again. With several
-    machines the folder must be on storage that all of them see.
+    A checkpoint is written beside its place, brought to the disk and then renamed, so that there never is half of one,
+    and the log is written from what a checkpoint holds, so that it fits after a run was killed and taken up again.
+    With several machines the folder must be on storage that all of them see.
 
     Raises:
         RecipeError: the folder holds a finished run, or one with other settings.
     """
+
+    _lock: Any = None
 
     def __init__(self, config: Settings, accelerator: Accelerator) -> None:
         self.folder = Path(config.output_dir)
@@ -139,7 +158,8 @@ class Run:
         if (self.folder / "results.json").exists():
             raise RecipeError(f"the run in {self.folder} is finished (see results.json); give another --output-dir")
         if args.exists():
-            before = yaml.safe_load(args.read_text())
+            # What a run of an older version did not know was as it is by default.
+            before = {**type(config)().record(), **yaml.safe_load(args.read_text())}
             changed = [
                 f"{name} was {before.get(name)!r} and is {self.config.get(name)!r}"
                 for name in sorted({*before, *self.config})
@@ -157,12 +177,21 @@ class Run:
 
         Args:
             progress, others: What has a ``state_dict`` and is not known to the accelerator.
+
+        Raises:
+            RecipeError: another process trains in the folder, or the run began with other processes or precision.
         """
+        precision = self.accelerator.mixed_precision
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._take()
+            for old in self.checkpoints.glob("update-*.old.part"):  # killed while one took another's place
+                with contextlib.suppress(OSError):
+                    old.rename(old.with_name(old.name.removesuffix(".old.part")))
             write_atomically(self.folder / "args.yaml", yaml.safe_dump(self.config, sort_keys=False))
         self.accelerator.register_for_checkpointing(progress, *others)
-        newest = self._saved()[-1:]
+        self.accelerator.wait_for_everyone()
+        newest = self.saved()[-1:]
         if newest:
             self.accelerator.load_state(str(newest[0]))
             if progress.processes != self.accelerator.num_processes:
@@ -170,8 +199,33 @@ class Run:
                     f"the run in {self.folder} has {progress.processes} processes, and here are "
                     f"{self.accelerator.num_processes}: their batches would be others. Start as many, or a new run."
                 )
+            if progress.precision != precision:
+                raise RecipeError(
+                    f"the run in {self.folder} computes in mixed precision {progress.precision!r}, and here it would "
+                    f"be {precision!r}. Give --mixed-precision {progress.precision}, or another --output-dir."
+                )
         progress.processes = self.accelerator.num_processes
+        progress.precision = precision
         return bool(newest)
+
+    def _take(self) -> None:
+        """Makes the folder this process's, for as long as it lives."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        self._lock = (self.checkpoints / "lock").open("a+")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self._lock.seek(0)
+            raise RecipeError(
+                f"process {self._lock.read().strip()} trains in {self.folder}. Wait until it has ended (a run that was "
+                "told to stop writes a checkpoint first), or give another --output-dir."
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()} on {platform.node()}\n")
+        self._lock.flush()
 
     def save(self, progress: Progress) -> None:
         """Writes a checkpoint and the log; keeps the newest."""
@@ -185,7 +239,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         if main:
             replace_folder(part, place)
-            for old in self._saved()[: -self.kept]:
+            for old in self.saved()[: -self.kept]:
                 shutil.rmtree(old)
             self._write_log(progress.rows)
         self.accelerator.wait_for_everyone()
@@ -210,7 +264,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         return record
 
-    def _saved(self) -> list[Path]:
+    def saved(self) -> list[Path]:
+        """The checkpoints, the newest one last."""
         return sorted(p for p in self.checkpoints.glob("update-*") if p.is_dir() and p.suffix != ".part")
 
     def _write_log(self, rows: list[dict[str, Any]]) -> None:
@@ -222,11 +277,15 @@ class Run:
 
 
 class Stop:
-    """Whether the run was told to end, by SIGTERM (a cluster's scheduler) or Ctrl-C; a second one ends it at once."""
+    """Whether the run was told to end, by SIGTERM (a cluster's scheduler) or Ctrl-C; a second one ends it at once.
+
+    ``accelerate launch`` does not pass a signal on to a single process, so that its end counts as one.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.signal = 0
+        self.launcher = None if launcher_arguments() is None else os.getppid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -248,6 +307,8 @@ class Stop:
 
     def told(self, updates: int) -> bool:
         """Whether to end after this update; all processes answer alike, so some wait for up to ten updates."""
+        if self.launcher and os.getppid() != self.launcher:
+            self.signal = self.signal or signal.SIGTERM
         if self.accelerator.num_processes == 1:
             return bool(self.signal)
         if updates % 10:
@@ -283,17 +344,34 @@ def replaced(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of ``path`` when the block ends well."""
     part = path.with_name(path.name + ".part")
     yield part
+    to_disk(part)
     part.replace(path)
+    to_disk(path.parent)
 
 
 def replace_folder(part: Path, place: Path) -> None:
     """Puts the folder ``part`` in the place of ``place``; killed in between, one of the two is whole."""
+    for path in sorted(part.rglob("*")):
+        to_disk(path)
+    to_disk(part)
     old = place.with_name(place.name + ".old.part")
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)
         place.rename(old)
     part.rename(place)
+    to_disk(place.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, would outlive a power cut."""
+    if path.is_dir() and os.name == "nt":
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -316,6 +394,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "kernels": cpu.detail if device.type == "cpu" else "triton",
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 

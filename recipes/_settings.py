@@ -53,6 +53,7 @@ class Settings:
     opt: str = option("addersgd", "AdderSGD (Nesterov's momentum), or an optimizer of timm by its name")
     lr: float = 0.1
     sched: str = option("cosine", "decay of the learning rate, to zero", ("cosine", "poly"))
+    poly_power: float = option(1.0, "of --sched poly")
     warmup_epochs: float = option(0.0, "epochs in which the learning rate grows from zero")
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -72,9 +73,14 @@ class Settings:
 
     # ---- knowledge transfer
     distillation: str = option("none", "pkkd: a convolutional twin learns alongside and teaches", ("none", "pkkd"))
+    # Ours: the notation is the paper's (arXiv 2009.13044), the values are not from there.
     kd_alpha: float = option(0.5, "PKKD: weight of the labels beside the teacher's answers")
     kd_beta: float = option(1.0, "PKKD: weight of the layers' kernels")
-    l2_to_l1: float = option(0.0, "epochs in which the exponent of |x - w| falls from 2 to 1; 0: it is 1")
+    l2_to_l1: int = option(
+        0,
+        "epochs in which the exponent of |x - w| falls from 2 to 1, all but the first and the last by the slow "
+        "reference code; 0: it is 1",
+    )
 
     # ---- evaluation and record
     eval_every: int = option(1, "evaluate after every so many epochs, and after the last")
@@ -109,12 +115,17 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise RecipeError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "warmup_epochs", "max_steps", "limit_batches", "workers", "clip_grad", "l2_to_l1", "eta"):
+        for name in (
+            *("lr", "warmup_epochs", "max_steps", "limit_batches", "workers", "clip_grad", "l2_to_l1", "eta", "seed"),
+            *("weight_decay", "factor", "mixup", "cutmix", "kd_beta", "threads", "checkpointing_steps", "poly_power"),
+        ):
             if not getattr(self, name) >= 0:
                 raise RecipeError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
         for name in ("smoothing", "drop_path", "kd_alpha", "model_ema_decay", "momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.l2_to_l1 == 1:
+            raise RecipeError("--l2-to-l1 must be 0 or at least 2: from 2 to 1 there are two epochs")
         if self.distillation != "none" and self.similarity != "adder":
             raise RecipeError("--distillation teaches adder networks: leave --similarity at adder")
 
@@ -161,6 +172,9 @@ def parse(config: type[ConfigT], description: str, argv: Sequence[str] | None = 
                     settings[name] = value = float(value)
             if default is not None and not isinstance(value, type(default)):
                 parser.error(f"--config {path}: {name} must be a {type(default).__name__}, got {value!r}")
+            choices = fields[name].metadata.get("choices")
+            if choices and value not in choices:  # argparse looks at flags only
+                parser.error(f"--config {path}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
         parser.set_defaults(**settings)
     chosen = vars(parser.parse_args(argv))
     chosen.pop("config")

@@ -17,7 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from _data import Stream, loader, seed_everything, set_epoch, some
-from _objectives import objective_for, set_exponent
+from _objectives import exponent, objective_for, set_exponent
 from _run import Progress, Run, Stop
 from _settings import RecipeError, Settings
 from accelerate import Accelerator, skip_first_batches
@@ -60,13 +60,27 @@ def create(config: Settings, name: str, **kwargs: Any) -> nn.Module:
         kwargs["drop_path_rate"] = config.drop_path
     try:
         model = timm.create_model(name, pretrained=config.pretrained, **kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # OSError: no weights, or no network to fetch them
         raise RecipeError(f"--model {name}: {error}") from error
     for module in model.modules():
         for option in ("weight_grad", "input_grad"):
             if hasattr(module, option):
                 setattr(module, option, getattr(config, option))
     return model
+
+
+def tagged(model: str, dataset: str) -> str:
+    """The name of ``model`` as it is made for ``dataset``, whose mean, classes and size it has.
+
+    Raises:
+        RecipeError: there is no such network; names those that there are.
+    """
+    names = timm.list_models(f"adder_*.{dataset}", include_tags=True)
+    name = model if "." in model else f"{model}.{dataset}"
+    if name not in names:
+        known = ", ".join(n.removesuffix(f".{dataset}") for n in names)
+        raise RecipeError(f"--model {model}: no network of this zoo for {dataset} has this name; there are {known}")
+    return name
 
 
 def networks(config: Settings, name: str, **kwargs: Any) -> tuple[nn.Module, nn.Module | None]:
@@ -100,14 +114,17 @@ def train(
         data.train, data.test = (
             _limited(part, config.limit_batches * images_at_once) for part in (data.train, data.test)
         )
+        if data.record.get("data") == "full":
+            data.record["data"] = "part"
 
     # ---- network and objective
-    if config.sync_bn:
-        if accelerator.device.type != "cuda":
-            raise RecipeError("--sync-bn: torch has it for GPUs only")
-        model = convert_sync_batchnorm(model)
+    if config.sync_bn and accelerator.device.type != "cuda":
+        raise RecipeError("--sync-bn: torch has it for GPUs only")
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    objective = objective_for(config, model, teacher).to(memory_format=layout)  # type: ignore[call-overload]
+    objective: nn.Module = objective_for(config, model, teacher)
+    if config.sync_bn:
+        objective = convert_sync_batchnorm(objective)  # in place, the teacher's and PKKD's own as well
+    objective = objective.to(memory_format=layout)  # type: ignore[call-overload]
     skeleton = copy.deepcopy(model) if sharded else model
     ema = None
     if config.model_ema:
@@ -149,10 +166,17 @@ def train(
     updates = config.epochs * updates_per_epoch
     if config.max_steps:
         updates = min(updates, config.max_steps)
+    epochs = math.ceil(updates / updates_per_epoch)
+    if exponent(epochs - 1, config.l2_to_l1) != 1:
+        raise RecipeError(
+            f"--l2-to-l1 {config.l2_to_l1}: the training ends after {epochs} epochs, before the exponent is 1; give no "
+            "more than that"
+        )
     scheduler, _ = create_scheduler_v2(
         optimizer.optimizer,
         config.sched,
         num_epochs=updates,
+        decay_rate=config.poly_power,  # timm's name for it
         warmup_epochs=round(config.warmup_epochs * updates_per_epoch),
         warmup_lr=0.0,
         warmup_prefix=False,
@@ -174,7 +198,9 @@ def train(
             epoch = progress.epoch
             train_loader.set_epoch(epoch)
             set_epoch(data.train, epoch)
-            set_exponent(inner.model, epoch, config.l2_to_l1)
+            p = exponent(epoch, config.l2_to_l1)
+            for network in (inner.model, *([ema.module] if ema else [])):
+                set_exponent(network, p)
             scheduler.step_update(progress.updates)
             if not progress.batches:
                 progress.rate = optimizer.param_groups[0]["lr"]
@@ -219,10 +245,7 @@ def train(
                     mean = loss_sum / seen
                     if not math.isfinite(mean):
                         bar.close()
-                        raise RecipeError(
-                            f"the loss is {mean} at update {progress.updates}, in epoch {epoch + 1}: the training "
-                            f"diverged. Lower --lr or --eta; good checkpoints are in {run.checkpoints}."
-                        )
+                        raise diverged(run, progress)
                     left = (time.monotonic() - began) / (progress.updates - here) * (updates - progress.updates)
                     share = 100 * right_sum / seen
                     bar.set_postfix(loss=f"{mean:.4f}", acc=f"{share:.2f}%", left=tqdm.format_interval(left))
@@ -233,6 +256,9 @@ def train(
                 told = stop.told(progress.updates)
                 if told or (config.checkpointing_steps and progress.updates % config.checkpointing_steps == 0):
                     progress.sums = accelerator.reduce(sums, "sum").tolist()
+                    if not finite(accelerator, objective, progress.sums[0]):
+                        bar.close()
+                        raise diverged(run, progress)
                     before, progress.seconds = progress.seconds, progress.seconds + time.monotonic() - began
                     run.save(progress)
                     progress.seconds = before
@@ -243,6 +269,8 @@ def train(
                         raise SystemExit(128 + (stop.signal or 15))
             bar.close()
             loss_sum, right_sum, seen = accelerator.reduce(sums, "sum").tolist()
+            if not finite(accelerator, objective, loss_sum):
+                raise diverged(run, progress)
             progress.epoch += 1
             progress.batches = 0
             progress.sums = [0.0, 0.0, 0.0]
@@ -260,7 +288,8 @@ def train(
             row |= evaluator(inner.model, due)
             if ema:
                 row |= {f"ema_{name}": value for name, value in evaluator(ema.module, due, running=False).items()}
-            if due and row["test_accuracy"] > progress.best.get("best_test_accuracy", -1.0):
+            # While p falls, the network is none that timm would build from what is saved.
+            if due and p == 1 and row["test_accuracy"] > progress.best.get("best_test_accuracy", -1.0):
                 progress.best = {"best_test_accuracy": row["test_accuracy"], "best_epoch": progress.epoch}
                 evaluator.save(inner.model, skeleton, run.best)
             progress.rows.append({**row, "seconds": round(time.monotonic() - began, 2)})
@@ -281,6 +310,7 @@ def train(
             "similarity": config.similarity,
             "dataset": data.name,
             **data.record,
+            **({} if isinstance(data.train, IterableDataset) else {"train_images": len(data.train)}),  # type: ignore[arg-type]
             "parameters": sum(p.numel() for p in skeleton.parameters()),
             "test_images": len(data.test),  # type: ignore[arg-type]
             **{name: value for name, value in row.items() if "test_" in name or name == "train_loss"},
@@ -289,6 +319,22 @@ def train(
     accelerator.print(f"{run.folder}: {results['test_accuracy']:.2f} % of {results['test_images']} test images")
     accelerator.end_training()
     return results
+
+
+def finite(accelerator: Accelerator, objective: nn.Module, loss: float) -> bool:
+    """Whether the sum of all processes' losses and all of their weights are finite."""
+    local = (p.to_local() if hasattr(p, "to_local") else p for p in objective.parameters())  # FSDP holds a part
+    bad = torch.stack([~p.detach().isfinite().all() for p in local]).any()
+    return math.isfinite(loss) and not accelerator.reduce(bad.float(), "sum").item()
+
+
+def diverged(run: Run, progress: Progress) -> RecipeError:
+    saved = run.saved()
+    return RecipeError(
+        f"the loss or a weight is not finite at update {progress.updates}, in epoch {progress.epoch + 1}: the training "
+        "diverged. Begin again with a lower --lr or --eta in another --output-dir"
+        + (f"; {saved[-1]} is the last checkpoint before it." if saved else ".")
+    )
 
 
 def optimizer_for(config: Settings, objective: nn.Module) -> torch.optim.Optimizer:

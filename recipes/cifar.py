@@ -23,7 +23,7 @@ import torch
 from _data import SIZE, Augmented
 from _run import Run, start
 from _settings import RecipeError, Settings, fail, option, parse
-from _training import Data, networks, train
+from _training import Data, networks, tagged, train
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from torch import Tensor, nn
@@ -57,8 +57,8 @@ def data(config: Config, model: nn.Module, quiet: bool) -> Data:
     preprocessing = resolve_data_config(model=model)
     scale = preprocessing["mean"], preprocessing["std"]
     train, test = Augmented(*splits["train"], *scale, config.seed), Augmented(*splits["test"], *scale)
-    record = {"data": "synthetic" if config.synthetic else "full", "train_images": len(train)}
-    return Data(config.dataset, train, test, classes, record=record)
+    part = "full" if (len(train), len(test)) == (50_000, 10_000) else "part"
+    return Data(config.dataset, train, test, classes, record={"data": "synthetic" if config.synthetic else part})
 
 
 def noise(count: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -71,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     accelerator = start(config)
     run = Run(config, accelerator)
     set_seed(config.seed)
-    name = config.model if "." in config.model else f"{config.model}.{config.dataset}"
-    model, teacher = networks(config, name, num_classes=CLASSES[config.dataset])
+    model, teacher = networks(config, tagged(config.model, config.dataset), num_classes=CLASSES[config.dataset])
     images = data(config, model, quiet=not accelerator.is_main_process)
     return train(config, accelerator, run, images, model, teacher)
 

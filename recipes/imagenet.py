@@ -31,6 +31,7 @@ from _training import Data, create, networks, train
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.data import create_dataset, create_transform, resolve_data_config
+from timm.data.readers import reader_wds
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -40,11 +41,30 @@ from adder_zoo.datasets import DATA_ENVIRONMENT, DataError
 timm.data.dataset._ERROR_RETRY = 1
 
 
+def _stop(error: Exception) -> bool:
+    if isinstance(error, DataError):
+        raise error
+    raise DataError(f"the shards cannot be read: {error}") from error
+
+
+def _decode_or_name(sample: dict[str, Any], **options: Any) -> Any:
+    try:
+        return _decode(sample, **options)
+    except (OSError, ValueError, RuntimeError, SyntaxError, KeyError) as error:
+        where = f"image {sample.get('__key__')} of {sample.get('__url__')}"
+        raise DataError(f"{where} cannot be read: {error}") from error
+
+
+_decode = reader_wds._decode
+reader_wds._decode = _decode_or_name  # type: ignore[assignment]
+reader_wds.log_and_continue = _stop
+
+
 @dataclass(frozen=True)
 class Config(Settings):
     dataset: str = option("", "hfds/NAME, wds/NAME, torch/NAME, ... of timm; default: folders of images")
-    train_split: str = "train"
-    val_split: str = "validation"
+    train_split: str = option("train", "of the data set, or folder; empty: --data-dir itself holds the classes")
+    val_split: str = option("validation", "the same of what to test with")
     download: bool = option(False, "let the data set fetch itself, where it can", run=False)
     num_classes: int = option(0, "classes of the data; 0: the network's own 1000")
     img_size: int = option(0, "pixels; 0: the network's own")
@@ -67,8 +87,7 @@ class Config(Settings):
 
 
 def data(config: Config, model: nn.Module, accelerator: Accelerator) -> Data:
-    size = {"input_size": (3, config.img_size, config.img_size)} if config.img_size else {}
-    preprocessing = resolve_data_config(size, model=model)
+    preprocessing = resolve_data_config(model=model)
     classes = config.num_classes or model.num_classes
     assert isinstance(classes, int)
     if config.synthetic:
@@ -78,7 +97,7 @@ def data(config: Config, model: nn.Module, accelerator: Accelerator) -> Data:
     root = config.data_dir
     if root is None and DATA_ENVIRONMENT in os.environ:
         root = os.path.join(os.environ[DATA_ENVIRONMENT], "imagenet")  # other data lies beside it
-    if root is None:
+    if root is None and not config.dataset.startswith(("hfds/", "hfids/")):  # these have a cache of their own
         raise DataError(f"no --data-dir, and no {DATA_ENVIRONMENT}: give the folder with train/ and val/")
     parts: list[Any] = []
     for split, training in ((config.train_split, True), (config.val_split, False)):
@@ -92,8 +111,17 @@ def data(config: Config, model: nn.Module, accelerator: Accelerator) -> Data:
                 batch_size=config.batch_size,
                 seed=config.seed,
             )
-        except (AssertionError, ImportError, OSError, RuntimeError, ValueError) as error:
+        except ImportError as error:
+            raise DataError(f"--dataset {config.dataset} needs a package that is not installed: {error}") from error
+        except (AssertionError, OSError, RuntimeError, ValueError) as error:
             raise DataError(f"no {split} images in {root}: {error or type(error).__name__}") from error
+        if (
+            split and root and not config.dataset and os.path.samefile(part.reader.root, root)
+        ):  # timm takes all that there is
+            raise DataError(
+                f"{root} has no folder {split}/, nor one of the names that timm knows for it. If the classes lie in it "
+                f"directly, say so by an empty --{'train' if training else 'val'}-split=''"
+            )
         options = preprocessing
         if training:
             options = {k: v for k, v in preprocessing.items() if k in ("input_size", "mean", "std", "interpolation")}
@@ -107,12 +135,19 @@ def data(config: Config, model: nn.Module, accelerator: Accelerator) -> Data:
         part.transform = create_transform(**options)
         parts.append(part if isinstance(part, IterableDataset) else Seeded(part, config.seed))
     train, test = parts
-    reader = getattr(getattr(train, "dataset", None), "reader", None)
-    found = len(getattr(reader, "class_to_idx", ()))
+    known, tested = (
+        getattr(getattr(getattr(part, "dataset", None), "reader", None), "class_to_idx", {}) for part in parts
+    )
+    found = len(known)
     if found > classes:
         raise DataError(f"{root} holds {found} classes, the network knows {classes}: give --num-classes {found}")
-    record = {"train_images": len(train)}
-    return Data("imagenet" if len(train) == 1_281_167 else "images", train, test, classes, top5=True, record=record)
+    if known and tested and known != tested:
+        others = sorted({*known} ^ {*tested})
+        raise DataError(
+            f"the classes of --train-split and --val-split in {root} differ, which would shift the labels: only one "
+            f"has {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}"
+        )
+    return Data("imagenet" if len(train) == 1_281_167 else "images", train, test, classes, top5=True)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -129,6 +164,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise RecipeError(f"--similarity and --distillation are for networks of this zoo: --model adder_{config.model}")
     else:
         model, teacher = create(config, config.model, **options), None
+    if config.img_size:  # config.json holds it then, and whoever loads the network prepares images as here
+        cfg: Any = model.pretrained_cfg
+        model.pretrained_cfg = {  # type: ignore[assignment]
+            **{k: v for k, v in cfg.items() if k not in ("test_input_size", "test_crop_pct")},
+            "input_size": (3, config.img_size, config.img_size),
+        }
     images = data(config, model, accelerator)
     return train(config, accelerator, run, images, model, teacher)
 

@@ -24,7 +24,7 @@ import torch
 from _data import Images
 from _run import Run, start
 from _settings import RecipeError, Settings, fail, option, parse
-from _training import Data, networks, train
+from _training import Data, networks, tagged, train
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from torch import Tensor, nn
@@ -78,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     accelerator = start(config)
     run = Run(config, accelerator)
     set_seed(config.seed)
-    name = config.model if "." in config.model else f"{config.model}.{config.dataset}"
-    model, teacher = networks(config, name, num_classes=10, in_chans=1)
+    model, teacher = networks(config, tagged(config.model, config.dataset), num_classes=10, in_chans=1)
     images = data(config, model)
     return train(config, accelerator, run, images, model, teacher)
 

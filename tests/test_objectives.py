@@ -1,11 +1,12 @@
 """Knowledge transfer, held against its equations in float64."""
 
+import _training
 import mnist
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from _objectives import PKKD, Supervised, set_exponent
+from _objectives import PKKD, Supervised, exponent, set_exponent
 from _settings import RecipeError
 from _training import networks
 from torch import nn
@@ -102,9 +103,9 @@ def test_pkkd_answers_with_the_student_and_needs_adder_layers(parts):
 
 def test_exponent_falls_from_2_to_1():
     model = timm.create_model("adder_lenet5_bn")
-    assert [set_exponent(model, epoch, 4) for epoch in range(6)] == [2.0, 1.75, 1.5, 1.25, 1.0, 1.0]
-    assert set_exponent(model, 0, 0) == 1.0
-    set_exponent(model, 1, 4)
+    assert [exponent(epoch, 5) for epoch in range(6)] == [2.0, 1.75, 1.5, 1.25, 1.0, 1.0]
+    assert exponent(0, 0) == 1.0
+    set_exponent(model, 1.75)
     assert {m.p for m in model.modules() if isinstance(m, AdderLayer)} == {1.75}
     x = torch.randn(2, 1, 32, 32)
     layer = model.get_submodule(next(n for n, m in model.named_modules() if isinstance(m, Adder2d)))
@@ -113,7 +114,7 @@ def test_exponent_falls_from_2_to_1():
     assert not torch.equal(layer(x), adder_zoo.adder2d(x, layer.weight, None, layer.stride, layer.padding))
 
 
-def test_l2_to_l1_ends_as_an_adder_network(alone, tmp_path):
+def test_l2_to_l1_ends_as_an_adder_network(alone, tmp_path, monkeypatch):
     flags = [
         "--dataset",
         "fashion_mnist",
@@ -125,7 +126,18 @@ def test_l2_to_l1_ends_as_an_adder_network(alone, tmp_path):
         "--batch-size",
         "16",
     ]
-    mnist.main([*flags, "--epochs", "2", "--bn-batches", "1", "--l2-to-l1", "1", "--output-dir", str(tmp_path)])
+    flags += ["--epochs", "2", "--bn-batches", "1", "--l2-to-l1", "2", "--model-ema", "--output-dir", str(tmp_path)]
+    measured = []
+    measure = _training.Evaluator.__call__
+
+    def look(self, model, *args, **kwargs):
+        measured.append({m.p for m in model.modules() if isinstance(m, AdderLayer)})
+        return measure(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(_training.Evaluator, "__call__", look)
+    results = mnist.main(flags)
+    assert measured == [{2.0}, {2.0}, {1.0}, {1.0}]  # the network and the average of its weights, of two epochs
+    assert results["best_epoch"] == 2  # what was measured with another exponent is not what timm would build
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert {m.p for m in model.modules() if isinstance(m, AdderLayer)} == {1}
 

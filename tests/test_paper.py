@@ -45,7 +45,9 @@ def test_training_for_some_minutes(tmp_path, data_dir):
         assert done.returncode == 0, done.stderr[-3000:]
         assert "lenet5_bn.mnist is stopped; the same command goes on with it" in done.stdout
     assert "going on after epoch 0, update" in done.stdout
-    assert (tmp_path / "summary.json").exists()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["environment"]["torch"]
+    assert summary["lenet5_bn.mnist"]["finished"] is False
 
 
 @pytest.mark.slow
@@ -74,6 +76,21 @@ def test_experiment(tmp_path, data_dir, name, flags, reports):
     for report in reports:
         assert (tmp_path / "docs" / report).stat().st_size > 0
     run(name, *places, *SHORT, *flags)  # finished runs are read, not run again
+
+
+def test_finished_run_with_other_settings_is_not_reported(tmp_path, monkeypatch):
+    """What stands in the report must be what ran."""
+    monkeypatch.syspath_prepend(str(PAPER))
+    import _runs
+    import mnist
+
+    record = {**mnist.Config().record(), "epochs": 7}
+    del record["poly_power"]  # which the run's version did not know
+    (tmp_path / "results.json").write_text(json.dumps({"config": record}))
+    assert _runs.run("mnist.py", tmp_path, ["--epochs", "7"])["config"]["epochs"] == 7
+    assert _runs.flags_of("mnist.py", {"config": record}) == " --epochs 7"
+    with pytest.raises(SystemExit, match="other settings: epochs 7 and not 50"):
+        _runs.run("mnist.py", tmp_path, [])
 
 
 def test_reports_name_their_command():

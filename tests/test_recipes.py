@@ -22,6 +22,7 @@ import cifar
 import imagenet
 import mnist
 import numpy as np
+import psutil
 import pytest
 import timm
 import torch
@@ -32,6 +33,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+import adder_zoo
 from adder_zoo.datasets import DataError
 
 SCENARIOS = Path(__file__).parent / "recipe_scenarios.py"
@@ -169,6 +171,112 @@ def test_divergence_stops_with_a_message(tmp_path, alone):
     with pytest.raises(_settings.RecipeError, match="diverged"):
         mnist.main([*FEW, "--similarity", "conv", "--lr", "1e30", "--output-dir", str(tmp_path)])
     assert not (tmp_path / "results.json").exists()
+    assert not list((tmp_path / "checkpoints").glob("update-*"))  # of nothing that went wrong
+
+
+def test_weights_that_are_not_finite_are_not_kept(alone, tmp_path, monkeypatch):
+    """The last update of an epoch can spoil the weights without a loss that shows it."""
+    step = adder_zoo.AdderSGD.step
+
+    def spoiled(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        if next(updates) == 9:
+            self.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    updates = iter(range(10**6))
+    monkeypatch.setattr(adder_zoo.AdderSGD, "step", spoiled)
+    argv = [*FEW, "--epochs", "3", "--output-dir", str(tmp_path)]
+    with pytest.raises(_settings.RecipeError, match="update-00000005 is the last checkpoint before it"):
+        mnist.main(argv)
+    assert [p.name for p in (tmp_path / "checkpoints").glob("update-*")] == ["update-00000005"]
+
+
+@pytest.mark.parametrize(("flags", "rates"), [([], [0.1, 0.05]), (["--poly-power", "2"], [0.1, 0.025])])
+def test_polynomial_schedule(alone, tmp_path, flags, rates):
+    mnist.main([*FEW, "--sched", "poly", *flags, "--output-dir", str(tmp_path)])
+    assert [float(row["lr"]) for row in csv.DictReader((tmp_path / "log.csv").open())] == pytest.approx(rates)
+
+
+def test_second_run_in_a_folder_is_refused(tmp_path):
+    first = start(tmp_path, "--epochs", "100", "--report-to", "none")
+    try:
+        wait_for(tmp_path / "checkpoints" / "lock", first)
+        code, _, err = run(tmp_path, "--epochs", "100", "--report-to", "none")
+        assert code == 1
+        assert f"process {first.pid} on" in err
+        assert "trains in" in err
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_end_of_the_launcher_stops_the_run(tmp_path):
+    """`accelerate launch` ends at a SIGTERM and leaves its process behind."""
+    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1")
+    process = start(tmp_path, "--epochs", "100", "--report-to", "none", launcher=launcher)
+    wait_for(tmp_path / "checkpoints" / "lock", process)
+    (child,) = [c for c in psutil.Process(process.pid).children() if "mnist.py" in " ".join(c.cmdline())]
+    wait_for(tmp_path / "log.csv", process)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert child.wait(60) is None or not child.is_running()
+    assert list((tmp_path / "checkpoints").glob("update-*[0-9]"))
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        (["python", "/x/bin/accelerate", "launch", "--num_processes", "3"], 3),
+        (["/x/bin/python", "/x/bin/accelerate-launch", "--cpu", "--num_processes", "2"], 2),
+        (["python", "-m", "accelerate.commands.launch", "--num_processes", "4"], 4),
+        (["python", "/x/accelerate/commands/launch.py", "--num_processes", "5"], 5),
+        (["bash", "launch", "--num_processes", "6"], 1),
+    ],
+)
+def test_launcher_is_known_by_all_its_names(monkeypatch, command, asked):
+    class Parent:
+        def parent(self):
+            return self
+
+        def cmdline(self):
+            return [*command, "recipes/mnist.py", "--epochs", "1"]
+
+    monkeypatch.setattr(_run.psutil, "Process", Parent)
+    assert _run.asked_processes() == asked
+
+
+def test_precision_is_recorded_and_kept(alone, tmp_path, monkeypatch):
+    killed_at(monkeypatch, 6, mnist.main, [*FEW, "--output-dir", str(tmp_path)])
+    AcceleratorState._reset_state(True)
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as the launcher tells it
+        with pytest.raises(_settings.RecipeError, match="mixed precision 'no', and here it would be 'bf16'"):
+            mnist.main([*FEW, "--output-dir", str(tmp_path)])
+    AcceleratorState._reset_state(True)
+    assert mnist.main([*FEW, "--output-dir", str(tmp_path)])["environment"]["mixed_precision"] == "no"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mixed-precision", "bf16"],
+        ["--opt", "adamw", "--lr", "0.001"],
+        ["--deterministic"],
+        ["--pretrained"],
+        ["--sched", "poly", "--adder-lr", "increased", "--weight-grad", "sign"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_option_trains(alone, tmp_path, flags):
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        results = mnist.main([*FEW, *flags, "--epochs", "1", "--output-dir", str(tmp_path)])
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert results["train_loss"] < 3
+    if flags == ["--pretrained"]:
+        assert results["test_accuracy"] > 80
 
 
 def test_config_file_and_flags(tmp_path, capsys):
@@ -176,7 +284,12 @@ def test_config_file_and_flags(tmp_path, capsys):
     file.write_text("epochs: 7\nlr: 5e-2\nbatch-size: 64\n")
     config = _settings.parse(mnist.Config, "", ["--config", str(file), "--epochs", "9"])
     assert (config.epochs, config.lr, config.batch_size, config.eta) == (9, 0.05, 64, 0.2)
-    for text, words in (("speed: 3", "unknown settings speed"), ("epochs: many", "must be a int"), ("- 1", "by name")):
+    for text, words in (
+        ("speed: 3", "unknown settings speed"),
+        ("epochs: many", "must be a int"),
+        ("- 1", "by name"),
+        ("similarity: xor", "must be one of 'adder', 'conv', 'xnor', got 'xor'"),
+    ):
         file.write_text(text)
         with pytest.raises(SystemExit):
             _settings.parse(mnist.Config, "", ["--config", str(file)])
@@ -195,6 +308,14 @@ def test_wrong_settings_are_refused_before_anything_is_written(tmp_path, flags, 
     assert not (tmp_path / "run").exists()
 
 
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_paper_settings_are_the_defaults():
     c = mnist.Config()
     assert (c.epochs, c.batch_size, c.lr, c.momentum, c.weight_decay, c.eta) == (50, 256, 0.1, 0.9, 5e-4, 0.2)
@@ -209,7 +330,7 @@ OPTIONS = {
         "--mixup", "0.2", "--cutmix", "1", "--smoothing", "0.1", "--model-ema", "--opt", "sgd", "--clip-grad", "1",
         "--warmup-epochs", "1", "--sched", "poly", "--gradient-accumulation-steps", "2",
     ],
-    "transfer": ["--distillation", "pkkd", "--l2-to-l1", "1"],
+    "transfer": ["--distillation", "pkkd", "--l2-to-l1", "2"],
 }  # fmt: skip
 
 
@@ -274,7 +395,7 @@ def test_signal_stops_after_a_checkpoint(alone, tmp_path, monkeypatch, capsys, n
             mnist.main([*FEW, "--output-dir", str(stopped)])
     assert stop.value.code == 128 + number
     assert "stopped at update 3; the same command goes on from there" in capsys.readouterr().out
-    assert [p.name for p in (stopped / "checkpoints").iterdir()] == ["update-00000003"]
+    assert [p.name for p in (stopped / "checkpoints").glob("update-*")] == ["update-00000003"]
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
     AcceleratorState._reset_state(True)
     mnist.main([*FEW, "--output-dir", str(stopped)])
@@ -289,7 +410,7 @@ def test_checkpoints_are_few_and_the_best_is_kept(alone, tmp_path, monkeypatch):
         mnist.main,
         [*FEW, "--checkpointing-steps", "1", "--checkpoint-hist", "3", "--output-dir", str(tmp_path)],
     )
-    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    names = sorted(p.name for p in (tmp_path / "checkpoints").glob("update-*"))
     assert names == ["update-00000007", "update-00000008", "update-00000009"]
     assert timm.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True)
 
@@ -325,6 +446,11 @@ def test_average_of_the_weights_is_measured_and_saved(alone, tmp_path):
         (["--smoothing", "2"], "between 0 and 1"),
         (["--distillation", "pkkd", "--similarity", "conv"], "leave --similarity at adder"),
         (["--drop-path", "0.1"], "drop_path_rate"),
+        (["--l2-to-l1", "3"], "ends after 2 epochs, before the exponent is 1"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--mixed-precision", "fp16"], "fp16 is for GPUs"),
+        (["--model", "resnet50"], "there are adder_lenet5_bn"),
+        (["--similarity", "conv", "--pretrained"], "--model adder_lenet5_bn"),
     ],
 )
 def test_what_cannot_be_met_is_refused(alone, tmp_path, flags, words):
@@ -471,11 +597,28 @@ def test_photographs_that_do_not_fit_are_refused(alone, tmp_path, photographs, m
         (["--data-dir", str(photographs), "--num-classes", "2"], "give --num-classes 3"),
         (["--data-dir", str(tmp_path / "nowhere")], "no train images in"),
         ([], "no --data-dir"),
+        (["--data-dir", str(photographs / "train")], r"has no folder train/.*--train-split=''"),
+        (["--data-dir", str(photographs), "--val-split", "test"], "has no folder test/"),
     ):
         AcceleratorState._reset_state(True)
         with pytest.raises(DataError, match=words):
             imagenet.main([*IMAGENET, "--output-dir", str(tmp_path / "run"), *flags])
         assert not (tmp_path / "run").exists()
+
+
+def test_classes_that_differ_are_refused(alone, tmp_path, photographs):
+    (photographs / "val" / "bird").rename(photographs / "val" / "tiger")
+    with pytest.raises(DataError, match="would shift the labels: only one has bird, tiger"):
+        imagenet.main([*IMAGENET, "--data-dir", str(photographs), "--output-dir", str(tmp_path / "run")])
+
+
+def test_flat_folder_is_taken_where_it_is_asked_for(alone, tmp_path, photographs):
+    """One folder of classes as both, to try the pipeline; the network says which size its images had."""
+    flags = ["--data-dir", str(photographs / "train"), "--train-split", "", "--val-split", "", "--epochs", "1"]
+    results = imagenet.main([*IMAGENET, *flags, "--workers", "0", "--output-dir", str(tmp_path / "run")])
+    assert (results["train_images"], results["test_images"]) == (18, 18)
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    assert timm.data.resolve_data_config(model=model)["input_size"] == (3, 32, 32)
 
 
 def test_photographs_are_not_looked_for_among_other_data(alone, tmp_path, photographs, monkeypatch):
@@ -527,21 +670,36 @@ def test_stream_of_shards(alone, tmp_path, monkeypatch):
     imagenet.main([*argv, "--output-dir", str(stopped)])
     assert_same_run(whole, stopped)
 
+    shard = tmp_path / "images-train-0000.tar"
+    content = shard.read_bytes()
+    at = content.index(b"IDAT") + 10  # in the first image's pixels
+    shard.write_bytes(content[:at] + bytes(200) + content[at + 200 :])
+    AcceleratorState._reset_state(True)
+    with pytest.raises(DataError, match=r"image 00000 of .*images-train-0000\.tar cannot be read"):
+        imagenet.main([*argv, "--output-dir", str(tmp_path / "damaged")])
+
 
 @pytest.mark.slow
 def test_five_kills_at_random_moments(finished, tmp_path):
+    """In each of five parts of the run: at a random update, and then some moment later."""
     moments = random.Random(0)
     flags = ("--epochs", "3", "--checkpointing-steps", "1")
-    for _ in range(5):
+    for part in range(5):
         process = start(tmp_path, *flags)
-        time.sleep(moments.uniform(6, 14))
+        update = moments.randrange(11 * part, 11 * part + 10)  # of 60
+        while not any(
+            int(p.name[7:15]) >= update and ".part" not in p.name for p in (tmp_path / "checkpoints").glob("update-*")
+        ):
+            assert process.poll() is None, process.stderr.read()[-3000:]
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.2))
+        assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
         for file in tmp_path.rglob("*.safetensors"):
             if ".part" not in str(file):
                 load_file(file)
-    if not (tmp_path / "results.json").exists():
-        assert run(tmp_path, *flags)[0] == 0
+    assert run(tmp_path, *flags)[0] == 0
     assert_same_run(finished[0], tmp_path)
 
 

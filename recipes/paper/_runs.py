@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -18,7 +19,9 @@ sys.path.insert(0, str(RECIPES))
 
 def arguments(description: str, runs: str | None = None, epochs: int | None = None) -> argparse.ArgumentParser:
     """The flags of all experiments. What else is given goes to the recipe as it is (``--threads 1``, for example)."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--data-dir", help="folder of the data sets; default: the one that ADDER_ZOO_DATA names")
     parser.add_argument("--report-dir", default=str(DOCS), help="where the table and the picture go")
     if runs:
@@ -28,15 +31,44 @@ def arguments(description: str, runs: str | None = None, epochs: int | None = No
 
 
 def run(recipe: str, folder: Path, flags: Sequence[str]) -> dict[str, Any]:
-    """The results of a recipe with these flags in ``folder``: a finished run is read, a stopped one goes on."""
+    """The results of a recipe with these flags in ``folder``: a finished run is read, a stopped one goes on.
+
+    A finished run with other settings ends the experiment: its report would say what it is not.
+    """
     results = folder / "results.json"
-    if not results.exists():
+    if results.exists():
+        from _settings import parse
+
+        module = importlib.import_module(recipe.removesuffix(".py"))
+        config = parse(module.Config, "", [*flags, "--output-dir", str(folder)])
+        found = {**module.Config().record(), **json.loads(results.read_text())["config"]}
+        differ = [
+            f"{name} {found.get(name)!r} and not {want!r}"
+            for name, want in config.record().items()
+            if found.get(name) != want
+        ]
+        if differ:
+            sys.exit(
+                f"{folder} holds a finished run with other settings: {', '.join(differ)}. Give another --output-dir."
+            )
+    else:
         command = [sys.executable, str(RECIPES / recipe), *flags, "--output-dir", str(folder)]
         print("$", " ".join(command), flush=True)
         code = subprocess.run(command).returncode
         if code:
             sys.exit(code)
     return json.loads(results.read_text())
+
+
+def flags_of(recipe: str, results: dict[str, Any], *known: str) -> str:
+    """The flags that make a run's settings of the recipe's defaults, but for those that are ``known`` by name."""
+    defaults = importlib.import_module(recipe.removesuffix(".py")).Config().record()
+    words = []
+    for name, value in results["config"].items():
+        if name in defaults and value != defaults[name] and name not in known:
+            flag = name.replace("_", "-")
+            words.append((f"--{flag}" if value else f"--no-{flag}") if isinstance(value, bool) else f"--{flag} {value}")
+    return "".join(f" {word}" for word in words)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

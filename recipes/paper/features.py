@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _runs import arguments, run, write
+from _runs import arguments, flags_of, run, write
 from matplotlib.figure import Figure
 
 
@@ -63,11 +63,14 @@ def main() -> None:
             axes.scatter(*features[labels == digit][:500].T, s=3, label=str(digit))
         axes.set(title=f"{name}, {results['test_accuracy']:.2f} %", xlabel="feature 1", ylabel="feature 2")
     axes.legend(markerscale=4)
+    results = record["adder"]["results"]
+    command = f"python recipes/paper/features.py --epochs {args.epochs}"
+    command += flags_of("mnist.py", results, "model", "dataset", "epochs", "similarity")
     lines = [
         "# Features of LeNet++ (Fig. 1)",
         "",
-        f"MNIST, {args.epochs} epochs, the test set's images (500 of each digit in the picture). "
-        "`python recipes/paper/features.py`",
+        f"MNIST, {args.epochs} epochs, η {results['config']['eta']:g}, the test set's images (500 of each digit in the "
+        f"picture). `{command}`",
         "",
         "| network | accuracy | nearest centre by L1 distance | by angle |",
         "|---|---|---|---|",

@@ -6,7 +6,7 @@ python recipes/paper/table2.py --model adder_resnet32 --dataset cifar100 --epoch
 
 from pathlib import Path
 
-from _runs import arguments, rows, run, write
+from _runs import arguments, flags_of, rows, run, write
 from matplotlib.figure import Figure
 
 # model: CIFAR-10 and CIFAR-100 of the CNN, the adder network and the binary network
@@ -22,11 +22,12 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0], "table2", 400)
     parser.add_argument("--model", choices=tuple(PAPER), default="adder_resnet20")
     parser.add_argument("--dataset", choices=("cifar10", "cifar100"), default="cifar10")
+    parser.add_argument("--similarity", nargs="+", choices=list(NAMES), default=list(NAMES), help="which networks")
     args, flags = parser.parse_known_args()
     flags += ["--model", args.model, "--dataset", args.dataset, "--epochs", str(args.epochs)]
     flags += ["--data-dir", args.data_dir] if args.data_dir else []
     record, logs = {}, {}
-    for similarity in NAMES:
+    for similarity in args.similarity:
         folder = Path(args.output_dir) / f"{args.model}.{args.dataset}-{similarity}"
         record[similarity] = run("cifar.py", folder, [*flags, "--similarity", similarity])
         logs[similarity] = rows(folder)
@@ -39,21 +40,24 @@ def main() -> None:
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="test accuracy [%]")
     left.legend()
-    config = record["adder"]["config"]
+    first = record[args.similarity[0]]
+    config = first["config"]
+    only = "" if args.similarity == list(NAMES) else f" --similarity {' '.join(args.similarity)}"
     command = f"python recipes/paper/table2.py --model {args.model} --dataset {args.dataset} --epochs {args.epochs}"
+    command += flags_of("cifar.py", first, "model", "dataset", "epochs", "similarity") + only
     lines = [
         f"# {args.model} on {args.dataset} (Table 2)",
         "",
-        f"{args.epochs} epochs (the paper: 400) of batch {config['batch_size']} (256), {config['sched']} decay, seed "
-        f"{config['seed']}; test accuracy in percent after the last epoch, {record['adder']['test_images']:,} images. "
+        f"{first['epochs']} epochs (the paper: 400) of batch {config['batch_size']} (256), {config['sched']} decay, "
+        f"seed {config['seed']}; test accuracy in percent after the last epoch, {first['test_images']:,} images. "
         f"`{command}`",
         "",
         "| network | here | paper |",
         "|---|---|---|",
     ]
-    for similarity, name in NAMES.items():
+    for similarity in args.similarity:
         paper = PAPER[args.model][similarity][args.dataset == "cifar100"]
-        lines.append(f"| {name} | {record[similarity]['test_accuracy']:.2f} | {paper:.2f} |")
+        lines.append(f"| {NAMES[similarity]} | {record[similarity]['test_accuracy']:.2f} | {paper:.2f} |")
     write(args.report_dir, f"table2_{args.model}_{args.dataset}", record, lines, figure)
 
 

@@ -25,7 +25,8 @@ def main() -> None:
     lines = [
         "# Variance of the outputs (Eq. 8 and 9)",
         "",
-        "x of variance 1, w of the deviation given; 64 filters on 16 images. `python recipes/paper/variance.py`",
+        "x of variance 1, w of the standard deviation given; 64 filters on 16 images. "
+        "`python recipes/paper/variance.py`",
         "",
         "| channels | kernel | deviation of w | adder, predicted | measured | convolution, predicted | measured |",
         "|---|---|---|---|---|---|---|",

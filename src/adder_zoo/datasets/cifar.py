@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
 from ._common import DATA_ENVIRONMENT, DataError
@@ -57,7 +58,10 @@ def load(dataset: str, folder: Path, quiet: bool = False) -> dict[str, tuple[Ten
             try:
                 data = kind(str(folder), train=split == "train", download=False)  # checks every file's MD5 first
             except RuntimeError as error:
-                raise DataError(f"{folder / kind.base_folder} is incomplete or damaged; fetch it again") from error
+                base = folder / kind.base_folder
+                files = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
+                bad = [str(base / name) for name, md5 in files if not check_integrity(str(base / name), md5)]
+                raise DataError(f"missing or damaged: {', '.join(bad) or base}; fetch it again") from error
             images, labels = data.data, data.targets
         else:
             images, labels = _read_folder(folder / split, CLASSES[dataset], quiet)
