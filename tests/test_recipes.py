@@ -621,6 +621,17 @@ def test_flat_folder_is_taken_where_it_is_asked_for(alone, tmp_path, photographs
     assert timm.data.resolve_data_config(model=model)["input_size"] == (3, 32, 32)
 
 
+@pytest.mark.slow
+def test_hundred_photographs(alone, tmp_path, data_dir):
+    """As docs/imagenet.md has it: real images, at another size each."""
+    if not (data_dir / "imagenet_sample").is_dir():
+        pytest.skip("no imagenet_sample in ADDER_ZOO_DATA")
+    config = RECIPE.parent / "configs" / "imagenet_smoke.yaml"
+    flags = ["--config", str(config), "--model", "adder_resnet18", "--data-dir", str(data_dir / "imagenet_sample")]
+    results = imagenet.main([*flags, "--cpu", "--report-to", "none", "--output-dir", str(tmp_path / "run")])
+    assert (results["updates"], results["test_images"]) == (10, 100)
+
+
 def test_photographs_are_not_looked_for_among_other_data(alone, tmp_path, photographs, monkeypatch):
     monkeypatch.setenv("ADDER_ZOO_DATA", str(photographs))
     with pytest.raises(DataError, match=r"no train images in .*imagenet"):
