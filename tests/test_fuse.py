@@ -152,7 +152,7 @@ class TestPackedFilters:
     def check(self, x, weight):
         one, zero = torch.ones(weight.shape[0]), torch.zeros(weight.shape[0])
         y = cpu.forward_fused(x, weight, one, zero, None, *self.where, False)
-        assert torch.equal(y, cpu.forward(x, weight, *self.where))
+        assert torch.equal(y, cpu.forward(x, weight.clone(), *self.where))
 
     def test_packed_once(self, native, monkeypatch):
         packed = []
@@ -182,6 +182,36 @@ class TestPackedFilters:
             self.check(x, unseen)
             unseen.mul_(2)
             self.check(x, unseen)
+
+    def test_follow_the_weight_where_memory_is_given_back(self, native):
+        """What is freed may be given out again: an address alone says nothing."""
+        x, weight = torch.randn(2, 8, 6, 6), nn.Parameter(torch.randn(16, 8, 3, 3))
+        for _ in range(20):
+            self.check(x, weight)
+            weight.data = weight.data.half() * 1.001
+            weight.data = weight.data.float()
+            self.check(x, weight)
+
+    def test_of_layers_at_inference(self, native, monkeypatch):
+        """Not fused, and a layer whose filters are a view of its parameter; in training nothing is kept."""
+        packed = []
+        pack = cpu.library().pack
+        monkeypatch.setattr(cpu.library(), "pack", lambda *a: packed.append(1) or pack(*a))
+        layers = nn.ModuleList([adder_zoo.Adder2d(8, 16, 3, impl="cpu"), adder_zoo.AdderLinear(40, 16, impl="cpu")])
+        images, features = [torch.randn(2, 8, n, n) for n in (6, 9, 6, 9)], torch.randn(3, 40)
+        with torch.no_grad():
+            want = [cpu.forward(x, layers[0].weight, (1, 1), (0,) * 4, (1, 1), 1) for x in images]
+            for x, y in zip(images, want, strict=True):  # of two sizes in turn
+                torch.testing.assert_close(layers[0](x), y, rtol=0, atol=0)
+                layers[1](features)
+            assert len(packed) == 2
+            layers[0].weight.mul_(2)
+            assert not torch.equal(layers[0](images[0]), want[0])
+            assert len(packed) == 3
+        before = len(cpu._packed_filters)
+        layers[0](images[0]).sum().backward()
+        assert len(packed) == 3
+        assert len(cpu._packed_filters) == before - 1
 
     def test_follow_the_instruction_set(self, native):
         x, weight = torch.randn(2, 8, 6, 6), torch.randn(20, 8, 3, 3)
@@ -458,3 +488,95 @@ def test_refuses_networks_without_adder_layers():
         fuse(Adder2d(3, 3, 3).eval())
     with pytest.raises(ValueError, match="expects 4 input channels"), torch.no_grad():
         fuse(nn.Sequential(Adder2d(4, 4, 3), nn.BatchNorm2d(4)).eval())(torch.randn(1, 3, 8, 8))
+
+
+# ---- what must be left alone ----------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self, between):
+        super().__init__()
+        self.conv = Adder2d(4, 4, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.between = between
+
+    def forward(self, x):
+        return self.between(self.bn(self.conv(x))) + x
+
+
+class AlwaysDropout(nn.Dropout):
+    def forward(self, x):
+        return F.dropout(x, 0.5, training=True)
+
+
+class Noise(nn.Identity):
+    def forward(self, x):
+        return x + 1
+
+
+def close(model, x):
+    with torch.no_grad():
+        torch.manual_seed(1)
+        want = model(x)
+        fused = fuse(model)
+        torch.manual_seed(1)
+        torch.testing.assert_close(fused(x), want, rtol=1e-4, atol=1e-4)
+    return fused
+
+
+@pytest.mark.parametrize("between", [AlwaysDropout(), Noise()], ids=["dropout", "noise"])
+def test_class_made_of_one_that_does_nothing(between):
+    """Monte Carlo dropout is a Dropout that drops in eval mode, too (by a mask in the order of memory)."""
+    x = torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    close(ready(nn.Sequential(Residual(between)).eval(), x), x)
+
+
+@pytest.mark.parametrize("part", ["conv", "bn", "between", ""])
+def test_forward_of_its_own(part):
+    """As accelerate puts its hooks in: an attribute of the module, which no class knows of."""
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Twice(hooks.ModelHook):
+        def post_forward(self, module, output):
+            return 2 * output
+
+    x = torch.randn(2, 4, 6, 6)
+    model = ready(nn.Sequential(Residual(nn.Identity())).eval(), x)
+    hooks.add_hook_to_module(model[0].get_submodule(part), Twice())
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        close(model, x)
+
+
+class Reads(Residual):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + self.bn.weight.view(-1, 1, 1) + self.bn.eps
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_norm_that_is_read_elsewhere(graph):
+    x = torch.randn(2, 4, 6, 6)
+    model = ready(nn.Sequential(Reads(nn.Identity()), Residual(nn.Identity()) if graph else nn.Identity()).eval(), x)
+    fused = close(model, x)
+    assert not any(name.startswith("0.bn") for name in fused.state_dict())
+    close(fused, x)  # what is fused already is in eval mode in all its parts
+
+
+def test_fused_under_inference_mode_packs_once(native, monkeypatch):
+    x = torch.randn(2, 4, 6, 6)
+    model = ready(nn.Sequential(Residual(nn.Identity())).eval(), x)
+    with torch.inference_mode():
+        fused = fuse(model)
+        fused(x)
+        packed = []
+        pack = cpu.library().pack
+        monkeypatch.setattr(cpu.library(), "pack", lambda *a: packed.append(1) or pack(*a))
+        fused(x)
+    assert not packed
+
+
+def test_residual_of_another_precision(native):
+    x, weight, one = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 1, 1), torch.ones(4)
+    residual = torch.randn(1, 4, 5, 5, dtype=torch.float64)
+    where = ([1, 1], [0, 0, 0, 0], [1, 1], 1, True)
+    got, want = (adder2d_fused(x, weight, one, one, residual, *where, impl) for impl in ("cpu", "reference"))
+    torch.testing.assert_close(got, want)

@@ -258,6 +258,30 @@ def test_identity_keeps_its_bound(isa, offset, native):
                 assert torch.equal(fast, exact), "cancellation was not noticed"
 
 
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+@pytest.mark.parametrize("offset", [0, 3])
+def test_identity_cuts_its_sums_over_channels(isa, offset, native):
+    """Terms that all round the same way: over many channels one long chain would be beyond the bound."""
+    native(isa)
+    lanes = {"avx512": 16, "avx2": 8, "generic": 4}[isa]
+    shape = case("1x1", "", (1, 8191 * lanes + offset, 1, 1), (16, 8191 * lanes + offset, 1, 1))
+    x, weight = torch.full(shape.x, 1 + 2**-12 - 2**-20), torch.full(shape.weight, 0.5937)
+    true = truth.forward(x.double().numpy(), weight.double().numpy(), *shape.geometry)
+    error = bound(true, chain=longest_chain(shape)) * (2 * CANCELLATION + 1)
+    assert_within(cpu.forward(x, weight, *shape.geometry), true, error, f"y of {shape}")
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+@pytest.mark.parametrize("size", [1e36, 5e36, 5.3e36])
+def test_identity_that_would_overflow(isa, size, native):
+    """2 Σ max(x, w) is beyond float32 here, and y is not."""
+    native(isa)
+    x, weight = torch.full((1, 64, 3, 3), size), torch.zeros(20, 64, 1, 1)
+    y = cpu.forward(x, weight, *case("1x1", "", x.shape, weight.shape).geometry)
+    assert torch.isfinite(y).all()
+    torch.testing.assert_close(y, torch.full_like(y, -64 * x.double()[0, 0, 0, 0].item()), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("offset", [-3, 0, 0.5, 6, 100])
 def test_median_keeps_its_bound(offset, native):
     """dx by medians, Σ dy·median(w, x - 1, x + 1) - x·Σ dy, where x allows it, and by differences elsewhere."""

@@ -314,3 +314,19 @@ def test_no_warnings():
         warnings.simplefilter("always")
         adder2d(x, weight).sum().backward()
     assert [str(warning.message) for warning in caught] == []
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_operands_that_do_not_fit_are_refused(impl, native):
+    """The operators are called by exported programs and by hand, too; a kernel would read beyond the end."""
+    x, weight, dy = torch.randn(1, 16, 6, 6), torch.randn(8, 1, 3, 3), torch.randn(1, 8, 4, 4)
+    where = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
+    with pytest.raises(ValueError, match="do not fit 16 channels"):
+        ops.adder2d(x, weight, *where, "full", "clipped", 1.0, impl)
+    with pytest.raises(ValueError, match="do not fit 16 channels"):
+        ops.adder2d_grad_weight(dy, x, weight, *where, "full", 1.0, impl)
+    weight = torch.randn(8, 16, 3, 3)
+    with pytest.raises(ValueError, match=r"dy must have shape \[1, 8, 4, 4\]"):
+        ops.adder2d_grad_input(dy[..., :3], x, weight, *where, "clipped", 1.0, impl)
+    with pytest.raises(ValueError, match="expected 4 dimensions"):
+        ops.adder2d(x[0], weight, *where, "full", "clipped", 1.0, impl)

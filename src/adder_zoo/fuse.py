@@ -69,8 +69,9 @@ def fuse(model: nn.Module) -> nn.Module:
         )
     if not any(isinstance(module, AdderLayer) for module in model.modules()):
         raise ValueError(f"fuse: {type(model).__name__} has no adder layer; convert_to_adder() makes them")
-    copied = copy.deepcopy(model)
-    fused = _Fuser(copied).fused(copied)
+    with torch.inference_mode(False):  # whose tensors have no version counter, so their filters are packed at each call
+        copied = copy.deepcopy(model)
+        fused = _Fuser(copied).fused(copied)
     if not any(isinstance(module, FusedAdder2d) for module in fused.modules()):
         warnings.warn(
             f"fuse: nothing was fused in {type(model).__name__}: no adder layer is followed by batch norm in a part "
@@ -101,7 +102,8 @@ class FusedAdder2d(Adder2d):
         self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
         self.same = isinstance(layer, Adder2dSame)
         self.relu = relu
-        self.weight = nn.Parameter(layer.weight, requires_grad=False)
+        # channels_last, so that what comes out is, and only the first layer has to convert what it is given.
+        self.weight = nn.Parameter(layer.weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.register_parameter("bias", None)
         # In float64, so that each is rounded once.
         scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -142,6 +144,20 @@ class FusedAdder2d(Adder2d):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", relu=True" if self.relu else "")
+
+
+class Folded(nn.Identity):
+    """In the place of a batch norm that went into an adder layer: passes its input on, and still knows what it was."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        for name in ("eps", "momentum", "affine", "num_features", "weight", "bias", "running_mean", "running_var"):
+            value = getattr(norm, name, None)
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value.detach(), persistent=False)
+            else:
+                setattr(self, name, value)
+        self.eval()
 
 
 @dataclass
@@ -186,7 +202,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        whole = (Adder2d, *NORMS, *NOTHING, *get_notrace_modules())
+        whole = (Adder2d, *NORMS, *NOTHING, Folded, *get_notrace_modules())
         return isinstance(module, whole) or super().is_leaf_module(module, name)
 
 
@@ -238,11 +254,14 @@ class _Fuser:
         parts = list(module.modules())
         if not any(_is_adder(m) for m in parts) or not any(isinstance(m, NORMS) for m in parts):
             return None
-        # What is traced is called with one argument here and maybe seen by a hook, or stands in two places.
+        # What is traced is called with one argument here and maybe seen by a hook (or has a forward of its own, as
+        # accelerate puts its hooks in), or stands in two places.
         parameters = inspect.signature(module.forward).parameters.values()
         if len(parameters) != 1 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
             return None
         if any(m._forward_hooks or m._forward_pre_hooks or self.places[id(m)] > 1 for m in parts):
+            return None
+        if any("forward" in vars(m) for m in parts):
             return None
         try:
             graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(module)
@@ -266,7 +285,8 @@ class _Fuser:
             """What alone uses a node's value, over modules that do nothing, and the node it takes the value from."""
             while len(node.users) == 1:
                 (user,) = node.users
-                if user.op != "call_module" or not isinstance(root.get_submodule(str(user.target)), NOTHING):
+                # By exact type: a class made of one of these may do something.
+                if user.op != "call_module" or type(root.get_submodule(str(user.target))) not in (*NOTHING, Folded):
                     return user, node
                 node = user
             return None, node
@@ -301,16 +321,17 @@ def _exchange(module: nn.Module, chain: _Chain, relu_too: bool) -> None:
     layer, norm = (module.get_submodule(str(node.target)) for node in (chain.adder, chain.norm))
     assert isinstance(layer, Adder2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    rest: nn.Module = nn.Identity()
+    rest: nn.Module = Folded(norm)
     relu = chain.relu is not None
     if isinstance(norm, BatchNormAct2d):
-        rest = norm.act
-        if type(rest) is nn.ReLU:
-            rest, relu = nn.Identity(), True
+        if type(norm.act) is nn.ReLU:
+            relu = True
+        elif not isinstance(norm.act, nn.Identity):
+            rest = norm.act
     _put(module, chain.adder, FusedAdder2d(layer, norm, relu))
     _put(module, chain.norm, rest)
     if relu_too and chain.relu is not None:
-        _put(module, chain.relu, nn.Identity())
+        _put(module, chain.relu, nn.Identity().eval())
 
 
 def _as_graph(module: nn.Module, graph: fx.Graph, chains: list[_Chain]) -> fx.GraphModule:
@@ -354,7 +375,7 @@ def _is_constant(module: nn.Module | None) -> bool:
     if type(module) not in NORMS:
         return False
     assert isinstance(module, nn.BatchNorm2d)
-    if isinstance(module, BatchNormAct2d) and not isinstance(module.drop, NOTHING):
+    if isinstance(module, BatchNormAct2d) and type(module.drop) not in NOTHING:
         return False
     return not module.training and module.running_mean is not None and module.running_var is not None
 

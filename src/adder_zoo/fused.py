@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .implementations import resolve
-from .ops import _memory_format, _output_shape
+from .ops import _check_operands, _memory_format, _output_shape
 from .reference import compute_dtype
 
 
@@ -79,6 +79,7 @@ def adder2d_fused(
         [N, K, P, Q], float32 (float64 for float64), channels_last where x or weight is. It has no gradient: asking for
         one raises.
     """
+    _check_operands(x, weight, groups)
     _check_shapes(_output_shape(x, weight, stride, padding, dilation), scale, shift, residual)
     module = resolve(impl, x, 1.0)
     y = forward_fused(module, x, weight, scale, shift, residual, stride, padding, dilation, groups, relu)

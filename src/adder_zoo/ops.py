@@ -5,8 +5,9 @@
     adder_zoo::adder2d_grad_weight  Eq. 5 (or 4)
 
 ``functional.adder2d`` checks what a user hands in; these take normalised arguments: stride and dilation as pairs,
-padding as (top, bottom, left, right), ``impl`` a name or "auto". Whatever an implementation returns is laid out here as
-the fake kernels promise: channels_last where the input or the filters are, as ``conv2d`` does.
+padding as (top, bottom, left, right), ``impl`` a name or "auto", ``inference`` whether no backward follows, so that an
+implementation may keep what it makes of the filters (its ``forward_kept``). Whatever an implementation returns is laid
+out here as the fake kernels promise: channels_last where the input or the filters are, as ``conv2d`` does.
 """
 
 from __future__ import annotations
@@ -34,6 +35,20 @@ def _output_shape(x: Tensor, weight: Tensor, stride, padding, dilation) -> list:
     return [x.shape[0], weight.shape[0], P, Q]
 
 
+def _check_operands(
+    x: Tensor, weight: Tensor, groups: int, dy: Tensor | None = None, output: list | None = None
+) -> None:
+    """The kernels believe what they are told; what does not fit would be read beyond its end."""
+    if x.dim() != 4 or weight.dim() != 4 or groups < 1:
+        raise ValueError(f"adder_zoo: expected 4 dimensions and groups, got {x.shape}, {weight.shape}, {groups}")
+    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups:
+        raise ValueError(
+            f"adder_zoo: filters {list(weight.shape)} in {groups} group(s) do not fit {x.shape[1]} channels of x"
+        )
+    if dy is not None and list(dy.shape) != output:
+        raise ValueError(f"adder_zoo: dy must have shape {output}, got {list(dy.shape)}")
+
+
 @torch.library.custom_op("adder_zoo::adder2d", mutates_args=())
 def adder2d(
     x: Tensor,
@@ -46,15 +61,18 @@ def adder2d(
     input_grad: str,
     p: float,
     impl: str,
+    inference: bool = False,
 ) -> Tensor:
+    _check_operands(x, weight, groups)
     module = resolve(impl, x, p)
     power = {} if p == 1 else {"p": p}
-    y = module.forward(x, weight, stride, padding, dilation, groups, **power)
+    forward = getattr(module, "forward_kept", module.forward) if inference else module.forward
+    y = forward(x, weight, stride, padding, dilation, groups, **power)
     return y.contiguous(memory_format=_memory_format(x, weight))
 
 
 @adder2d.register_fake
-def _(x, weight, stride, padding, dilation, groups, weight_grad, input_grad, p, impl):
+def _(x, weight, stride, padding, dilation, groups, weight_grad, input_grad, p, impl, inference=False):
     shape = _output_shape(x, weight, stride, padding, dilation)
     y = x.new_empty(shape, dtype=compute_dtype(x))
     return y.contiguous(memory_format=_memory_format(x, weight))
@@ -73,6 +91,7 @@ def adder2d_grad_input(
     p: float,
     impl: str,
 ) -> Tensor:
+    _check_operands(x, weight, groups, dy, _output_shape(x, weight, stride, padding, dilation))
     module = resolve(impl, x, p)
     power = {} if p == 1 else {"p": p}
     dx = module.grad_input(dy, x, weight, stride, padding, dilation, groups, input_grad, **power)
@@ -97,6 +116,7 @@ def adder2d_grad_weight(
     p: float,
     impl: str,
 ) -> Tensor:
+    _check_operands(x, weight, groups, dy, _output_shape(x, weight, stride, padding, dilation))
     module = resolve(impl, x, p)
     power = {} if p == 1 else {"p": p}
     dw = module.grad_weight(dy, x, weight, stride, padding, dilation, groups, weight_grad, **power)
@@ -109,7 +129,7 @@ def _(dy, x, weight, stride, padding, dilation, groups, weight_grad, p, impl):
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, *ctx.options = inputs
+    x, weight, *ctx.options, _ = inputs
     ctx.save_for_backward(x, weight)
 
 
@@ -121,7 +141,7 @@ def _backward(ctx, dy):
         dx = adder2d_grad_input(dy, x, weight, *geometry, input_grad, p, impl)
     if ctx.needs_input_grad[1]:
         dw = adder2d_grad_weight(dy, x, weight, *geometry, weight_grad, p, impl)
-    return dx, dw, *[None] * len(ctx.options)
+    return dx, dw, *[None] * (len(ctx.options) + 1)
 
 
 def _no_second_derivative(ctx, *grads):

@@ -93,10 +93,12 @@ template <class T> int64_t cut_blocks(int64_t groups, int64_t channels, int nv_m
 // Tasks: images times chunks of rows times parts of the blocks.
 struct Split {
   int64_t images, rows, chunk, chunks, blocks, parts;
-  Split(int64_t images_, int64_t rows_, int64_t row_bytes, int64_t panel_bytes, int64_t blocks_)
+  // rows_first: whether rather the rows than the blocks are cut where there are few images.
+  Split(int64_t images_, int64_t rows_, int64_t row_bytes, int64_t panel_bytes, int64_t blocks_, bool rows_first = true)
       : images(images_), rows(rows_), blocks(blocks_) {
+    const int64_t least = rows_first ? images : images * blocks;
     chunk = max64(1, min64(rows, max64(LEAST_CHUNK, min64(MOST_CHUNK, panel_bytes)) / max64(1, row_bytes)));
-    if (images * ceil_div(rows, chunk) < TASKS) chunk = max64(1, ceil_div(rows, ceil_div(TASKS, max64(1, images))));
+    if (least * ceil_div(rows, chunk) < TASKS) chunk = max64(1, ceil_div(rows, ceil_div(TASKS, max64(1, least))));
     chunks = ceil_div(rows, chunk);
     parts = max64(1, min64(blocks, TASKS / max64(1, images * chunks)));
   }
@@ -402,7 +404,7 @@ __attribute__((noinline)) bool each_passes(const float *values, int64_t mr, int 
   bool good = true;
   for (int64_t m = 0; m < mr && good; ++m)
     for (int v = 0; v < nv; ++v) {
-      const V limit = T::min(T::set(FLT_MAX), T::abs(T::load(values + (m * nv + v) * T::L)) * T::set(CANCELLATION));
+      const V limit = T::min(T::set(MOST), T::abs(T::load(values + (m * nv + v) * T::L)) * T::set(CANCELLATION));
       good &= T::all_le(T::set(sums.abs_x[m]) + T::load(sums.abs_w + v * T::L), limit);
     }
   return good;
@@ -696,7 +698,9 @@ template <class T> struct Forward : Shape {
         row_sums(packed + groups * ceil_div(Kg, T::L) * taps * T::L), epilogue(epilogue_), blocks(blocks_),
         split(N, P, stride_h * W * C * 4, 4 * K * taps, block_count) {}
 
-  static bool takes_identity(const Shape &s, bool exact) { return T::IDENTITY && !exact && s.taps >= IDENTITY_TAPS; }
+  static bool takes_identity(const Shape &s, bool exact) {
+    return T::IDENTITY && !exact && s.taps >= IDENTITY_TAPS && s.R * s.S <= CHAIN; // patch_sums adds a pixel at a time
+  }
 
   // A 1x1 kernel with a stride leaves out most pixels: the identity would sum what nobody uses.
   static bool gathered(const Shape &s, bool exact) {
@@ -810,31 +814,42 @@ template <class T> struct Forward : Shape {
     int64_t j = 0;
     if (Cg % T::L == 0)
       for (; j + T::L <= count; j += T::L, from += T::L * C) { // as many pixels at a time as a vector has lanes
-        V s[T::L], a[T::L];
+        V total = T::set(0.f), abs_total = T::set(0.f);
+        for (int64_t c = 0; c < Cg;) {
+          const int64_t end = min64(Cg, c + CHAIN * T::L);
+          V s[T::L], a[T::L];
 #pragma GCC unroll 16
-        for (int i = 0; i < T::L; ++i) s[i] = T::load(from + i * C), a[i] = T::abs(s[i]);
-        for (int64_t c = T::L; c < Cg; c += T::L)
+          for (int i = 0; i < T::L; ++i) s[i] = T::load(from + i * C + c), a[i] = T::abs(s[i]);
+          for (c += T::L; c < end; c += T::L)
 #pragma GCC unroll 16
-          for (int i = 0; i < T::L; ++i) {
-            const V value = T::load(from + i * C + c);
-            s[i] = s[i] + value;
-            a[i] = a[i] + T::abs(value);
-          }
-        T::store(sum + j, T::sums(s));
-        T::store(abs_sum + j, T::sums(a));
+            for (int i = 0; i < T::L; ++i) {
+              const V value = T::load(from + i * C + c);
+              s[i] = s[i] + value;
+              a[i] = a[i] + T::abs(value);
+            }
+          total = total + T::sums(s);
+          abs_total = abs_total + T::sums(a);
+        }
+        T::store(sum + j, total);
+        T::store(abs_sum + j, abs_total);
       }
     for (; j < count; ++j, from += C) {
-      V s = T::set(0.f), a = T::set(0.f);
+      float total = 0, abs_total = 0;
       int64_t c = 0;
-      for (; c + T::L <= Cg; c += T::L) {
-        const V value = T::load(from + c);
-        s = s + value;
-        a = a + T::abs(value);
+      while (c + T::L <= Cg) {
+        V s = T::set(0.f), a = T::set(0.f);
+        for (const int64_t end = min64(Cg, c + CHAIN * T::L); c + T::L <= end; c += T::L) {
+          const V value = T::load(from + c);
+          s = s + value;
+          a = a + T::abs(value);
+        }
+        total += T::sum(s);
+        abs_total += T::sum(a);
       }
       float rest = 0, abs_rest = 0;
       for (; c < Cg; ++c) rest += from[c], abs_rest += __builtin_fabsf(from[c]);
-      sum[j] = (Cg >= T::L ? T::sum(s) : 0.f) + rest;
-      abs_sum[j] = (Cg >= T::L ? T::sum(a) : 0.f) + abs_rest;
+      sum[j] = total + rest;
+      abs_sum[j] = abs_total + abs_rest;
     }
   }
 
@@ -1732,17 +1747,48 @@ template <class T> struct GradInputOverImages : Shape {
 
 // ---- small groups: lanes over the channels of many groups ---------------------------------------------------------
 
-// The image's channels spread out so that lane k (or c) finds its own: to[pixel][i][lane], i over a group's channels.
-static inline void spread(const float *from, int64_t per_group, int64_t lanes_per_group, int64_t lanes, float *to) {
-  if (per_group == 1 && lanes_per_group == 1) {
-    memcpy(to, from, static_cast<size_t>(lanes) * sizeof(float));
-    return;
-  }
-  for (int64_t i = 0; i < per_group; ++i, to += lanes)
-    for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane / lanes_per_group * per_group + i];
-}
-
 constexpr int GROUPED_PIXELS = 6;
+constexpr int64_t GROUPED_LANES = 16; // that are worked on at a time, so that rows of them stay in the cache
+
+// A pixel's channels spread out so that lanes `first` to first + GROUPED_LANES find their own: to[i][lane], i over the
+// per_group channels of a group, each of which lanes_per_group lanes share.
+template <class T> struct Spread {
+  int64_t per_group, first, count; // count: lanes that there are
+  bool permutes;                   // a vector's lanes find theirs among as many channels side by side
+  int32_t channel[GROUPED_LANES], order[T::L / 2 * T::L]; // order [i][lane]
+
+  Spread(int64_t per_group_, int64_t lanes_per_group, int64_t first_, int64_t lanes)
+      : per_group(per_group_), first(first_), count(min64(GROUPED_LANES, lanes - first)),
+        permutes(T::PERMUTES && per_group == lanes_per_group && per_group <= T::L / 2 && T::L % per_group == 0) {
+    for (int64_t lane = 0; lane < GROUPED_LANES; ++lane)
+      channel[lane] = static_cast<int32_t>((first + lane) / lanes_per_group * per_group);
+    for (int64_t i = 0; permutes && i < per_group; ++i)
+      for (int64_t lane = 0; lane < T::L; ++lane)
+        order[i * T::L + lane] = static_cast<int32_t>(lane / per_group * per_group + i);
+  }
+
+  // Row of `count` pixels, `channels` apart, between `left` and `right` of zeros.
+  void row(const float *from, int64_t pixels, int64_t channels, int64_t left, int64_t right, float *to) const {
+    const int64_t step = per_group * GROUPED_LANES;
+    memset(to, 0, static_cast<size_t>((count < GROUPED_LANES ? left + pixels + right : left) * step) * sizeof(float));
+    to += left * step;
+    for (int64_t j = 0; j < pixels; ++j, from += channels, to += step) pixel(from, to);
+    memset(to, 0, static_cast<size_t>(right * step) * sizeof(float));
+  }
+
+  void pixel(const float *from, float *to) const {
+    int64_t done = 0;
+    if constexpr (T::PERMUTES)
+      if (permutes)
+        for (; done + T::L <= count; done += T::L) {
+          const typename T::V v = T::load(from + first + done);
+          for (int64_t i = 0; i < per_group; ++i)
+            T::store(to + i * GROUPED_LANES + done, T::permute(v, order + i * T::L));
+        }
+    for (int64_t i = 0; i < per_group; ++i)
+      for (int64_t lane = done; lane < count; ++lane) to[i * GROUPED_LANES + lane] = from[channel[lane] + i];
+  }
+};
 
 // y[m] = -(outside + sum over taps of |x - w|) for MR pixels and one vector of output channels.
 template <class T, int MR>
@@ -1815,13 +1861,12 @@ template <class T> struct GroupedForward : Shape {
       : Shape(shape), x(x_), y(y_), left(pad_left),
         right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)),
         lanes(ceil_div(K, T::L) * T::L), filters(packed), epilogue(epilogue_),
-        split(N, P, stride_h * W * K * Cg * 4, 4 * K * taps, 1) {}
+        split(N, P, stride_h * W * GROUPED_LANES * Cg * 4, MOST_CHUNK, ceil_div(K, GROUPED_LANES), false) {}
 
   void run(int64_t begin, int64_t end) {
-    typedef typename T::V V;
-    const int64_t padded = left + W + right, pixel = Cg * K, stride = padded * pixel;
+    const int64_t padded = left + W + right, stride = padded * Cg * GROUPED_LANES;
     const int64_t in_rows = min64(H, (split.chunk - 1) * stride_h + (R - 1) * dilation_h + 1);
-    Scratch<float> copy(in_rows * stride + T::L); // the last pixel's last vector reads beyond it
+    Scratch<float> copy(in_rows * stride);
     Scratch<int64_t> offsets(2 * taps);
     if (!copy || !offsets) return failed.set();
     int64_t *const index = offsets + taps;
@@ -1830,41 +1875,50 @@ template <class T> struct GroupedForward : Shape {
       const int64_t h_begin = max64(0, min64(H, task.row_begin * stride_h - pad_top));
       const int64_t h_end =
           max64(h_begin, min64(H, (task.row_end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1));
-      for (int64_t h = h_begin; h < h_end; ++h) {
-        float *to = copy + (h - h_begin) * stride;
-        memset(to, 0, static_cast<size_t>(stride) * sizeof(float));
-        for (int64_t c = 0; c < W; ++c)
-          spread(x + ((task.image * H + h) * W + c) * C, Cg, Kg, K, to + (left + c) * pixel);
+      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+        const int64_t first = block * GROUPED_LANES;
+        const Spread<T> spread(Cg, Kg, first, K);
+        for (int64_t h = h_begin; h < h_end; ++h)
+          spread.row(x + (task.image * H + h) * W * C, W, C, left, right, copy + (h - h_begin) * stride);
+        for (int64_t p = task.row_begin; p < task.row_end; ++p)
+          row(task.image, p, h_begin, first, copy, stride, offsets, index);
       }
-      for (int64_t p = task.row_begin; p < task.row_end; ++p) {
-        int64_t count = 0;
-        for (int64_t r = 0; r < R; ++r) {
-          const int64_t h = p * stride_h - pad_top + r * dilation_h;
-          if (h < 0 || h >= H) continue;
-          for (int64_t t = 0; t < S * Cg; ++t) {
-            offsets[count] = (h - h_begin) * stride + t / Cg * dilation_w * pixel + t % Cg * K;
-            index[count++] = r * S * Cg + t;
-          }
+    }
+  }
+
+  // Lanes `first` and those beside it of output row p.
+  void row(int64_t image, int64_t p, int64_t h_begin, int64_t first, const float *copy, int64_t stride, int64_t *offsets,
+           int64_t *index) const {
+    typedef typename T::V V;
+    const int64_t pixel = Cg * GROUPED_LANES, step = stride_w * pixel, tiles = ceil_div(Q, GROUPED_PIXELS);
+    int64_t count = 0;
+    for (int64_t r = 0; r < R; ++r) {
+      const int64_t h = p * stride_h - pad_top + r * dilation_h;
+      if (h < 0 || h >= H) continue;
+      for (int64_t s = 0; s < S; ++s)
+        for (int64_t i = 0; i < Cg; ++i) {
+          offsets[count] = (h - h_begin) * stride + s * dilation_w * pixel + i * GROUPED_LANES;
+          index[count++] = (r * S + s) * Cg + i;
         }
-        for (int64_t k = 0; k < K; k += T::L) {
-          alignas(64) float outside[T::L], sum[GROUPED_PIXELS * T::L];
-          V out = T::set(0.f);
-          for (int64_t r = 0; r < R; ++r) {
-            const int64_t h = p * stride_h - pad_top + r * dilation_h;
-            for (int64_t t = 0; t < S * Cg && (h < 0 || h >= H); ++t)
-              out = out + T::abs(T::load(filters + (r * S * Cg + t) * lanes + k));
-          }
-          T::store(outside, out);
-          const int64_t tiles = ceil_div(Q, GROUPED_PIXELS), step = stride_w * pixel;
-          for (int64_t j = 0; j < tiles; ++j) {
-            const int64_t q = Q * j / tiles, mr = Q * (j + 1) / tiles - q;
-            grouped_forward_tile_for<T>(mr)(offsets, index, count, copy + q * step + k, step, filters + k, lanes, outside,
-                                            sum);
-            const Output<T> out = epilogue.output(y, ((task.image * P + p) * Q + q) * K + k, K, k / T::L, 1, min64(T::L, K - k));
-            for (int64_t m = 0; m < mr; ++m)
-              store_pixel<T>(out, m, 1, [&](int) ADDER_LAMBDA_INLINE { return T::load(sum + m * T::L); });
-          }
-        }
+    }
+    for (int64_t k = first; k < min64(K, first + GROUPED_LANES); k += T::L) {
+      alignas(64) float outside[T::L], sum[GROUPED_PIXELS * T::L];
+      V out = T::set(0.f);
+      for (int64_t r = 0; r < R; ++r) {
+        const int64_t h = p * stride_h - pad_top + r * dilation_h;
+        for (int64_t t = 0; t < S * Cg && (h < 0 || h >= H); ++t)
+          out = out + T::abs(T::load(filters + (r * S * Cg + t) * lanes + k));
+      }
+      T::store(outside, out);
+      const Cut cut(Q, tiles);
+      for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr) {
+        mr = cut.size(j);
+        grouped_forward_tile_for<T>(mr)(offsets, index, count, copy + q * step + k - first, step, filters + k, lanes,
+                                        outside, sum);
+        const Output<T> to =
+            epilogue.output(y, ((image * P + p) * Q + q) * K + k, K, k / T::L, 1, min64(T::L, K - k));
+        for (int64_t m = 0; m < mr; ++m)
+          store_pixel<T>(to, m, 1, [&](int) ADDER_LAMBDA_INLINE { return T::load(sum + m * T::L); });
       }
     }
   }
@@ -1885,7 +1939,7 @@ template <class T> struct GroupedGradInput : Shape {
                    float *filters_)
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
         good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right), lanes(ceil_div(C, T::L) * T::L), filters(filters_),
-        split(N, H, Q * C * Kg * 4 / stride_h + W * C * 4, 4 * K * taps, 1) {}
+        split(N, H, GROUPED_LANES * (Q * Kg / stride_h + W) * 4, MOST_CHUNK, ceil_div(C, GROUPED_LANES), false) {}
 
   void pack(int64_t tap) const { // tap: (r * S + s) * Kg + k
     float *to = filters + tap * lanes;
@@ -1895,68 +1949,76 @@ template <class T> struct GroupedGradInput : Shape {
   }
 
   void run(int64_t begin, int64_t end) {
-    typedef typename T::V V;
-    const int64_t padded = left + Q + right, pixel = Kg * C, stride = padded * pixel;
+    const int64_t padded = left + Q + right, stride = padded * Kg * GROUPED_LANES;
     const int64_t out_rows = min64(P, (split.chunk + (R - 1) * dilation_h) / stride_h + 1);
-    Scratch<float> copy(out_rows * stride + T::L);
+    Scratch<float> copy(out_rows * stride);
     Scratch<int64_t> offsets(2 * R * S * Kg);
     if (!copy || !offsets) return failed.set();
     int64_t *const index = offsets + R * S * Kg;
-    alignas(64) float xs[GROUPED_PIXELS * T::L], sum[GROUPED_PIXELS * T::L];
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
       const int64_t low = task.row_begin + pad_top - (R - 1) * dilation_h, high = task.row_end - 1 + pad_top;
       const int64_t p_begin = low <= 0 ? 0 : min64(P, ceil_div(low, stride_h));
       const int64_t p_end = max64(p_begin, min64(P, high / stride_h + 1));
-      for (int64_t p = p_begin; p < p_end; ++p) {
-        float *to = copy + (p - p_begin) * stride;
-        memset(to, 0, static_cast<size_t>(stride) * sizeof(float));
-        for (int64_t q = 0; q < Q; ++q)
-          spread(dy + ((task.image * P + p) * Q + q) * K, Kg, Cg, C, to + (left + q) * pixel);
+      for (int64_t block = task.block_begin; block < task.block_end; ++block) {
+        const int64_t first = block * GROUPED_LANES;
+        const Spread<T> spread(Kg, Cg, first, C);
+        for (int64_t p = p_begin; p < p_end; ++p)
+          spread.row(dy + (task.image * P + p) * Q * K, Q, K, left, right, copy + (p - p_begin) * stride);
+        for (int64_t h = task.row_begin; h < task.row_end; ++h)
+          row(task.image, h, p_begin, first, copy, stride, offsets, index);
       }
-      for (int64_t h = task.row_begin; h < task.row_end; ++h)
-        for (int64_t phase = 0; phase < min64(stride_w, W); ++phase) {
-          int64_t count = 0;
-          for (int64_t r = 0; r < R; ++r) {
-            const int64_t ph = h + pad_top - r * dilation_h;
-            if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
-            for (int64_t s = 0; s < S; ++s) {
-              const int64_t qw = phase + pad_left - s * dilation_w;
-              if (qw % stride_w) continue;
-              for (int64_t k = 0; k < Kg; ++k) {
-                offsets[count] = (ph / stride_h - p_begin) * stride + (left + qw / stride_w) * pixel + k * C;
-                index[count++] = (r * S + s) * Kg + k;
-              }
-            }
-          }
-          const int64_t pixels = ceil_div(W - phase, stride_w), tiles = ceil_div(pixels, GROUPED_PIXELS);
-          const int64_t first = ((task.image * H + h) * W + phase) * C, step = stride_w * C;
-          for (int64_t c = 0; c < C; c += T::L) {
-            const int64_t channels = min64(T::L, C - c);
-            for (int64_t j = 0; j < tiles; ++j) {
-              const int64_t q = pixels * j / tiles, mr = pixels * (j + 1) / tiles - q;
-              bool good = good_w;
-              for (int64_t m = 0; m < mr; ++m) {
-                float *to = xs + m * T::L;
-                if (channels < T::L) T::store(to, T::set(0.f));
-                memcpy(to, x + first + (q + m) * step + c, static_cast<size_t>(channels) * sizeof(float));
-                const V value = T::load(to);
-                good &= T::all_le(T::abs(value), T::set(limit));
-              }
-              if (good) {
-                grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c, pixel, filters + c, lanes, xs, sum);
-                for (int64_t m = 0; m < mr; ++m)
-                  store_channels<T>(dx + first + (q + m) * step + c, sum + m * T::L, 1, channels);
-              } else {
-                for (int64_t m = 0; m < mr; ++m)
-                  grad_input_pixel(*this, dy, x, w, dx, mode, task.image, h, phase + (q + m) * stride_w, c, c + channels);
-              }
-            }
-          }
-        }
     }
   }
 
+  // Lanes `first` and those beside it of row h of dx.
+  void row(int64_t image, int64_t h, int64_t p_begin, int64_t first, const float *copy, int64_t stride, int64_t *offsets,
+           int64_t *index) const {
+    const int64_t pixel = Kg * GROUPED_LANES;
+    alignas(64) float xs[GROUPED_PIXELS * T::L], sum[GROUPED_PIXELS * T::L];
+    for (int64_t phase = 0; phase < min64(stride_w, W); ++phase) {
+      int64_t count = 0;
+      for (int64_t r = 0; r < R; ++r) {
+        const int64_t ph = h + pad_top - r * dilation_h;
+        if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
+        for (int64_t s = 0; s < S; ++s) {
+          const int64_t qw = phase + pad_left - s * dilation_w;
+          if (qw % stride_w) continue;
+          for (int64_t k = 0; k < Kg; ++k) {
+            offsets[count] = (ph / stride_h - p_begin) * stride + (left + qw / stride_w) * pixel + k * GROUPED_LANES;
+            index[count++] = (r * S + s) * Kg + k;
+          }
+        }
+      }
+      const int64_t pixels = ceil_div(W - phase, stride_w), tiles = ceil_div(pixels, GROUPED_PIXELS);
+      const int64_t origin = ((image * H + h) * W + phase) * C, step = stride_w * C;
+      const Cut cut(pixels, tiles);
+      for (int64_t c = first; c < min64(C, first + GROUPED_LANES); c += T::L) {
+        const int64_t channels = min64(T::L, C - c);
+        for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr) {
+          mr = cut.size(j);
+          const float *const from = x + origin + q * step + c;
+          float *const to = dx + origin + q * step + c;
+          bool good = good_w;
+          for (int64_t m = 0; m < mr; ++m) {
+            if (channels < T::L) {
+              T::store(xs + m * T::L, T::set(0.f));
+              memcpy(xs + m * T::L, from + m * step, static_cast<size_t>(channels) * sizeof(float));
+            } else
+              T::store(xs + m * T::L, T::load(from + m * step));
+            good &= T::all_le(T::abs(T::load(xs + m * T::L)), T::set(limit));
+          }
+          if (good) {
+            grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c - first, pixel, filters + c,
+                                                     lanes, xs, sum);
+            for (int64_t m = 0; m < mr; ++m) store_channels<T>(to + m * step, sum + m * T::L, 1, channels);
+          } else
+            for (int64_t m = 0; m < mr; ++m)
+              grad_input_pixel(*this, dy, x, w, dx, mode, image, h, phase + (q + m) * stride_w, c, c + channels);
+        }
+      }
+    }
+  }
 };
 
 // ---- dw, tap by tap ------------------------------------------------------------------------------------------------
@@ -2516,7 +2578,7 @@ inline const char *kernel(const adder_shape *s, int direction) {
   const Shape shape(*s);
   if (direction == ADDER_FORWARD) {
     if (shape.small_groups<Widest>(shape.Kg)) return "lanes over groups";
-    if (!Widest::IDENTITY || shape.taps < IDENTITY_TAPS) return narrow_forward(shape) ? "differences, narrow" : "differences";
+    if (!Forward<Widest>::takes_identity(shape, false)) return narrow_forward(shape) ? "differences, narrow" : "differences";
     return narrow_forward(shape) ? "identity, narrow" : "identity";
   }
   if (direction == ADDER_GRAD_INPUT) {

@@ -40,6 +40,7 @@ struct Vec4 {
   static constexpr bool OVER_IMAGES = false; // whether dx with a lane for each image is cheaper
   static constexpr bool IDENTITY = true; // whether a maximum is cheaper than the magnitude of a difference
   static constexpr bool EITHER_SUM = false; // whether additions or fmas are faster, adder::adds says
+  static constexpr bool PERMUTES = false; // whether it can order a vector's lanes anew in one instruction
   static ADDER_INLINE V load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
   static ADDER_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
   static ADDER_INLINE V set(float f) { return V{f, f, f, f}; }
@@ -80,6 +81,7 @@ struct Neon {
   static constexpr bool OVER_IMAGES = false;
   static constexpr bool EITHER_SUM = false;
   static constexpr bool IDENTITY = false; // the magnitude of a difference is one instruction
+  static constexpr bool PERMUTES = false;
   static ADDER_INLINE V load(const float *p) { return vld1q_f32(p); }
   static ADDER_INLINE void store(float *p, V v) { vst1q_f32(p, v); }
   static ADDER_INLINE V set(float f) { return vdupq_n_f32(f); }
@@ -143,6 +145,11 @@ struct Vec8 {
   static constexpr bool IDENTITY = true;
   static constexpr bool EITHER_SUM = true;
 #endif
+  static constexpr bool PERMUTES = true;
+  // Lane i of the result is lane order[i] of v.
+  static ADDER_INLINE V permute(V v, const int32_t *order) {
+    return _mm256_permutevar8x32_ps(v, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(order)));
+  }
   static ADDER_INLINE V load(const float *p) { return _mm256_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm256_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm256_set1_ps(f); }
@@ -196,6 +203,8 @@ struct Vec16 {
   static constexpr bool OVER_IMAGES = false;
   static constexpr bool IDENTITY = true;
   static constexpr bool EITHER_SUM = false;
+  static constexpr bool PERMUTES = true;
+  static ADDER_INLINE V permute(V v, const int32_t *order) { return _mm512_permutexvar_ps(_mm512_loadu_si512(order), v); }
   static ADDER_INLINE V load(const float *p) { return _mm512_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm512_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm512_set1_ps(f); }
