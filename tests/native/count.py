@@ -12,13 +12,21 @@ import sys
 from pathlib import Path
 
 RECORD = Path(__file__).with_name("instructions.json")
-# direction, instruction set, N, C, H, K, R, stride
+# what, instruction set, N, C, H, K, R, stride, groups
 LAYERS = [
     "forward avx2 1 16 32 16 3 1",
     "forward avx2 1 64 8 64 3 1",
     "forward avx2 1 256 14 64 1 1",
     "forward avx2 1 64 16 128 1 2",
     "forward generic 1 16 16 16 3 1",
+    "forward avx2 1 16 16 4 3 1",
+    "forward avx2 1 16 16 32 1 1",
+    "forward avx2 1 128 28 128 3 1 32",
+    "forward avx2 1 64 14 64 3 1 64",
+    "exact avx2 1 64 8 64 3 1",
+    "fused avx2 1 64 8 64 3 1",
+    "fused avx2 1 64 14 64 3 1 64",
+    "pack avx2 1 64 8 64 3 1",
     "dx avx2 1 16 32 16 3 1",
     "dx avx2 1 64 8 64 3 1",
     "dx avx2 8 16 32 16 3 1",
@@ -26,12 +34,24 @@ LAYERS = [
     "dx avx2 8 32 8 64 1 2",
     "dx avx2 1 64 16 64 1 1",
     "dx generic 1 16 16 16 3 1",
+    "dx avx2 1 4 16 16 3 1",
+    "dx avx2 1 128 28 128 3 1 32",
+    "dx avx2 1 64 14 64 3 1 64",
     "dw avx2 1 16 32 16 3 1",
     "dw avx2 1 64 8 64 3 1",
     "dw avx2 8 64 28 40 3 1",
     "dw avx2 8 32 16 64 1 2",
+    "dw-rest avx2 8 256 14 64 1 1",
+    "dw-sign avx2 4 1 32 6 5 1",
 ]
-FUNCTIONS = {"forward": "adder_forward", "dx": "adder_grad_input", "dw": "adder_grad_weight_product"}
+FUNCTIONS = {
+    **dict.fromkeys(("forward", "exact", "fused"), "adder_forward"),
+    "pack": "adder_pack",
+    "dx": "adder_grad_input",
+    "dw": "adder_grad_weight_product",
+    "dw-rest": "adder_grad_weight_from_convolution",
+    "dw-sign": "adder_grad_weight",
+}
 
 
 def compiler() -> str:

@@ -2,7 +2,7 @@
 // layer, to be counted.
 //
 //   driver cases FILE
-//   driver layer forward|dx|dw ISA N C H K R STRIDE
+//   driver layer WHAT ISA N C H K R STRIDE [GROUPS]     WHAT: forward, exact, fused, pack, dx, dw, dw-rest, dw-sign
 #include "adder.h"
 
 #include <cmath>
@@ -149,30 +149,44 @@ static void fill(Floats &to, uint32_t seed, bool positive) {
   }
 }
 
-static int run_layer(char **arguments) {
-  const std::string direction = arguments[0];
-  int64_t n[6];
-  for (int i = 0; i < 6; ++i) n[i] = std::atoll(arguments[2 + i]);
+static int run_layer(int count, char **arguments) {
+  const std::string what = arguments[0];
+  int64_t n[7] = {0, 0, 0, 0, 0, 0, 1};
+  for (int i = 0; i < count - 2; ++i) n[i] = std::atoll(arguments[2 + i]);
   adder_shape s = {};
-  s.N = n[0], s.C = n[1], s.H = s.W = n[2], s.K = n[3], s.R = s.S = n[4], s.stride_h = s.stride_w = n[5];
-  s.groups = s.dilation_h = s.dilation_w = 1;
+  s.N = n[0], s.C = n[1], s.H = s.W = n[2], s.K = n[3], s.R = s.S = n[4], s.stride_h = s.stride_w = n[5], s.groups = n[6];
+  s.dilation_h = s.dilation_w = 1;
   s.pad_top = s.pad_left = s.R / 2;
   s.P = s.Q = (s.H + 2 * s.pad_top - s.R) / s.stride_h + 1;
   if (!adder_use(arguments[1])) {
     std::fprintf(stderr, "no %s here\n", arguments[1]);
     return 3;
   }
-  Floats x(s.N * s.H * s.W * s.C), w(s.K * s.R * s.S * s.C), y(s.N * s.P * s.Q * s.K), out;
+  Floats x(s.N * s.H * s.W * s.C), w(s.K * s.R * s.S * (s.C / s.groups)), y(s.N * s.P * s.Q * s.K), out;
   fill(x, 1, true), fill(w, 2, false), fill(y, 3, false);
-  if (direction == "forward") return adder_forward(&s, x.data(), w.data(), nullptr, nullptr, y.data(), 0);
-  out.resize(direction == "dx" ? x.size() : w.size());
-  if (direction == "dx") return adder_grad_input(&s, y.data(), x.data(), w.data(), out.data(), ADDER_CLIPPED, 0);
-  return adder_grad_weight_product(&s, y.data(), x.data(), w.data(), out.data());
+  if (what == "forward" || what == "exact")
+    return adder_forward(&s, x.data(), w.data(), nullptr, nullptr, y.data(), what == "exact");
+  if (what == "pack" || what == "fused") {
+    float *const packed = aligned(adder_packed_size(&s));
+    adder_pack(&s, w.data(), packed);
+    const Floats scale(s.K, 0.1f), shift(s.K, 0.5f), residual = y;
+    const adder_epilogue e = {scale.data(), shift.data(), residual.data(), 1};
+    const int status = what == "pack" ? ADDER_OK : adder_forward(&s, x.data(), nullptr, packed, &e, y.data(), 0);
+    std::free(packed);
+    return status;
+  }
+  out.resize(what == "dx" ? x.size() : w.size());
+  if (what == "dx") return adder_grad_input(&s, y.data(), x.data(), w.data(), out.data(), ADDER_CLIPPED, 0);
+  if (what == "dw") return adder_grad_weight_product(&s, y.data(), x.data(), w.data(), out.data());
+  if (what == "dw-rest") return adder_grad_weight_from_convolution(&s, y.data(), w.data(), out.data());
+  if (what == "dw-sign") return adder_grad_weight(&s, y.data(), x.data(), w.data(), out.data(), ADDER_SIGN);
+  std::fprintf(stderr, "%s is none of forward, exact, fused, pack, dx, dw, dw-rest, dw-sign\n", what.c_str());
+  return 2;
 }
 
 int main(int argc, char **argv) {
   if (argc == 3 && !std::strcmp(argv[1], "cases")) return run_cases(argv[2]);
-  if (argc == 10 && !std::strcmp(argv[1], "layer")) return run_layer(argv + 2);
-  std::fprintf(stderr, "usage: driver cases FILE | driver layer forward|dx|dw ISA N C H K R STRIDE\n");
+  if ((argc == 10 || argc == 11) && !std::strcmp(argv[1], "layer")) return run_layer(argc - 2, argv + 2);
+  std::fprintf(stderr, "usage: driver cases FILE | driver layer WHAT ISA N C H K R STRIDE [GROUPS]\n");
   return 2;
 }
