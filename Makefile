@@ -1,6 +1,7 @@
 # make demo    the main job on real images, from nothing but Python and make
 # make test    the test suite (make test-slow: with what takes minutes)
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
+# make driver  the CPU library's driver without Python, into build/, for benchmarks/limits.py and tests/native/count.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
 # make check   lint and types
 # make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
@@ -13,7 +14,7 @@ GPU_WORKERS ?= 8
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-slow test-arm bench check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-slow test-arm bench driver check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -33,10 +34,18 @@ test-slow: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-arm: install
+	@command -v aarch64-linux-gnu-g++ >/dev/null && { command -v qemu-aarch64-static || command -v qemu-aarch64; } >/dev/null || \
+		{ echo "needs Debian's packages g++-aarch64-linux-gnu and qemu-user-static"; exit 1; }
 	$(BIN)/python -m pytest tests/test_native_driver.py -k aarch64 -rs
 
 bench: install
 	$(BIN)/python benchmarks/cpu.py --threads 1 --json benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/cpu.py --parts threads --json benchmarks/results/cpu-threads.json
+
+driver: install
+	mkdir -p build
+	g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Isrc/adder_zoo/native tests/native/driver.cpp \
+		src/adder_zoo/_native.so -Wl,-rpath,$(CURDIR)/src/adder_zoo -o build/driver
 
 check: install
 	$(BIN)/ruff check .

@@ -3,18 +3,17 @@
     python benchmarks/cpu.py [--threads 2] [--isa avx2] [--repeats 15] [--parts ...] [--json FILE]
     python benchmarks/cpu.py --summary FILE ...      # the rows of README's table
 
-Layers: those of ResNet-20 on CIFAR-10 (batch 128) and of ResNet-50 on ImageNet (batch 8; a choice), each direction
-beside
+Layers: those of ResNet-20 on CIFAR-10 (batch 128) and of ResNet-50 on ImageNet (batch 8), and some with groups (batch
+8), each direction beside
 
     conv       torch's convolution (oneDNN) of the same shape, which the adder layer is to be as fast as
-    cdist      the formulation of the authors' code: unfold, then torch.cdist(p=1); forward only
-    broadcast  the same by broadcasting, and that under torch.compile; forward, for two layers, on 2 images
+    cdist      the formulation of the authors' code: unfold, then torch.cdist(p=1); forward only, without groups
+    broadcast  the same by broadcasting, and that under torch.compile; forward of ResNet-20's layers, on 2 images
 
 Steps: forward, backward and update of LeNet-5-BN (batch 256) and ResNet-20 (batch 128), beside the convolutional
 twin; of the former also eager torch (``impl="reference"``). Inference: ResNet-20 (batch 128) and a converted ResNet-50
 (batch 8) through ``adder_zoo.fuse``, beside the twin with batch norm folded by torch. Threads: all of them against one,
-where --threads is more than that. Memory: what a training step of
-ResNet-20 adds to the process, at its highest.
+where --threads is more than that. Memory: what a training step of ResNet-20 adds to the process, at its highest.
 
 Everything that is compared runs in one process and takes turns, so that what else the machine does meets all alike;
 the figures are ratios of medians: 2.0 means that the adder layer takes half the other's time. With one thread it is the
@@ -58,21 +57,44 @@ RESNET20 = [
     ("32x16x16, 1x1, stride 2", 1, 32, 16, 64, 1, 2),
     ("64x8x8, 3x3", 5, 64, 8, 64, 3, 1),
 ]
-# One of each kind in ResNet-50.
+# The same of ResNet-50.
 RESNET50 = [
+    ("64x56x56, 1x1 to 64", 1, 64, 56, 64, 1, 1),
+    ("64x56x56, 3x3", 3, 64, 56, 64, 3, 1),
     ("64x56x56, 1x1 to 256", 4, 64, 56, 256, 1, 1),
     ("256x56x56, 1x1 to 64", 2, 256, 56, 64, 1, 1),
-    ("64x56x56, 3x3", 3, 64, 56, 64, 3, 1),
+    ("256x56x56, 1x1 to 128", 1, 256, 56, 128, 1, 1),
+    ("256x56x56, 1x1 to 512, stride 2", 1, 256, 56, 512, 1, 2),
     ("128x56x56, 3x3, stride 2", 1, 128, 56, 128, 3, 2),
     ("128x28x28, 3x3", 3, 128, 28, 128, 3, 1),
+    ("128x28x28, 1x1 to 512", 4, 128, 28, 512, 1, 1),
+    ("512x28x28, 1x1 to 128", 3, 512, 28, 128, 1, 1),
+    ("512x28x28, 1x1 to 256", 1, 512, 28, 256, 1, 1),
     ("512x28x28, 1x1 to 1024, stride 2", 1, 512, 28, 1024, 1, 2),
-    ("1024x14x14, 1x1 to 256", 5, 1024, 14, 256, 1, 1),
+    ("256x28x28, 3x3, stride 2", 1, 256, 28, 256, 3, 2),
     ("256x14x14, 3x3", 5, 256, 14, 256, 3, 1),
+    ("256x14x14, 1x1 to 1024", 6, 256, 14, 1024, 1, 1),
+    ("1024x14x14, 1x1 to 256", 5, 1024, 14, 256, 1, 1),
+    ("1024x14x14, 1x1 to 512", 1, 1024, 14, 512, 1, 1),
+    ("1024x14x14, 1x1 to 2048, stride 2", 1, 1024, 14, 2048, 1, 2),
+    ("512x14x14, 3x3, stride 2", 1, 512, 14, 512, 3, 2),
     ("512x7x7, 3x3", 2, 512, 7, 512, 3, 1),
     ("512x7x7, 1x1 to 2048", 3, 512, 7, 2048, 1, 1),
+    ("2048x7x7, 1x1 to 512", 2, 2048, 7, 512, 1, 1),
+]
+# Name, C, H = W, K, kernel, stride, groups: of ResNeXt-50, RegNetY-600MF, MobileNetV2 and EfficientNet-B0.
+GROUPED = [
+    ("128x56x56, 3x3, 32 groups", 128, 56, 128, 3, 1, 32),
+    ("512x14x14, 3x3, 32 groups", 512, 14, 512, 3, 1, 32),
+    ("112x28x28, 3x3, 7 groups", 112, 28, 112, 3, 1, 7),
+    ("144x56x56, 3x3, depthwise", 144, 56, 144, 3, 1, 144),
+    ("144x56x56, 3x3, depthwise, stride 2", 144, 56, 144, 3, 2, 144),
+    ("480x14x14, 5x5, depthwise", 480, 14, 480, 5, 1, 480),
 ]
 NETWORKS = {"resnet20": (RESNET20, 128), "resnet50": (RESNET50, 8)}
-PARTS = ("resnet20_layers", "resnet50_layers", "broadcast", "steps", "inference", "threads", "memory")
+PARTS = (
+    *("resnet20_layers", "resnet50_layers", "grouped_layers", "broadcast", "steps", "inference", "threads", "memory"),
+)
 CHANNELS_LAST = torch.channels_last
 
 
@@ -101,35 +123,35 @@ def cdist(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> t
     return -torch.cdist(patches, weight.flatten(1), p=1).view(N, P, Q, K).permute(0, 3, 1, 2)
 
 
-def broadcast(x: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+def broadcast(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
     """y, [N, K, P·Q], by unfold and broadcasting."""
-    patches = F.unfold(x, weight.shape[2:], padding=padding)  # [N, C·R·S, P·Q]
+    patches = F.unfold(x, weight.shape[2:], padding=padding, stride=stride)  # [N, C·R·S, P·Q]
     return -(patches.unsqueeze(1) - weight.flatten(1)[None, :, :, None]).abs().sum(2)
 
 
-def operands(N: int, C: int, H: int, K: int, R: int) -> tuple[torch.Tensor, torch.Tensor]:
+def operands(N: int, C: int, H: int, K: int, R: int, groups: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(N, C, H, H).relu_().contiguous(memory_format=CHANNELS_LAST)
-    return x, torch.randn(K, C, R, R).contiguous(memory_format=CHANNELS_LAST)
+    return x, torch.randn(K, C // groups, R, R).contiguous(memory_format=CHANNELS_LAST)
 
 
 @torch.no_grad()
-def layer(N: int, C: int, H: int, K: int, R: int, stride: int, repeats: int) -> dict[str, Any]:
+def layer(N: int, C: int, H: int, K: int, R: int, stride: int, repeats: int, groups: int = 1) -> dict[str, Any]:
     """Median seconds of each candidate, by direction, and the kernels that were taken."""
     padding = R // 2
-    x, weight = operands(N, C, H, K, R)
-    geometry = ((stride,) * 2, (padding,) * 4, (1, 1), 1)
-    dy = torch.randn_like(F.conv2d(x, weight, None, stride, padding))
+    x, weight = operands(N, C, H, K, R, groups)
+    geometry = ((stride,) * 2, (padding,) * 4, (1, 1), groups)
+    dy = torch.randn_like(F.conv2d(x, weight, None, stride, padding, 1, groups))
 
     def conv_backward(*mask: bool) -> Any:
-        conv = (None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+        conv = (None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups)
         return torch.ops.aten.convolution_backward(dy, x, weight, *conv, list(mask))
 
     ops = torch.ops.adder_zoo
     directions: dict[str, dict[str, Callable[[], Any]]] = {
         "forward": {
-            "adder": lambda: adder2d(x, weight, None, stride, padding, impl="cpu"),
-            "conv": lambda: F.conv2d(x, weight, None, stride, padding),
-            "cdist": lambda: cdist(x, weight, stride, padding),
+            "adder": lambda: ops.adder2d(x, weight, *geometry, "full", "clipped", 1.0, "cpu"),  # as in training
+            "conv": lambda: F.conv2d(x, weight, None, stride, padding, 1, groups),
+            **({"cdist": lambda: cdist(x, weight, stride, padding)} if groups == 1 else {}),
         },
         "dx": {
             "adder": lambda: ops.adder2d_grad_input(dy, x, weight, *geometry, "clipped", 1.0, "cpu"),
@@ -149,7 +171,7 @@ def ratios(times: dict[str, Any]) -> dict[str, Any]:
     forward = times["forward"]
     return {
         "forward_vs_conv": round(forward["conv"] / forward["adder"], 3),
-        "forward_vs_cdist": round(forward["cdist"] / forward["adder"], 2),
+        **({"forward_vs_cdist": round(forward["cdist"] / forward["adder"], 2)} if "cdist" in forward else {}),
         "dx_vs_conv": round(times["dx"]["conv"] / times["dx"]["adder"], 3),
         "dw_vs_conv": round(times["dw"]["conv"] / times["dw"]["adder"], 3),
     }
@@ -168,16 +190,31 @@ def layers(name: str, batch: int | None, repeats: int) -> dict[str, dict[str, An
             sums = whole.setdefault(direction, {})
             for candidate, value in seconds.items():
                 sums[candidate] = sums.get(candidate, 0) + count * value
-    rows["all of the network" if name == "resnet20" else "all of these"] = ratios(whole)
-    print(f"\n{name}, batch {N}\n")
+    rows["all of the network"] = ratios(whole)
+    print_rows(f"{name}, batch {N}", rows)
+    return rows
+
+
+def grouped_layers(batch: int | None, repeats: int) -> dict[str, dict[str, Any]]:
+    """Ratios and kernels of layers with groups."""
+    rows = {}
+    for title, C, H, K, R, stride, groups in GROUPED:
+        times = layer(batch or 8, C, H, K, R, stride, repeats, groups)
+        rows[title] = ratios(times) | {"kernels": times["kernels"]}
+    print_rows(f"with groups, batch {batch or 8}", rows)
+    return rows
+
+
+def print_rows(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    print(f"\n{title}\n")
     print("| layer | forward, conv | forward, unfold + cdist | dx, conv | dw, conv | kernels: forward, dx, dw |")
     print("|---|---|---|---|---|---|")
-    for title, r in rows.items():
+    for name, r in rows.items():
+        beside = f"{r['forward_vs_cdist']:.1f}" if "forward_vs_cdist" in r else ""
         print(
-            f"| {title} | {r['forward_vs_conv']:.2f} | {r['forward_vs_cdist']:.1f} | {r['dx_vs_conv']:.2f} "
+            f"| {name} | {r['forward_vs_conv']:.2f} | {beside} | {r['dx_vs_conv']:.2f} "
             f"| {r['dw_vs_conv']:.2f} | {'; '.join(r.get('kernels', {}).values())} |"
         )
-    return rows
 
 
 @torch.no_grad()
@@ -185,18 +222,19 @@ def broadcasting(repeats: int) -> dict[str, dict[str, float]]:
     """Forward against broadcasting, eager and compiled."""
     rows = {}
     compiled = torch.compile(broadcast, dynamic=False)
-    for title, C, H in (("16x32x32, 3x3", 16, 32), ("64x8x8, 3x3", 64, 8)):
-        x, weight = operands(2, C, H, C, 3)
+    for title, _, C, H, K, R, stride in RESNET20:
+        x, weight = operands(2, C, H, K, R)
+        where = (stride, R // 2)
         times = interleaved(
             {
-                "adder": lambda x=x, w=weight: adder2d(x, w, padding=1, impl="cpu"),  # type: ignore[misc]
-                "broadcast": lambda x=x, w=weight: broadcast(x, w, 1),  # type: ignore[misc]
-                "compiled": lambda x=x, w=weight: compiled(x, w, 1),  # type: ignore[misc]
+                "adder": lambda x=x, w=weight, where=where: adder2d(x, w, None, *where, impl="cpu"),  # type: ignore[misc]
+                "broadcast": lambda x=x, w=weight, where=where: broadcast(x, w, *where),  # type: ignore[misc]
+                "compiled": lambda x=x, w=weight, where=where: compiled(x, w, *where),  # type: ignore[misc]
             },
             repeats,
         )
         rows[title] = {f"forward_vs_{k}": round(times[k] / times["adder"], 1) for k in ("broadcast", "compiled")}
-    print("\nforward against broadcasting:", rows)
+    print("\nforward against broadcasting, 2 images:", rows)
     return rows
 
 
@@ -309,7 +347,7 @@ def peak(similarity: str, batch: int) -> int:
 def memory() -> dict[str, float]:
     """Memory of a training step, as a multiple of the twin's; each in a process of its own."""
     rows = {}
-    for batch in (32, 128):
+    for batch in (1, 8, 32, 128):
         sizes = {}
         for similarity in ("adder", "conv"):
             command = [sys.executable, __file__, "--peak", similarity, str(batch)]
@@ -388,7 +426,7 @@ def main() -> None:
     print(f"{cpu.library().isa}, {args.threads} threads; times an adder layer is as fast")
 
     record = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    record["environment"] = {
+    environment = {
         "adder_zoo": adder_zoo.__version__,
         "torch": torch.__version__,
         "machine": platform.machine(),
@@ -397,17 +435,25 @@ def main() -> None:
         "threads": args.threads,
         "repeats": args.repeats,
     }
+    if record.setdefault("environment", environment) != environment and not set(PARTS) <= set(args.parts):
+        parser.error(f"{args.json} holds figures of {record['environment']}; name another file, or run all parts")
+    record["environment"] = environment
     for name in NETWORKS:
         if f"{name}_layers" in args.parts:
             record[f"{name}_layers"] = layers(name, args.batch, args.repeats)
+    if "grouped_layers" in args.parts:
+        record["grouped_layers"] = grouped_layers(args.batch, args.repeats)
     if "broadcast" in args.parts:
         record["broadcast"] = broadcasting(args.repeats)
     if "steps" in args.parts:
         record["lenet5_bn_step"], record["resnet20_step"] = steps(args.repeats)
     if "inference" in args.parts:
         record["inference"] = inference(args.repeats)
-    if "threads" in args.parts and args.threads > 1:
-        record["threads"] = threads(args.threads, args.repeats)
+    if "threads" in args.parts:
+        if args.threads > 1:
+            record["threads"] = threads(args.threads, args.repeats)
+        else:
+            print("\nthreads against one: not with --threads 1")
     if "memory" in args.parts:
         record["memory"] = memory()
     if args.json:

@@ -1,8 +1,8 @@
 """What the forward of a layer can reach on Zen 3 with AVX2, by a model of its ports and callgrind's instructions.
 
-    python benchmarks/limits.py DRIVER [--layer "8 64 56 64 3 1" ...]
+    make driver && python benchmarks/limits.py build/driver [--layer "8 64 56 64 3 1" ...]
 
-DRIVER is tests/native/driver.cpp, linked with the library (see tests/native/count.py); a layer is N C H K R STRIDE.
+A layer is N C H K R STRIDE.
 
 The tiles' loops take what `tiles.cpp` measured for them as a multiple of a convolution's tile, 0.5 cycles for a vector
 of a tap; everything else (rows copied and summed, filters packed, tests, stores) is taken to run at three instructions

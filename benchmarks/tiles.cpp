@@ -1,5 +1,6 @@
 // What the register tiles of the CPU kernels can do by themselves, in the first-level cache.
 //
+//   mkdir -p build
 //   g++ -O3 -mavx2 -mfma -std=c++17 benchmarks/tiles.cpp -o build/tiles && build/tiles
 //   g++ -O3 -mavx512f -mavx512dq -mprefer-vector-width=512 -std=c++17 benchmarks/tiles.cpp -o build/tiles && build/tiles
 //

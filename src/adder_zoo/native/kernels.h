@@ -1772,7 +1772,10 @@ template <class T> struct Spread {
     const int64_t step = per_group * GROUPED_LANES;
     memset(to, 0, static_cast<size_t>((count < GROUPED_LANES ? left + pixels + right : left) * step) * sizeof(float));
     to += left * step;
-    for (int64_t j = 0; j < pixels; ++j, from += channels, to += step) pixel(from, to);
+    if (per_group == 1 && permutes && count == GROUPED_LANES) // depthwise: as they are
+      for (from += first; pixels > 0; --pixels, from += channels, to += step) memcpy(to, from, GROUPED_LANES * sizeof(float));
+    else
+      for (; pixels > 0; --pixels, from += channels, to += step) pixel(from, to);
     memset(to, 0, static_cast<size_t>(right * step) * sizeof(float));
   }
 
@@ -1790,25 +1793,37 @@ template <class T> struct Spread {
   }
 };
 
-// y[m] = -(outside + sum over taps of |x - w|) for MR pixels and one vector of output channels.
+// y[m] = -(outside + sum over taps of |x - w|) for MR pixels and one whole vector of output channels.
 template <class T, int MR>
 __attribute__((noinline)) void grouped_forward_tile(const int64_t *offsets, const int64_t *taps, int64_t count,
                                                     const float *x, int64_t step, const float *w, int64_t w_step,
-                                                    const float *outside, float *sum) {
+                                                    const float *outside, const Output<T> &out) {
   typedef typename T::V V;
   const V one = T::opaque(T::set(1.f));
-  V acc[MR];
+  V acc[MR][1];
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) acc[m] = T::load(outside);
+  for (int m = 0; m < MR; ++m) acc[m][0] = T::load(outside);
   for (int64_t t = 0; t < count; ++t) {
     const V wv = T::load(w + taps[t] * w_step);
     const float *xs = x + offsets[t];
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) acc[m] = T::accumulate(acc[m], T::distance(T::load(xs + m * step), wv), one);
+    for (int m = 0; m < MR; ++m) acc[m][0] = T::accumulate(acc[m][0], T::distance(T::load(xs + m * step), wv), one);
   }
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) T::store(sum + m * T::L, T::set(0.f) - acc[m]);
+  for (int m = 0; m < MR; ++m) acc[m][0] = T::set(0.f) - acc[m][0];
+  store_tile<T, MR, 1>(out, acc);
 }
+
+template <class T> struct GroupedForwardTiles {
+  typedef void (*Tile)(const int64_t *, const int64_t *, int64_t, const float *, int64_t, const float *, int64_t,
+                       const float *, const Output<T> &);
+  Tile of[GROUPED_PIXELS + 1]; // by pixels; there is none of no pixels
+  constexpr GroupedForwardTiles() : of() { list<GROUPED_PIXELS>(); }
+  template <int MR> constexpr void list() {
+    of[MR] = grouped_forward_tile<T, MR>;
+    if constexpr (MR > 1) list<MR - 1>();
+  }
+};
 
 // dx[m] = sum over taps of dy * t(w - x) for MR pixels and one vector of input channels.
 template <class T, int MR, int MODE>
@@ -1831,11 +1846,6 @@ __attribute__((noinline)) void grouped_grad_input_tile(const int64_t *offsets, c
 
 typedef void (*GroupedTile)(const int64_t *, const int64_t *, int64_t, const float *, int64_t, const float *, int64_t,
                             const float *, float *);
-
-template <class T, int MR = GROUPED_PIXELS> GroupedTile grouped_forward_tile_for(int64_t mr) {
-  if constexpr (MR == 0) return nullptr;
-  else return mr == MR ? grouped_forward_tile<T, MR> : grouped_forward_tile_for<T, MR - 1>(mr);
-}
 
 template <class T, int MODE, int MR = GROUPED_PIXELS> GroupedTile grouped_grad_input_tile_in(int64_t mr) {
   if constexpr (MR == 0) return nullptr;
@@ -1890,6 +1900,7 @@ template <class T> struct GroupedForward : Shape {
   void row(int64_t image, int64_t p, int64_t h_begin, int64_t first, const float *copy, int64_t stride, int64_t *offsets,
            int64_t *index) const {
     typedef typename T::V V;
+    static constexpr GroupedForwardTiles<T> grouped_tiles;
     const int64_t pixel = Cg * GROUPED_LANES, step = stride_w * pixel, tiles = ceil_div(Q, GROUPED_PIXELS);
     int64_t count = 0;
     for (int64_t r = 0; r < R; ++r) {
@@ -1902,23 +1913,23 @@ template <class T> struct GroupedForward : Shape {
         }
     }
     for (int64_t k = first; k < min64(K, first + GROUPED_LANES); k += T::L) {
-      alignas(64) float outside[T::L], sum[GROUPED_PIXELS * T::L];
-      V out = T::set(0.f);
+      alignas(64) float outside[T::L], values[GROUPED_PIXELS * T::L];
+      V beyond = T::set(0.f);
       for (int64_t r = 0; r < R; ++r) {
         const int64_t h = p * stride_h - pad_top + r * dilation_h;
         for (int64_t t = 0; t < S * Cg && (h < 0 || h >= H); ++t)
-          out = out + T::abs(T::load(filters + (r * S * Cg + t) * lanes + k));
+          beyond = beyond + T::abs(T::load(filters + (r * S * Cg + t) * lanes + k));
       }
-      T::store(outside, out);
+      T::store(outside, beyond);
+      Output<T> out = epilogue.output(y, (image * P + p) * Q * K + k, K, k / T::L, 1, min64(T::L, K - k));
+      const Output<T> aside = {values, nullptr, T::L, nullptr, nullptr, false, T::L, true}; // vectors that are not whole
       const Cut cut(Q, tiles);
-      for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr) {
+      for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr, out.advance(mr)) {
         mr = cut.size(j);
-        grouped_forward_tile_for<T>(mr)(offsets, index, count, copy + q * step + k - first, step, filters + k, lanes,
-                                        outside, sum);
-        const Output<T> to =
-            epilogue.output(y, ((image * P + p) * Q + q) * K + k, K, k / T::L, 1, min64(T::L, K - k));
-        for (int64_t m = 0; m < mr; ++m)
-          store_pixel<T>(to, m, 1, [&](int) ADDER_LAMBDA_INLINE { return T::load(sum + m * T::L); });
+        grouped_tiles.of[mr](offsets, index, count, copy + q * step + k - first, step, filters + k, lanes, outside,
+                             out.whole ? out : aside);
+        for (int64_t m = 0; m < mr && !out.whole; ++m)
+          store_pixel<T>(out, m, 1, [&](int) ADDER_LAMBDA_INLINE { return T::load(values + m * T::L); });
       }
     }
   }
@@ -1952,9 +1963,9 @@ template <class T> struct GroupedGradInput : Shape {
     const int64_t padded = left + Q + right, stride = padded * Kg * GROUPED_LANES;
     const int64_t out_rows = min64(P, (split.chunk + (R - 1) * dilation_h) / stride_h + 1);
     Scratch<float> copy(out_rows * stride);
-    Scratch<int64_t> offsets(2 * R * S * Kg);
-    if (!copy || !offsets) return failed.set();
-    int64_t *const index = offsets + R * S * Kg;
+    const int64_t phases = min64(stride_w, W), room = 1 + 2 * R * S * Kg;
+    Scratch<int64_t> taps_of(split.chunk * phases * room); // [row][phase]: how many, their places in dy, and in w
+    if (!copy || !taps_of) return failed.set();
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
       const int64_t low = task.row_begin + pad_top - (R - 1) * dilation_h, high = task.row_end - 1 + pad_top;
@@ -1966,56 +1977,62 @@ template <class T> struct GroupedGradInput : Shape {
         for (int64_t p = p_begin; p < p_end; ++p)
           spread.row(dy + (task.image * P + p) * Q * K, Q, K, left, right, copy + (p - p_begin) * stride);
         for (int64_t h = task.row_begin; h < task.row_end; ++h)
-          row(task.image, h, p_begin, first, copy, stride, offsets, index);
+          for (int64_t phase = 0; phase < phases; ++phase) {
+            int64_t *const taps = taps_of + ((h - task.row_begin) * phases + phase) * room;
+            if (block == task.block_begin) find_taps(h, phase, p_begin, stride, taps);
+            row(task.image, h, phase, first, copy, taps);
+          }
       }
     }
   }
 
-  // Lanes `first` and those beside it of row h of dx.
-  void row(int64_t image, int64_t h, int64_t p_begin, int64_t first, const float *copy, int64_t stride, int64_t *offsets,
-           int64_t *index) const {
-    const int64_t pixel = Kg * GROUPED_LANES;
-    alignas(64) float xs[GROUPED_PIXELS * T::L], sum[GROUPED_PIXELS * T::L];
-    for (int64_t phase = 0; phase < min64(stride_w, W); ++phase) {
-      int64_t count = 0;
-      for (int64_t r = 0; r < R; ++r) {
-        const int64_t ph = h + pad_top - r * dilation_h;
-        if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
-        for (int64_t s = 0; s < S; ++s) {
-          const int64_t qw = phase + pad_left - s * dilation_w;
-          if (qw % stride_w) continue;
-          for (int64_t k = 0; k < Kg; ++k) {
-            offsets[count] = (ph / stride_h - p_begin) * stride + (left + qw / stride_w) * pixel + k * GROUPED_LANES;
-            index[count++] = (r * S + s) * Kg + k;
-          }
+  // The taps that meet a phase of row h.
+  void find_taps(int64_t h, int64_t phase, int64_t p_begin, int64_t stride, int64_t *taps) const {
+    int64_t count = 0, *const offsets = taps + 1, *const index = offsets + R * S * Kg;
+    for (int64_t r = 0; r < R; ++r) {
+      const int64_t ph = h + pad_top - r * dilation_h;
+      if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t qw = phase + pad_left - s * dilation_w;
+        if (qw % stride_w) continue;
+        for (int64_t k = 0; k < Kg; ++k) {
+          offsets[count] = (ph / stride_h - p_begin) * stride + ((left + qw / stride_w) * Kg + k) * GROUPED_LANES;
+          index[count++] = (r * S + s) * Kg + k;
         }
       }
-      const int64_t pixels = ceil_div(W - phase, stride_w), tiles = ceil_div(pixels, GROUPED_PIXELS);
-      const int64_t origin = ((image * H + h) * W + phase) * C, step = stride_w * C;
-      const Cut cut(pixels, tiles);
-      for (int64_t c = first; c < min64(C, first + GROUPED_LANES); c += T::L) {
-        const int64_t channels = min64(T::L, C - c);
-        for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr) {
-          mr = cut.size(j);
-          const float *const from = x + origin + q * step + c;
-          float *const to = dx + origin + q * step + c;
-          bool good = good_w;
-          for (int64_t m = 0; m < mr; ++m) {
-            if (channels < T::L) {
-              T::store(xs + m * T::L, T::set(0.f));
-              memcpy(xs + m * T::L, from + m * step, static_cast<size_t>(channels) * sizeof(float));
-            } else
-              T::store(xs + m * T::L, T::load(from + m * step));
-            good &= T::all_le(T::abs(T::load(xs + m * T::L)), T::set(limit));
-          }
-          if (good) {
-            grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c - first, pixel, filters + c,
-                                                     lanes, xs, sum);
-            for (int64_t m = 0; m < mr; ++m) store_channels<T>(to + m * step, sum + m * T::L, 1, channels);
+    }
+    *taps = count;
+  }
+
+  // Lanes `first` and those beside it of a phase of row h of dx.
+  void row(int64_t image, int64_t h, int64_t phase, int64_t first, const float *copy, const int64_t *taps) const {
+    const int64_t count = *taps, *const offsets = taps + 1, *const index = offsets + R * S * Kg;
+    const int64_t pixel = Kg * GROUPED_LANES, step = stride_w * C, origin = ((image * H + h) * W + phase) * C;
+    const int64_t pixels = ceil_div(W - phase, stride_w), tiles = ceil_div(pixels, GROUPED_PIXELS);
+    const Cut cut(pixels, tiles);
+    alignas(64) float xs[GROUPED_PIXELS * T::L], sum[GROUPED_PIXELS * T::L];
+    for (int64_t c = first; c < min64(C, first + GROUPED_LANES); c += T::L) {
+      const int64_t channels = min64(T::L, C - c);
+      for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr) {
+        mr = cut.size(j);
+        const float *const from = x + origin + q * step + c;
+        float *const to = dx + origin + q * step + c;
+        bool good = good_w;
+        for (int64_t m = 0; m < mr; ++m) {
+          if (channels < T::L) {
+            T::store(xs + m * T::L, T::set(0.f));
+            memcpy(xs + m * T::L, from + m * step, static_cast<size_t>(channels) * sizeof(float));
           } else
-            for (int64_t m = 0; m < mr; ++m)
-              grad_input_pixel(*this, dy, x, w, dx, mode, image, h, phase + (q + m) * stride_w, c, c + channels);
+            T::store(xs + m * T::L, T::load(from + m * step));
+          good &= T::all_le(T::abs(T::load(xs + m * T::L)), T::set(limit));
         }
+        if (good) {
+          grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c - first, pixel, filters + c,
+                                                   lanes, xs, sum);
+          for (int64_t m = 0; m < mr; ++m) store_channels<T>(to + m * step, sum + m * T::L, 1, channels);
+        } else
+          for (int64_t m = 0; m < mr; ++m)
+            grad_input_pixel(*this, dy, x, w, dx, mode, image, h, phase + (q + m) * stride_w, c, c + channels);
       }
     }
   }
