@@ -170,6 +170,8 @@ def parse(config: type[ConfigT], description: str, argv: Sequence[str] | None = 
             if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
                 with contextlib.suppress(ValueError):  # YAML reads 5e-4 as text
                     settings[name] = value = float(value)
+            if isinstance(default, int) and isinstance(value, float) and value.is_integer():
+                settings[name] = value = int(value)  # 2.0 is a number of epochs, too
             if default is not None and not isinstance(value, type(default)):
                 parser.error(f"--config {path}: {name} must be a {type(default).__name__}, got {value!r}")
             choices = fields[name].metadata.get("choices")

@@ -39,6 +39,14 @@ def test_accuracies(dataset):
         assert not record["environment"]["commit"].endswith("+")
 
 
+def test_accuracy_of_lenetpp():
+    row = next(line for line in README.splitlines() if "(`adder_lenetpp.mnist`)" in line)
+    record = json.loads((WEIGHTS / "adder_lenetpp.mnist/results.json").read_text())
+    assert row.split("|")[2] == f" {record['test_accuracy']:.2f} % "
+    assert f"LeNet++ for {record['epochs']}, with η {record['config']['eta']}," in README
+    assert (record["data"], record["test_images"]) == ("full", 10_000)
+
+
 def test_accuracy_on_cifar10():
     row = next(line for line in README.splitlines() if "(`adder_resnet20.cifar10`)" in line)
     record = json.loads((WEIGHTS / "adder_resnet20.cifar10/results.json").read_text())

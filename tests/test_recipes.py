@@ -281,7 +281,7 @@ def test_option_trains(alone, tmp_path, flags):
 
 def test_config_file_and_flags(tmp_path, capsys):
     file = tmp_path / "c.yaml"
-    file.write_text("epochs: 7\nlr: 5e-2\nbatch-size: 64\n")
+    file.write_text("epochs: 7.0\nlr: 5e-2\nbatch-size: 64\n")
     config = _settings.parse(mnist.Config, "", ["--config", str(file), "--epochs", "9"])
     assert (config.epochs, config.lr, config.batch_size, config.eta) == (9, 0.05, 64, 0.2)
     for text, words in (

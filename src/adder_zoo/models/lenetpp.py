@@ -20,7 +20,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models import register_notrace_function as leaf
 from torch import Tensor, nn
 
-from ._pretrained import PAPER, build_model
+from ._pretrained import PAPER, build_model, bundled
 from ._similarity import linear
 from ._staged import StagedNet, check_size, conv_stage, filter_for, square
 from .lenet import DIGITS
@@ -34,6 +34,7 @@ FEATURES = 2
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
+        "file": bundled("adder_lenetpp.mnist"),
         "input_size": (1, SIZE, SIZE),
         "fixed_input_size": True,
         "pool_size": (3, 3),
