@@ -54,6 +54,10 @@ def test_accuracy_on_cifar10():
     assert row.split("|")[2:4] == [f" {r['test_accuracy']:.2f} % " for r in (record, twin)]
     assert f"ResNet-20 for {record['epochs']}\nepochs at batch {record['config']['batch_size']}" in README
     assert (record["data"], record["test_images"]) == ("full", 10_000)
+    binary = json.loads((ROOT / "docs/results/resnet20.cifar10-xnor/results.json").read_text())
+    assert f"its binary network, trained alike, has {binary['test_accuracy']:.2f} %" in README
+    settings = [{k: v for k, v in r["config"].items() if k != "similarity"} for r in (record, twin, binary)]
+    assert settings[0] == settings[1] == settings[2]
 
 
 def test_running_statistics_after_the_first_epoch():
