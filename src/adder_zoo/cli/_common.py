@@ -72,6 +72,11 @@ def has_weights(name: str) -> bool:
     return ":" in name or timm.models.is_model_pretrained(name)
 
 
+def significant(value: float, digits: int = 4) -> float:
+    """``value`` to ``digits`` significant digits, which keeps a small rate or ratio from becoming 0."""
+    return float(f"{value:.{digits}g}")
+
+
 def write_json(value: Any) -> None:
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")

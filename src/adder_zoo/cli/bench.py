@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import implementations
 from ..report import report
-from ._common import Failure, ModelName, create, json_option, write_json
+from ._common import Failure, ModelName, create, json_option, significant, write_json
 
 
 @click.command(
@@ -70,8 +70,8 @@ def bench(
         "batch_size": batch_size,
         "threads": torch.get_num_threads() if device == "cpu" else None,
         "implementation": implementations()["cpu" if device == "cpu" else "triton"].detail,
-        "images_per_second": {s: round(batch_size / t, 1) for s, t in medians.items()},
-        "speed_against_twin": round(medians["conv"] / medians["adder"], 3),
+        "images_per_second": {s: significant(batch_size / t) for s, t in medians.items()},
+        "speed_against_twin": significant(medians["conv"] / medians["adder"]),
         "repeat": repeat,
     }
     if as_json:

@@ -21,7 +21,7 @@ from .. import datasets
 from ..images import ImageError, find_images, open_image
 from ..implementations import IMPLEMENTATIONS
 from ..layers import AdderLayer
-from ._common import Failure, ModelName, config_of, create, has_weights, json_option, write_json
+from ._common import Failure, ModelName, config_of, create, has_weights, json_option, significant, write_json
 
 SHOWN = 5  # file names in a message
 
@@ -349,7 +349,7 @@ def validate(
         "unreadable": len(failed),
         "top1": round(100 * right1 / count, 4),
         "top5": round(100 * right5 / count, 4),
-        "images_per_second": round(count / seconds, 1),
+        "images_per_second": significant(count / seconds),
     }
     if as_json:
         write_json(result)
