@@ -15,6 +15,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import _objectives
 import _run
 import _settings
 import _training
@@ -38,6 +39,7 @@ from adder_zoo.datasets import DataError
 
 SCENARIOS = Path(__file__).parent / "recipe_scenarios.py"
 RECIPE = Path(mnist.__file__)
+PATIENCE = 300  # seconds: what starts in two may take a hundred beside other work
 SMALL = ["--dataset", "fashion_mnist", "--data-dir", "sample", "--cpu", "--threads", "1"]
 
 
@@ -68,7 +70,7 @@ def start(folder, *flags, launcher=(), environment=None):
 
 def run(folder, *flags, **options):
     process = start(folder, *flags, **options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
 
@@ -117,7 +119,7 @@ def test_finished_run_is_left_alone(finished):
 
 def test_killed_run_goes_on_to_the_same_weights(finished, tmp_path):
     process = start(tmp_path, "--epochs", "3")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not list((tmp_path / "checkpoints").glob("update-*[0-9]")):
         assert process.poll() is None, process.stderr.read()[-3000:]
         assert time.monotonic() < deadline
@@ -218,8 +220,8 @@ def test_end_of_the_launcher_stops_the_run(tmp_path):
     (child,) = [c for c in psutil.Process(process.pid).children() if "mnist.py" in " ".join(c.cmdline())]
     wait_for(tmp_path / "log.csv", process)
     process.terminate()
-    process.communicate(timeout=60)
-    assert child.wait(60) is None or not child.is_running()
+    process.communicate(timeout=PATIENCE)
+    assert child.wait(PATIENCE) is None or not child.is_running()
     assert list((tmp_path / "checkpoints").glob("update-*[0-9]"))
     assert not (tmp_path / "results.json").exists()
 
@@ -279,6 +281,19 @@ def test_option_trains(alone, tmp_path, flags):
         assert results["test_accuracy"] > 80
 
 
+def test_compiled_network_trains_alike(alone, tmp_path):
+    """Under --compile the same losses within rounding, and saved weights that bear no names of the compiler's."""
+    plain = mnist.main([*FEW, "--epochs", "1", "--output-dir", str(tmp_path / "plain")])
+    AcceleratorState._reset_state(True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = mnist.main([*FEW, "--epochs", "1", "--compile", "--output-dir", str(tmp_path / "compiled")])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
+    weights = [load_file(tmp_path / which / "model.safetensors") for which in ("plain", "compiled")]
+    assert weights[0].keys() == weights[1].keys()
+
+
 def test_config_file_and_flags(tmp_path, capsys):
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 7.0\nlr: 5e-2\nbatch-size: 64\n")
@@ -309,7 +324,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(tmp_path, flags, 
 
 
 def wait_for(path, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert process.poll() is None, process.stderr.read()[-3000:]
         assert time.monotonic() < deadline
@@ -481,7 +496,7 @@ def frozen(folder, *flags, launcher=()):
                "--cpu", "--threads", "1", "--report-to", "none", "--bn-batches", "1",
                "--output-dir", str(folder), *flags]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(folder / "model.safetensors")
 
@@ -525,6 +540,27 @@ def test_cifar(alone, tmp_path):
     results = cifar.main([*flags, "--dataset", "cifar100", "--output-dir", str(tmp_path)])
     assert (results["model"], results["dataset"], results["updates"]) == ("adder_resnet20.cifar100", "cifar100", 2)
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 100
+
+
+def test_cifar_with_knowledge_transfer(alone, tmp_path, monkeypatch):
+    """PKKD's twin and maps take part in training and loss, and are not in what is saved; p goes from 2 to 1."""
+    exponents = []
+    monkeypatch.setattr(
+        _training, "set_exponent", lambda network, p: (exponents.append(p), _objectives.set_exponent(network, p))
+    )
+    flags = ["--synthetic", "--limit-batches", "1", "--batch-size", "8", "--bn-batches", "1", "--epochs", "2", "--cpu"]
+    transfer = ["--distillation", "pkkd", "--l2-to-l1", "2"]
+    results = cifar.main([*flags, *transfer, "--output-dir", str(tmp_path / "pkkd")])
+    assert exponents == [2.0, 1.0]
+    AcceleratorState._reset_state(True)
+    plain = cifar.main([*flags, "--output-dir", str(tmp_path / "plain")])
+    assert results["updates"] == plain["updates"] == 2
+    # two more cross-entropies, of which one has half the weight that the labels lose, and the layers' distances
+    assert results["train_loss"] > 1.5 * plain["train_loss"]
+    saved = [load_file(tmp_path / run / "model.safetensors") for run in ("pkkd", "plain")]
+    assert saved[0].keys() == saved[1].keys()
+    network = timm.create_model(f"local-dir:{tmp_path / 'pkkd'}", pretrained=True)
+    assert {m.p for m in network.modules() if isinstance(m, adder_zoo.Adder2d)} == {1.0}
 
 
 def test_cifar100_from_torchvision_files(alone, tmp_path, monkeypatch):
@@ -725,7 +761,7 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)  # the launcher passes it on
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     updates = int(re.search(r"stopped at update (\d+); the same command goes on", out)[1])
     assert updates % 10 == 0
