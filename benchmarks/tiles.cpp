@@ -162,6 +162,7 @@ int main() {
       {"forward, 6 x 2, fma", tile<FORWARD, 6, 2>, 12},
       {"forward, 5 x 2, integer max, fma", tile<FORWARD_INT, 5, 2>, 10},
       {"forward, 5 x 2, additions", tile<FORWARD_ADD, 5, 2>, 10},
+      {"forward, 4 x 2, additions", tile<FORWARD_ADD, 4, 2>, 8},
       {"forward, 6 x 2, additions", tile<FORWARD_ADD, 6, 2>, 12},
       {"dx, 4 x 2, clamp", tile<DX_CLAMP, 4, 2>, 8},
       {"dx, 3 x 2, clamp", tile<DX_CLAMP, 3, 2>, 6},
