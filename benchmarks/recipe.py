@@ -1,9 +1,13 @@
 """What a step of a recipe costs beyond forward, backward and update: loading, augmentation, sums, progress, schedule.
 
-    python benchmarks/recipe.py [--model adder_resnet20] [--batch-size 128] [--steps 30] [--json FILE]
+    python benchmarks/recipe.py [--recipe cifar] [--model adder_resnet20] [--batch-size 128] [--steps 30] [--json FILE]
+    python benchmarks/recipe.py --recipe imagenet --data-dir FOLDER [--workers 0]
 
-One process: each step of `recipes/cifar.py` on noise is followed by a bare step of another such network on one batch
-that is always the same; the ratio is that of the medians.
+One process: each step of the recipe is followed by a bare step of another such network on one batch that is always the
+same; the ratio is that of the medians. `recipes/cifar.py` trains on noise, as it keeps its images in memory either
+way; `recipes/imagenet.py` on the photographs of FOLDER/<class>/*, read, cropped and mirrored as it does by default,
+and by the training process itself, so that all of that counts: processes of their own (--workers) would work in the
+bare steps' time as well.
 """
 
 from __future__ import annotations
@@ -26,24 +30,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
 import _training
 import cifar
+import imagenet
 
+RECIPES = {"cifar": (cifar, "adder_resnet20", 128), "imagenet": (imagenet, "adder_resnet18", 16)}
 WARMUP = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="adder_resnet20")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--recipe", choices=RECIPES, default="cifar")
+    parser.add_argument("--model", help="default: adder_resnet20 or adder_resnet18")
+    parser.add_argument("--batch-size", type=int, help="default: 128 or 16")
+    parser.add_argument("--data-dir", type=Path, help="classes of photographs, for --recipe imagenet")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load photographs")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if (args.recipe == "imagenet") != bool(args.data_dir):
+        parser.error("--data-dir belongs to --recipe imagenet, which needs it")
+    recipe, name, batch_size = RECIPES[args.recipe]
+    name, batch_size = args.model or name, args.batch_size or batch_size
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = timm.create_model(args.model).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = timm.create_model(name).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = AdderSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    images = torch.randn(args.batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(args.batch_size, device=device) % 10
+    images = torch.randn(batch_size, *model.pretrained_cfg["input_size"], device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size, device=device) % model.num_classes
 
     def wait() -> float:
         if device.type == "cuda":
@@ -71,18 +85,24 @@ def main() -> None:
 
     _training.seed_everything = between
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--synthetic", "--max-steps", str(args.steps + WARMUP + 1), "--model", args.model]
-        flags += ["--batch-size", str(args.batch_size), "--bn-batches", "1", "--report-to", "none"]
-        flags += ["--threads", str(args.threads), "--output-dir", folder]
-        cifar.main(flags)
-    recipe, alone = (statistics.median(t[WARMUP + 1 :]) for t in (recipe_times, bare_times))
+        flags = ["--max-steps", str(args.steps + WARMUP + 1), "--model", name, "--batch-size", str(batch_size)]
+        flags += ["--bn-batches", "1", "--report-to", "none", "--threads", str(args.threads), "--output-dir", folder]
+        if args.data_dir:
+            flags += ["--data-dir", str(args.data_dir), "--train-split", "", "--val-split", ""]
+            flags += ["--workers", str(args.workers), "--eval-every", "1000000"]
+        else:
+            flags += ["--synthetic"]
+        recipe.main(flags)
+    whole, alone = (statistics.median(t[WARMUP + 1 :]) for t in (recipe_times, bare_times))
     record = {
-        "model": args.model,
-        "batch_size": args.batch_size,
+        "recipe": args.recipe,
+        "model": name,
+        "batch_size": batch_size,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        **({"workers": args.workers} if args.data_dir else {}),
         "steps": args.steps,
-        "recipe_over_bare": round(recipe / alone, 3),
+        "recipe_over_bare": round(whole / alone, 3),
     }
     print(json.dumps(record, indent=2))
     if args.json:

@@ -310,6 +310,14 @@ template <class T> struct Output {
     y += pixels * step;
     if (residual) residual += pixels * step;
   }
+  // From channel c on.
+  Output from(int64_t c) const {
+    Output next = *this;
+    next.y += c;
+    if (residual) next.residual += c;
+    if (scale) next.scale += c, next.shift += c;
+    return next;
+  }
 };
 
 // Stores value(v) for each vector v of pixel m.
@@ -2038,6 +2046,252 @@ template <class T> struct GroupedGradInput : Shape {
   }
 };
 
+// ---- depthwise: one filter for each channel ------------------------------------------------------------------------
+
+// Lanes go over the channels, and nothing is copied: tiles reach their pixels through pointers, and where there is padding
+// these lead to zeros. A tile goes over all channels, as they lie side by side in memory, with all its taps for each vector.
+template <class T> bool depthwise(const Shape &s) { return s.groups == s.C && s.C == s.K && s.C >= T::L; }
+
+// Pixels of the tiles, whose dx holds x beside its sums.
+template <class T> constexpr int depthwise_pixels(bool x_too) { return x_too && T::REGISTERS < 32 ? 6 : 8; }
+
+// The taps of a row of outputs or of dx: where the first pixel's lies among the pointers, the next ones' lie behind it.
+struct DepthwiseTaps {
+  int64_t count;
+  int64_t *places, *filters; // filters: to a tap's filters
+};
+
+// The pointers to rows of `width` pixels with columns of zeros around them: [row][phase][column of this phase].
+struct Columns {
+  int64_t width, left, padded, phases, of_phase;
+  Columns(int64_t width_, int64_t left_, int64_t right, int64_t phases_)
+      : width(width_), left(left_), padded(left_ + width_ + right), phases(phases_), of_phase(ceil_div(padded, phases_)) {}
+  int64_t row() const { return phases * of_phase; }
+  int64_t place(int64_t column) const { return column % phases * of_phase + column / phases; } // column: of the padded ones
+  void point(const float *pixels, int64_t channels, const float *zeros, const float **to) const {
+    for (int64_t phase = 0; phase < phases; ++phase)
+      for (int64_t i = 0; i < of_phase; ++i) {
+        const int64_t column = i * phases + phase - left;
+        to[phase * of_phase + i] = column >= 0 && column < width ? pixels + column * channels : zeros;
+      }
+  }
+};
+
+// y[m] = -(outside + sum over taps of |x - w|) for MR pixels and all channels.
+template <class T, int MR>
+__attribute__((noinline)) void depthwise_forward_tile(const DepthwiseTaps &taps, const float *const *columns, const float *w,
+                                                      const float *outside, const Output<T> &out) {
+  typedef typename T::V V;
+  const V one = T::opaque(T::set(1.f));
+  const int64_t *const places = taps.places, *const filters = taps.filters, count = taps.count, channels = out.channels;
+  for (int64_t next = 0; next < channels; next += T::L) {
+    const int64_t c = min64(next, channels - T::L); // the last vector goes over some channels again
+    V acc[MR][1];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) acc[m][0] = T::load(outside + c);
+    for (int64_t t = 0; t < count; ++t) {
+      const V wv = T::load(w + filters[t] + c);
+      const float *const *const xs = columns + places[t];
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) acc[m][0] = T::accumulate(acc[m][0], T::distance(T::load(xs[m] + c), wv), one);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) acc[m][0] = T::set(0.f) - acc[m][0];
+    store_tile<T, MR, 1>(out.from(c), acc);
+  }
+}
+
+// dx[m] = sum over taps of dy * t(w - x) for MR pixels and the channels from `next` on, up to the first vector that has an |x|
+// beyond `limit`; returns where that is.
+template <class T, int MR, int MODE>
+__attribute__((noinline)) int64_t depthwise_grad_input_tile(const DepthwiseTaps &taps, const float *const *columns,
+                                                            const float *w, const float *x, float *dx, int64_t step,
+                                                            int64_t next, int64_t channels, float limit) {
+  typedef typename T::V V;
+  const int64_t *const places = taps.places, *const filters = taps.filters, count = taps.count;
+  for (; next < channels; next += T::L) {
+    const int64_t c = min64(next, channels - T::L);
+    V acc[MR], xs[MR];
+    bool good = true;
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      acc[m] = T::set(0.f), xs[m] = T::load(x + m * step + c);
+      good &= T::all_le(T::abs(xs[m]), T::set(limit));
+    }
+    if (!good) break;
+    for (int64_t t = 0; t < count; ++t) {
+      const V wv = T::load(w + filters[t] + c);
+      const float *const *const ds = columns + places[t];
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) acc[m] = T::fma(transfer<T, MODE>(wv, xs[m]), T::load(ds[m] + c), acc[m]);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) T::store(dx + m * step + c, acc[m]);
+  }
+  return next;
+}
+
+// The tiles by pixels; there is none of no pixels.
+template <class T> struct DepthwiseForwardTiles {
+  void (*of[depthwise_pixels<T>(false) + 1])(const DepthwiseTaps &, const float *const *, const float *, const float *,
+                                             const Output<T> &);
+  constexpr DepthwiseForwardTiles() : of() { list<depthwise_pixels<T>(false)>(); }
+  template <int MR> constexpr void list() {
+    of[MR] = depthwise_forward_tile<T, MR>;
+    if constexpr (MR > 1) list<MR - 1>();
+  }
+};
+
+template <class T, int MODE> struct DepthwiseGradInputTiles {
+  int64_t (*of[depthwise_pixels<T>(true) + 1])(const DepthwiseTaps &, const float *const *, const float *, const float *,
+                                               float *, int64_t, int64_t, int64_t, float);
+  constexpr DepthwiseGradInputTiles() : of() { list<depthwise_pixels<T>(true)>(); }
+  template <int MR> constexpr void list() {
+    of[MR] = depthwise_grad_input_tile<T, MR, MODE>;
+    if constexpr (MR > 1) list<MR - 1>();
+  }
+};
+
+template <class T> struct DepthwiseForward : Shape {
+  const float *x;
+  float *y;
+  int64_t lanes;        // C rounded up to vectors
+  const float *filters; // [R][S][lanes]
+  const Epilogue<T> &epilogue;
+  Columns columns;
+  Split split;
+  Flag failed;
+
+  DepthwiseForward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_)
+      : Shape(shape), x(x_), y(y_), lanes(ceil_div(C, T::L) * T::L), filters(packed), epilogue(epilogue_),
+        columns(W, pad_left, max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W), stride_w),
+        split(N, P, stride_h * W * C * 4, MOST_CHUNK, 1) {}
+
+  void run(int64_t begin, int64_t end) {
+    static constexpr DepthwiseForwardTiles<T> depthwise_tiles;
+    Scratch<const float *> pointers(R * columns.row());
+    Scratch<float> zeros(2 * C);
+    Scratch<int64_t> places(2 * R * S);
+    if (!pointers || !zeros || !places) return failed.set();
+    float *const outside = zeros + C;
+    memset(zeros, 0, static_cast<size_t>(C) * sizeof(float));
+    const int64_t tiles = ceil_div(Q, depthwise_pixels<T>(false));
+    const Cut cut(Q, tiles);
+    for (int64_t i = begin; i < end; ++i) {
+      const Task task(split, i);
+      for (int64_t p = task.row_begin; p < task.row_end; ++p) {
+        DepthwiseTaps found = {0, places, places + R * S};
+        int64_t rows = 0;
+        memset(outside, 0, static_cast<size_t>(C) * sizeof(float));
+        for (int64_t r = 0; r < R; ++r) {
+          const int64_t h = p * stride_h - pad_top + r * dilation_h;
+          if (h < 0 || h >= H) {
+            for (int64_t s = 0; s < S; ++s)
+              for (int64_t c = 0; c < C; ++c) outside[c] += __builtin_fabsf(filters[(r * S + s) * lanes + c]);
+            continue;
+          }
+          columns.point(x + (task.image * H + h) * W * C, C, zeros, pointers + rows * columns.row());
+          for (int64_t s = 0; s < S; ++s) {
+            found.places[found.count] = rows * columns.row() + columns.place(s * dilation_w);
+            found.filters[found.count++] = (r * S + s) * lanes;
+          }
+          ++rows;
+        }
+        Output<T> out = epilogue.output(y, (task.image * P + p) * Q * C, C, 0, 1, C);
+        for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr, out.advance(mr)) {
+          mr = cut.size(j);
+          depthwise_tiles.of[mr](found, pointers + q, filters, outside, out);
+        }
+      }
+    }
+  }
+};
+
+template <class T> struct DepthwiseGradInput : Shape {
+  const float *dy, *x, *w;
+  float *dx;
+  int mode;
+  float limit; // of |x| and |w| for the tiles
+  bool good_w; // w keeps it
+  int64_t lanes;
+  const float *filters; // [R][S][lanes]
+  Columns columns;
+  Split split;
+  Flag failed;
+
+  DepthwiseGradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_,
+                     const float *packed)
+      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
+        good_w(all_within<T>(w_, K * taps, limit)), lanes(ceil_div(C, T::L) * T::L), filters(packed),
+        columns(Q, Reach(shape).left, Reach(shape).right, 1), split(N, H, (Q / stride_h + W) * C * 4, MOST_CHUNK, 1) {}
+
+  void run(int64_t begin, int64_t end) {
+    Scratch<const float *> pointers(R * columns.row());
+    Scratch<float> zeros(C);
+    Scratch<int64_t> places(2 * R * S);
+    if (!pointers || !zeros || !places) return failed.set();
+    memset(zeros, 0, static_cast<size_t>(C) * sizeof(float));
+    const DepthwiseTaps taps_of = {0, places, places + R * S};
+    for (int64_t i = begin; i < end; ++i) {
+      const Task task(split, i);
+      for (int64_t h = task.row_begin; h < task.row_end; ++h) {
+        int64_t rows = 0;
+        for (int64_t r = 0; r < R; ++r)
+          if (const int64_t p = row_of(h, r); p >= 0)
+            columns.point(dy + (task.image * P + p) * Q * C, C, zeros, pointers + rows++ * columns.row());
+        for (int64_t phase = 0; phase < min64(stride_w, W); ++phase) {
+          const DepthwiseTaps found = find_taps(h, phase, taps_of);
+          if (mode == ADDER_CLIPPED) row<ADDER_CLIPPED>(task.image, h, phase, found, pointers);
+          else if (mode == ADDER_FULL) row<ADDER_FULL>(task.image, h, phase, found, pointers);
+          else row<ADDER_SIGN>(task.image, h, phase, found, pointers);
+        }
+      }
+    }
+  }
+
+  // The row of dy that row r of the filters meets from row h of x; -1: none.
+  int64_t row_of(int64_t h, int64_t r) const {
+    const int64_t ph = h + pad_top - r * dilation_h;
+    return ph < 0 || ph % stride_h || ph / stride_h >= P ? -1 : ph / stride_h;
+  }
+
+  // The taps that meet a phase of row h.
+  DepthwiseTaps find_taps(int64_t h, int64_t phase, DepthwiseTaps found) const {
+    int64_t rows = 0;
+    for (int64_t r = 0; r < R; ++r) {
+      if (row_of(h, r) < 0) continue;
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t qw = phase + pad_left - s * dilation_w;
+        if (qw % stride_w) continue;
+        found.places[found.count] = rows * columns.row() + columns.left + qw / stride_w;
+        found.filters[found.count++] = (r * S + s) * lanes;
+      }
+      ++rows;
+    }
+    return found;
+  }
+
+  template <int MODE>
+  void row(int64_t image, int64_t h, int64_t phase, const DepthwiseTaps &found, const float *const *pointers) const {
+    static constexpr DepthwiseGradInputTiles<T, MODE> depthwise_tiles;
+    const int64_t step = stride_w * C, origin = ((image * H + h) * W + phase) * C;
+    const int64_t pixels = ceil_div(W - phase, stride_w), tiles = ceil_div(pixels, depthwise_pixels<T>(true));
+    const Cut cut(pixels, tiles);
+    for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr) {
+      mr = cut.size(j);
+      for (int64_t next = 0; next < C; next += T::L) {
+        if (good_w)
+          next = depthwise_tiles.of[mr](found, pointers + q, filters, x + origin + q * step, dx + origin + q * step, step,
+                                        next, C, limit);
+        if (next >= C) break;
+        const int64_t c = min64(next, C - T::L);
+        for (int64_t m = 0; m < mr; ++m)
+          grad_input_pixel(*this, dy, x, w, dx, MODE, image, h, phase + (q + m) * stride_w, c, c + T::L);
+      }
+    }
+  }
+};
+
 // ---- dw, tap by tap ------------------------------------------------------------------------------------------------
 
 // dw = sum dy * t(x - w) for operands that may be anything: NaN, and infinities, where x - w has a value and
@@ -2412,6 +2666,11 @@ int forward_as(const Shape &shape, const float *x, const float *w, const float *
   if (!own || !epilogue.padded) return ADDER_NO_MEMORY;
   if (!packed) pack_filters<T>(shape, w, own);
   const float *const filters = packed ? packed : own;
+  if (depthwise<T>(shape)) {
+    DepthwiseForward<T> f(shape, x, filters, epilogue, y);
+    parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+    return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+  }
   if (small) {
     GroupedForward<T> f(shape, x, filters, epilogue, y);
     parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
@@ -2429,6 +2688,7 @@ int forward_as(const Shape &shape, const float *x, const float *w, const float *
 
 // Few output channels are computed in narrow vectors.
 static inline bool narrow_forward(const Shape &shape) {
+  if (depthwise<Narrow>(shape)) return !depthwise<Widest>(shape);
   return (shape.small_groups<Widest>(shape.Kg) ? shape.K : shape.Kg) <= Narrow::L;
 }
 
@@ -2484,6 +2744,14 @@ int grad_input_over_images(const Shape &shape, const float *dy, const float *x, 
 template <class T>
 int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode, bool exact) {
   const double operations = 2. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
+  if (depthwise<T>(shape)) {
+    Scratch<float> filters(packed_floats<T>(shape));
+    if (!filters) return ADDER_NO_MEMORY;
+    pack_filters<T>(shape, w, filters);
+    DepthwiseGradInput<T> f(shape, dy, x, w, dx, mode, filters);
+    parallel(f.split.tasks(), grain_for(operations, f.split.tasks()), [&](int64_t a, int64_t b) { f.run(a, b); });
+    return f.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+  }
   if (shape.small_groups<T>(shape.Cg)) {
     Scratch<float> filters(shape.R * shape.S * shape.Kg * ceil_div(shape.C, T::L) * T::L);
     if (!filters) return ADDER_NO_MEMORY;
@@ -2526,7 +2794,8 @@ inline int grad_input(const adder_shape *s, const float *dy, const float *x, con
     }
   }
   const int64_t lanes = shape.small_groups<Widest>(shape.Cg) ? shape.C : shape.Cg;
-  return lanes <= Narrow::L ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode, exact)
+  const bool narrow = depthwise<Narrow>(shape) ? !depthwise<Widest>(shape) : lanes <= Narrow::L;
+  return narrow ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode, exact)
                             : grad_input_as<Widest>(shape, dy, x, w, dx, mode, exact);
 }
 
@@ -2594,11 +2863,13 @@ inline int grad_weight_from_convolution(const adder_shape *s, const float *dy, c
 inline const char *kernel(const adder_shape *s, int direction) {
   const Shape shape(*s);
   if (direction == ADDER_FORWARD) {
+    if (depthwise<Narrow>(shape)) return "depthwise";
     if (shape.small_groups<Widest>(shape.Kg)) return "lanes over groups";
     if (!Forward<Widest>::takes_identity(shape, false)) return narrow_forward(shape) ? "differences, narrow" : "differences";
     return narrow_forward(shape) ? "identity, narrow" : "identity";
   }
   if (direction == ADDER_GRAD_INPUT) {
+    if (depthwise<Narrow>(shape)) return "depthwise";
     if (shape.small_groups<Widest>(shape.Cg)) return "lanes over groups";
     if (GradInputOverImages<Widest>::suits(shape, ADDER_CLIPPED, false)) return "medians over images";
     if (shape.Cg <= Narrow::L) return "differences, narrow";
