@@ -2055,10 +2055,24 @@ template <class T> bool depthwise(const Shape &s) { return s.groups == s.C && s.
 // Pixels of the tiles, whose dx holds x beside its sums.
 template <class T> constexpr int depthwise_pixels(bool x_too) { return x_too && T::REGISTERS < 32 ? 6 : 8; }
 
-// The taps of a row of outputs or of dx: where the first pixel's lies among the pointers, the next ones' lie behind it.
+// The taps of a row of outputs or of dx, in runs: the next tap of a run meets, at each pixel, what this one meets at the next
+// pixel, so a tile loads each column once for all of them. A run of one place among the pointers, where its first tap meets
+// the first pixel, and one of its filters.
+constexpr int LONGEST_RUN = 3; // whose filters have room in registers
+struct Run {
+  int64_t place, filter;
+};
 struct DepthwiseTaps {
-  int64_t count;
-  int64_t *places, *filters; // filters: to a tap's filters
+  Run *runs; // [LONGEST_RUN][room], by length
+  int64_t room, step, count[LONGEST_RUN]; // step: between the filters of a run's taps
+  DepthwiseTaps(Run *runs_, int64_t room_, int64_t step_) : runs(runs_), room(room_), step(step_), count() {}
+  // Taps whose places follow each other.
+  void add(int64_t place, int64_t filter, int64_t taps) {
+    for (int64_t n; taps > 0; taps -= n, place += n, filter += n * step) {
+      n = min64(taps, LONGEST_RUN);
+      runs[(n - 1) * room + count[n - 1]++] = {place, filter};
+    }
+  }
 };
 
 // The pointers to rows of `width` pixels with columns of zeros around them: [row][phase][column of this phase].
@@ -2077,24 +2091,44 @@ struct Columns {
   }
 };
 
+// f(m, column, filter) for the taps of all runs of LENGTH: pixel m meets this column, and this filter is its tap's.
+template <class T, int MR, int LENGTH = LONGEST_RUN, class F>
+ADDER_INLINE void each_tap(const DepthwiseTaps &taps, const float *const *columns, const float *w, int64_t c, F f) {
+  typedef typename T::V V;
+  const int64_t step = taps.step;
+  const Run *run = taps.runs + (LENGTH - 1) * taps.room;
+  for (const Run *const end = run + taps.count[LENGTH - 1]; run != end; ++run) {
+    const float *const *const at = columns + run->place;
+    const float *const ws = w + run->filter + c;
+    V filters[LENGTH];
+#pragma GCC unroll 4
+    for (int s = 0; s < LENGTH; ++s) filters[s] = T::load(ws + s * step);
+#pragma GCC unroll 16
+    for (int j = 0; j < MR + LENGTH - 1; ++j) {
+      const V column = T::load(at[j] + c);
+#pragma GCC unroll 4
+      for (int s = 0; s < LENGTH; ++s)
+        if (j - s >= 0 && j - s < MR) f(j - s, column, filters[s]);
+    }
+  }
+  if constexpr (LENGTH > 1) each_tap<T, MR, LENGTH - 1>(taps, columns, w, c, f);
+}
+
 // y[m] = -(outside + sum over taps of |x - w|) for MR pixels and all channels.
 template <class T, int MR>
 __attribute__((noinline)) void depthwise_forward_tile(const DepthwiseTaps &taps, const float *const *columns, const float *w,
                                                       const float *outside, const Output<T> &out) {
   typedef typename T::V V;
   const V one = T::opaque(T::set(1.f));
-  const int64_t *const places = taps.places, *const filters = taps.filters, count = taps.count, channels = out.channels;
+  const int64_t channels = out.channels;
   for (int64_t next = 0; next < channels; next += T::L) {
     const int64_t c = min64(next, channels - T::L); // the last vector goes over some channels again
     V acc[MR][1];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) acc[m][0] = T::load(outside + c);
-    for (int64_t t = 0; t < count; ++t) {
-      const V wv = T::load(w + filters[t] + c);
-      const float *const *const xs = columns + places[t];
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) acc[m][0] = T::accumulate(acc[m][0], T::distance(T::load(xs[m] + c), wv), one);
-    }
+    each_tap<T, MR>(taps, columns, w, c, [&](int m, V x, V filter) ADDER_LAMBDA_INLINE {
+      acc[m][0] = T::accumulate(acc[m][0], T::distance(x, filter), one);
+    });
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) acc[m][0] = T::set(0.f) - acc[m][0];
     store_tile<T, MR, 1>(out.from(c), acc);
@@ -2108,7 +2142,6 @@ __attribute__((noinline)) int64_t depthwise_grad_input_tile(const DepthwiseTaps 
                                                             const float *w, const float *x, float *dx, int64_t step,
                                                             int64_t next, int64_t channels, float limit) {
   typedef typename T::V V;
-  const int64_t *const places = taps.places, *const filters = taps.filters, count = taps.count;
   for (; next < channels; next += T::L) {
     const int64_t c = min64(next, channels - T::L);
     V acc[MR], xs[MR];
@@ -2119,12 +2152,9 @@ __attribute__((noinline)) int64_t depthwise_grad_input_tile(const DepthwiseTaps 
       good &= T::all_le(T::abs(xs[m]), T::set(limit));
     }
     if (!good) break;
-    for (int64_t t = 0; t < count; ++t) {
-      const V wv = T::load(w + filters[t] + c);
-      const float *const *const ds = columns + places[t];
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) acc[m] = T::fma(transfer<T, MODE>(wv, xs[m]), T::load(ds[m] + c), acc[m]);
-    }
+    each_tap<T, MR>(taps, columns, w, c, [&](int m, V dy, V filter) ADDER_LAMBDA_INLINE {
+      acc[m] = T::fma(transfer<T, MODE>(filter, xs[m]), dy, acc[m]);
+    });
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) T::store(dx + m * step + c, acc[m]);
   }
@@ -2152,10 +2182,15 @@ template <class T, int MODE> struct DepthwiseGradInputTiles {
   }
 };
 
+// Taps of a row of the filters that many columns apart meet neighbouring pixels' columns; S: none do.
+static inline int64_t depthwise_apart(const Shape &s) {
+  return s.stride_w % s.dilation_w == 0 ? s.stride_w / s.dilation_w : s.S;
+}
+
 template <class T> struct DepthwiseForward : Shape {
   const float *x;
   float *y;
-  int64_t lanes;        // C rounded up to vectors
+  int64_t lanes, apart; // C rounded up to vectors; columns of the filters that runs go on after
   const float *filters; // [R][S][lanes]
   const Epilogue<T> &epilogue;
   Columns columns;
@@ -2163,16 +2198,16 @@ template <class T> struct DepthwiseForward : Shape {
   Flag failed;
 
   DepthwiseForward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_)
-      : Shape(shape), x(x_), y(y_), lanes(ceil_div(C, T::L) * T::L), filters(packed), epilogue(epilogue_),
-        columns(W, pad_left, max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W), stride_w),
+      : Shape(shape), x(x_), y(y_), lanes(ceil_div(C, T::L) * T::L), apart(depthwise_apart(*this)), filters(packed),
+        epilogue(epilogue_), columns(W, pad_left, max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W), stride_w),
         split(N, P, stride_h * W * C * 4, MOST_CHUNK, 1) {}
 
   void run(int64_t begin, int64_t end) {
     static constexpr DepthwiseForwardTiles<T> depthwise_tiles;
     Scratch<const float *> pointers(R * columns.row());
     Scratch<float> zeros(2 * C);
-    Scratch<int64_t> places(2 * R * S);
-    if (!pointers || !zeros || !places) return failed.set();
+    Scratch<Run> runs(LONGEST_RUN * R * S);
+    if (!pointers || !zeros || !runs) return failed.set();
     float *const outside = zeros + C;
     memset(zeros, 0, static_cast<size_t>(C) * sizeof(float));
     const int64_t tiles = ceil_div(Q, depthwise_pixels<T>(false));
@@ -2180,7 +2215,7 @@ template <class T> struct DepthwiseForward : Shape {
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
       for (int64_t p = task.row_begin; p < task.row_end; ++p) {
-        DepthwiseTaps found = {0, places, places + R * S};
+        DepthwiseTaps found(runs, R * S, apart * lanes);
         int64_t rows = 0;
         memset(outside, 0, static_cast<size_t>(C) * sizeof(float));
         for (int64_t r = 0; r < R; ++r) {
@@ -2191,10 +2226,8 @@ template <class T> struct DepthwiseForward : Shape {
             continue;
           }
           columns.point(x + (task.image * H + h) * W * C, C, zeros, pointers + rows * columns.row());
-          for (int64_t s = 0; s < S; ++s) {
-            found.places[found.count] = rows * columns.row() + columns.place(s * dilation_w);
-            found.filters[found.count++] = (r * S + s) * lanes;
-          }
+          for (int64_t s = 0; s < min64(apart, S); ++s)
+            found.add(rows * columns.row() + columns.place(s * dilation_w), (r * S + s) * lanes, ceil_div(S - s, apart));
           ++rows;
         }
         Output<T> out = epilogue.output(y, (task.image * P + p) * Q * C, C, 0, 1, C);
@@ -2213,7 +2246,7 @@ template <class T> struct DepthwiseGradInput : Shape {
   int mode;
   float limit; // of |x| and |w| for the tiles
   bool good_w; // w keeps it
-  int64_t lanes;
+  int64_t lanes, apart;
   const float *filters; // [R][S][lanes]
   Columns columns;
   Split split;
@@ -2222,16 +2255,16 @@ template <class T> struct DepthwiseGradInput : Shape {
   DepthwiseGradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_,
                      const float *packed)
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
-        good_w(all_within<T>(w_, K * taps, limit)), lanes(ceil_div(C, T::L) * T::L), filters(packed),
-        columns(Q, Reach(shape).left, Reach(shape).right, 1), split(N, H, (Q / stride_h + W) * C * 4, MOST_CHUNK, 1) {}
+        good_w(all_within<T>(w_, K * taps, limit)), lanes(ceil_div(C, T::L) * T::L), apart(depthwise_apart(*this)),
+        filters(packed), columns(Q, Reach(shape).left, Reach(shape).right, 1),
+        split(N, H, (Q / stride_h + W) * C * 4, MOST_CHUNK, 1) {}
 
   void run(int64_t begin, int64_t end) {
     Scratch<const float *> pointers(R * columns.row());
     Scratch<float> zeros(C);
-    Scratch<int64_t> places(2 * R * S);
-    if (!pointers || !zeros || !places) return failed.set();
+    Scratch<Run> runs(LONGEST_RUN * R * S);
+    if (!pointers || !zeros || !runs) return failed.set();
     memset(zeros, 0, static_cast<size_t>(C) * sizeof(float));
-    const DepthwiseTaps taps_of = {0, places, places + R * S};
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
       for (int64_t h = task.row_begin; h < task.row_end; ++h) {
@@ -2240,7 +2273,7 @@ template <class T> struct DepthwiseGradInput : Shape {
           if (const int64_t p = row_of(h, r); p >= 0)
             columns.point(dy + (task.image * P + p) * Q * C, C, zeros, pointers + rows++ * columns.row());
         for (int64_t phase = 0; phase < min64(stride_w, W); ++phase) {
-          const DepthwiseTaps found = find_taps(h, phase, taps_of);
+          const DepthwiseTaps found = find_taps(h, phase, runs);
           if (mode == ADDER_CLIPPED) row<ADDER_CLIPPED>(task.image, h, phase, found, pointers);
           else if (mode == ADDER_FULL) row<ADDER_FULL>(task.image, h, phase, found, pointers);
           else row<ADDER_SIGN>(task.image, h, phase, found, pointers);
@@ -2255,16 +2288,17 @@ template <class T> struct DepthwiseGradInput : Shape {
     return ph < 0 || ph % stride_h || ph / stride_h >= P ? -1 : ph / stride_h;
   }
 
-  // The taps that meet a phase of row h.
-  DepthwiseTaps find_taps(int64_t h, int64_t phase, DepthwiseTaps found) const {
+  // The taps that meet a phase of row h. Columns of dy go down as those of the filters go up, so runs begin at their ends.
+  DepthwiseTaps find_taps(int64_t h, int64_t phase, Run *runs) const {
+    DepthwiseTaps found(runs, R * S, -apart * lanes);
     int64_t rows = 0;
     for (int64_t r = 0; r < R; ++r) {
       if (row_of(h, r) < 0) continue;
-      for (int64_t s = 0; s < S; ++s) {
-        const int64_t qw = phase + pad_left - s * dilation_w;
-        if (qw % stride_w) continue;
-        found.places[found.count] = rows * columns.row() + columns.left + qw / stride_w;
-        found.filters[found.count++] = (r * S + s) * lanes;
+      for (int64_t s = 0; s < min64(apart, S); ++s) {
+        const int64_t taps = ceil_div(S - s, apart), end = s + (taps - 1) * apart;
+        const int64_t qw = phase + pad_left - end * dilation_w;
+        if (qw % stride_w == 0)
+          found.add(rows * columns.row() + columns.left + qw / stride_w, (r * S + end) * lanes, taps);
       }
       ++rows;
     }
