@@ -81,6 +81,7 @@ def test_special_values(where, special, impl):
     """As the definition has them: a ReLU keeps a NaN."""
     for shape in (
         case("tiles", "", (2, 18, 7, 7), (20, 18, 3, 3), 1, 1),
+        case("depthwise", "", (2, 19, 6, 6), (19, 1, 3, 3), 1, 1, groups=19),
         case("small groups", "", (1, 12, 6, 6), (24, 3, 3, 3), 1, 1, groups=4),
     ):
         x, weight, _ = tensors(shape)

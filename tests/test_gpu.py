@@ -54,7 +54,7 @@ LARGE = [
     case("resnet_shortcut", "a matrix product with stride", (2, 256, 28, 28), (512, 256, 1, 1), 2),
     case("resnet_few_tiles", "the reduction is cut into parts", (1, 512, 7, 7), (512, 512, 3, 3), 1, 1),
     case("ragged", "no size fits a tile", (3, 133, 15, 17), (201, 133, 3, 3), 2, 1),
-    case("mobilenet_depthwise", "lanes over groups", (4, 96, 56, 56), (96, 1, 3, 3), 2, 1, groups=96),
+    case("mobilenet_depthwise", "a filter for each channel", (4, 96, 56, 56), (96, 1, 3, 3), 2, 1, groups=96),
 ]
 
 

@@ -358,7 +358,7 @@ SPECIAL_SHAPES = [
     case("gaps", "pixels that no output takes", (1, 3, 9, 9), (4, 3, 2, 2), 3),
     case("1x1", "flattened rows", (2, 20, 5, 5), (33, 20, 1, 1)),
     case("kernel_is_image", "one output", (2, 3, 4, 4), (5, 3, 4, 4)),
-    case("depthwise", "lanes over groups", (1, 18, 6, 6), (18, 1, 3, 3), 2, 1, groups=18),
+    case("depthwise", "in place", (1, 18, 6, 6), (18, 1, 3, 3), 2, 1, groups=18),
     case("groups", "few channels in a group", (1, 12, 6, 6), (24, 3, 3, 3), 1, 1, groups=4),
     case("wide_groups", "groups of vectors", (1, 34, 5, 5), (40, 17, 3, 3), 1, 1, groups=2),
 ]  # fmt: skip
@@ -424,7 +424,7 @@ def test_nan_for_p_above_1(p):
         case("stride2", "tasks of rows", (4, 33, 27, 27), (40, 33, 3, 3), 2, 1),
         case("1x1", "tasks of flattened rows", (4, 100, 28, 28), (120, 100, 1, 1)),
         case("one_image_of_few_rows", "tasks of filters", (1, 512, 4, 4), (256, 512, 3, 3), 1, 1),
-        case("depthwise", "lanes over groups", (4, 96, 40, 40), (96, 1, 3, 3), 1, 1, groups=96),
+        case("depthwise", "in place", (4, 96, 40, 40), (96, 1, 3, 3), 1, 1, groups=96),
         case("images", "tasks of rows of eight images, and of three", (11, 40, 14, 14), (48, 40, 3, 3), 1, 1),
     ],
     ids=lambda c: c.id,

@@ -2106,6 +2106,7 @@ ADDER_INLINE void each_tap(const DepthwiseTaps &taps, const float *const *column
 #pragma GCC unroll 16
     for (int j = 0; j < MR + LENGTH - 1; ++j) {
       const V column = T::load(at[j] + c);
+      __builtin_prefetch(at[j] + c + 16, 0, 3); // columns lie too far apart for the processor to see it
 #pragma GCC unroll 4
       for (int s = 0; s < LENGTH; ++s)
         if (j - s >= 0 && j - s < MR) f(j - s, column, filters[s]);
