@@ -17,7 +17,7 @@ HERE = ROOT / "tests/native"
 NATIVE = ROOT / "src/adder_zoo/native"
 FLAGS = ["-std=c++17", "-fno-trapping-math", "-fno-math-errno", f"-I{NATIVE}"]
 ISA_FLAGS = {"isa_avx2": "-mavx2 -mfma", "isa_avx512": "-mavx2 -mfma -mavx512f -mavx512vl -mavx512dq"}
-CASES = 154
+CASES = 161
 
 
 def tool(*names):
