@@ -82,7 +82,7 @@ RESNET50 = [
     ("512x7x7, 1x1 to 2048", 3, 512, 7, 2048, 1, 1),
     ("2048x7x7, 1x1 to 512", 2, 2048, 7, 512, 1, 1),
 ]
-# Name, C, H = W, K, kernel, stride, groups: of ResNeXt-50, RegNetY-600MF, MobileNetV2 and EfficientNet-B0.
+# Name, C, H = W, K, kernel, stride, groups: of ResNeXt-50, RegNetY-600MF, MobileNetV2, EfficientNet-B0 and ConvNeXt-T.
 GROUPED = [
     ("128x56x56, 3x3, 32 groups", 128, 56, 128, 3, 1, 32),
     ("512x14x14, 3x3, 32 groups", 512, 14, 512, 3, 1, 32),
@@ -90,6 +90,8 @@ GROUPED = [
     ("144x56x56, 3x3, depthwise", 144, 56, 144, 3, 1, 144),
     ("144x56x56, 3x3, depthwise, stride 2", 144, 56, 144, 3, 2, 144),
     ("480x14x14, 5x5, depthwise", 480, 14, 480, 5, 1, 480),
+    ("960x7x7, 3x3, depthwise", 960, 7, 960, 3, 1, 960),
+    ("96x56x56, 7x7, depthwise", 96, 56, 96, 7, 1, 96),
 ]
 NETWORKS = {"resnet20": (RESNET20, 128), "resnet50": (RESNET50, 8)}
 PARTS = (
