@@ -42,6 +42,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from _measured import measured
 from torch.fx.experimental.optimization import fuse as fold_batch_norm
 
 import adder_zoo
@@ -349,7 +350,7 @@ def peak(similarity: str, batch: int) -> int:
 def memory() -> dict[str, float]:
     """Memory of a training step, as a multiple of the twin's; each in a process of its own."""
     rows = {}
-    for batch in (1, 8, 32, 128):
+    for batch in (2, 8, 32, 128):  # batch norm cannot learn from one image
         sizes = {}
         for similarity in ("adder", "conv"):
             command = [sys.executable, __file__, "--peak", similarity, str(batch)]
@@ -440,26 +441,31 @@ def main() -> None:
     if record.setdefault("environment", environment) != environment and not set(PARTS) <= set(args.parts):
         parser.error(f"{args.json} holds figures of {record['environment']}; name another file, or run all parts")
     record["environment"] = environment
-    for name in NETWORKS:
-        if f"{name}_layers" in args.parts:
-            record[f"{name}_layers"] = layers(name, args.batch, args.repeats)
-    if "grouped_layers" in args.parts:
-        record["grouped_layers"] = grouped_layers(args.batch, args.repeats)
-    if "broadcast" in args.parts:
-        record["broadcast"] = broadcasting(args.repeats)
-    if "steps" in args.parts:
-        record["lenet5_bn_step"], record["resnet20_step"] = steps(args.repeats)
-    if "inference" in args.parts:
-        record["inference"] = inference(args.repeats)
-    if "threads" in args.parts:
-        if args.threads > 1:
-            record["threads"] = threads(args.threads, args.repeats)
-        else:
-            print("\nthreads against one: not with --threads 1")
-    if "memory" in args.parts:
-        record["memory"] = memory()
-    if args.json:
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    if args.threads == 1 and "threads" in args.parts:
+        print("\nthreads against one: not with --threads 1")
+    for part in args.parts:
+        if part == "threads" and args.threads == 1:
+            continue
+        for name, figures in run(part, args).items():
+            record[name] = figures
+        record.setdefault("measured", {})[part] = measured()
+        if args.json:  # after each, so that nothing is lost
+            args.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def run(part: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a part, by their names in the record."""
+    if part == "grouped_layers":
+        return {part: grouped_layers(args.batch, args.repeats)}
+    if part.endswith("_layers"):
+        return {part: layers(part.removesuffix("_layers"), args.batch, args.repeats)}
+    if part == "steps":
+        return dict(zip(("lenet5_bn_step", "resnet20_step"), steps(args.repeats), strict=True))
+    if part == "threads":
+        return {part: threads(args.threads, args.repeats)}
+    if part == "memory":
+        return {part: memory()}
+    return {part: {"broadcast": broadcasting, "inference": inference}[part](args.repeats)}
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import triton
+from _measured import measured
 from layers import NETWORKS, Layer
 
 from adder_zoo.implementations import resolve
@@ -178,14 +179,6 @@ def steps(name: str, batch: int, repeats: int) -> dict[str, dict[str, float]]:
     return answer
 
 
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, nargs="+", default=list(NETWORKS))
@@ -201,7 +194,7 @@ def main() -> None:
     properties = torch.cuda.get_device_properties(0)
     about = {
         "device": properties.name, "driver": smi("driver_version"), "torch": torch.__version__,
-        "triton": triton.__version__, "cuda": torch.version.cuda, "commit": commit(), "batch": options.batch,
+        "triton": triton.__version__, "cuda": torch.version.cuda, **measured(), "batch": options.batch,
     }  # fmt: skip
     print(about)
     lanes = LANES.get(float(f"{properties.major}.{properties.minor}"))

@@ -23,6 +23,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from _measured import measured
 
 from adder_zoo import AdderSGD
 
@@ -95,6 +96,7 @@ def main() -> None:
         recipe.main(flags)
     whole, alone = (statistics.median(t[WARMUP + 1 :]) for t in (recipe_times, bare_times))
     record = {
+        **measured(),
         "recipe": args.recipe,
         "model": name,
         "batch_size": batch_size,
