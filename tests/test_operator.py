@@ -450,15 +450,18 @@ def test_same_bits_on_any_number_of_threads(shape, impl, threads):
         case("many_parts", "a block for each part, rows of many images", (300, 16, 16, 16), (12, 16, 3, 3), 2, 1),
         case("small_images", "several images a stretch", (70, 48, 5, 5), (37, 48, 3, 3), 1, 1),
         case("1x1", "few channels, with a stride", (9, 16, 30, 30), (50, 16, 1, 1), 2),
+        case("depthwise", "units of rows, channels that are met twice", (9, 41, 50, 50), (41, 1, 3, 3), 1, 1, groups=41),
+        case("depthwise_7x7", "runs by phases", (9, 40, 33, 33), (40, 1, 7, 7), 2, 3, groups=40),
     ],
     ids=lambda c: c.id,
 )
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "generic"])
 def test_large_dw(shape, isa, native, threads):
-    """Outer products over more than a cache holds: right, and the same bits on any number of threads."""
+    """Over more than a cache holds: right, and the same bits on any number of threads."""
     native(isa)
     x, weight, dy = tensors(shape)
-    assert cpu.kernels(x, weight, *shape.geometry)["dw"] == "outer products"
+    expected = "outer products" if shape.groups == 1 else "depthwise"
+    assert cpu.kernels(x, weight, *shape.geometry)["dw"] == expected
     # The truth by a convolution in float64: truth.py would take minutes.
     sums = convolution.full_grad_weight(dy.double(), x.double(), weight.double(), *shape.geometry)
     all_positive = (dy.double().abs(), x.double().abs(), -weight.double().abs())

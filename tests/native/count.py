@@ -43,6 +43,7 @@ LAYERS = [
     "dw avx2 1 64 8 64 3 1",
     "dw avx2 8 64 28 40 3 1",
     "dw avx2 8 32 16 64 1 2",
+    "dw avx2 1 64 14 64 3 1 64",
     "dw-rest avx2 8 256 14 64 1 1",
     "dw-sign avx2 4 1 32 6 5 1",
 ]

@@ -2188,10 +2188,33 @@ static inline int64_t depthwise_apart(const Shape &s) {
   return s.stride_w % s.dilation_w == 0 ? s.stride_w / s.dilation_w : s.S;
 }
 
+// Columns of the images as output pixels meet them.
+static inline Columns columns_of_images(const Shape &s) {
+  const int64_t right = (s.Q - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1 - s.pad_left - s.W;
+  return Columns(s.W, s.pad_left, max64(0, right), s.stride_w);
+}
+
+// The taps of output row p whose rows lie inside of the image, and pointers to these rows' pixels.
+static inline DepthwiseTaps rows_of(const Shape &s, const float *image, int64_t p, const Columns &columns, int64_t lanes,
+                                    const float *zeros, const float **pointers, Run *runs) {
+  const int64_t apart = depthwise_apart(s);
+  DepthwiseTaps found(runs, s.R * s.S, apart * lanes);
+  int64_t rows = 0;
+  for (int64_t r = 0; r < s.R; ++r) {
+    const int64_t h = p * s.stride_h - s.pad_top + r * s.dilation_h;
+    if (h < 0 || h >= s.H) continue;
+    columns.point(image + h * s.W * s.C, s.C, zeros, pointers + rows * columns.row());
+    for (int64_t t = 0; t < min64(apart, s.S); ++t)
+      found.add(rows * columns.row() + columns.place(t * s.dilation_w), (r * s.S + t) * lanes, ceil_div(s.S - t, apart));
+    ++rows;
+  }
+  return found;
+}
+
 template <class T> struct DepthwiseForward : Shape {
   const float *x;
   float *y;
-  int64_t lanes, apart; // C rounded up to vectors; columns of the filters that runs go on after
+  int64_t lanes;        // C rounded up to vectors
   const float *filters; // [R][S][lanes]
   const Epilogue<T> &epilogue;
   Columns columns;
@@ -2199,8 +2222,8 @@ template <class T> struct DepthwiseForward : Shape {
   Flag failed;
 
   DepthwiseForward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_)
-      : Shape(shape), x(x_), y(y_), lanes(ceil_div(C, T::L) * T::L), apart(depthwise_apart(*this)), filters(packed),
-        epilogue(epilogue_), columns(W, pad_left, max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W), stride_w),
+      : Shape(shape), x(x_), y(y_), lanes(ceil_div(C, T::L) * T::L), filters(packed), epilogue(epilogue_),
+        columns(columns_of_images(*this)),
         split(N, P, stride_h * W * C * 4, MOST_CHUNK, 1) {}
 
   void run(int64_t begin, int64_t end) {
@@ -2216,20 +2239,12 @@ template <class T> struct DepthwiseForward : Shape {
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
       for (int64_t p = task.row_begin; p < task.row_end; ++p) {
-        DepthwiseTaps found(runs, R * S, apart * lanes);
-        int64_t rows = 0;
+        const DepthwiseTaps found = rows_of(*this, x + task.image * H * W * C, p, columns, lanes, zeros, pointers, runs);
         memset(outside, 0, static_cast<size_t>(C) * sizeof(float));
         for (int64_t r = 0; r < R; ++r) {
           const int64_t h = p * stride_h - pad_top + r * dilation_h;
-          if (h < 0 || h >= H) {
-            for (int64_t s = 0; s < S; ++s)
-              for (int64_t c = 0; c < C; ++c) outside[c] += __builtin_fabsf(filters[(r * S + s) * lanes + c]);
-            continue;
-          }
-          columns.point(x + (task.image * H + h) * W * C, C, zeros, pointers + rows * columns.row());
-          for (int64_t s = 0; s < min64(apart, S); ++s)
-            found.add(rows * columns.row() + columns.place(s * dilation_w), (r * S + s) * lanes, ceil_div(S - s, apart));
-          ++rows;
+          for (int64_t s = 0; s < S && (h < 0 || h >= H); ++s)
+            for (int64_t c = 0; c < C; ++c) outside[c] += __builtin_fabsf(filters[(r * S + s) * lanes + c]);
         }
         Output<T> out = epilogue.output(y, (task.image * P + p) * Q * C, C, 0, 1, C);
         for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr, out.advance(mr)) {
@@ -2689,6 +2704,131 @@ template <class T> struct GradWeightRest : adder_shape {
   bool finish(int64_t k) const { return subtract_filter<T>(w + k * taps, taps, dy_sums + k, parts, K, dw + k * taps); }
 };
 
+// dw[tap] += sum of dy * x over MR pixels, for the taps of all runs of LENGTH; sums [tap][lanes].
+template <class T, int MR, int LENGTH = LONGEST_RUN>
+ADDER_INLINE void depthwise_grad_weight_runs(const DepthwiseTaps &taps, const float *const *columns,
+                                             const typename T::V (&dy)[MR], int64_t c, float *sums) {
+  typedef typename T::V V;
+  const int64_t step = taps.step;
+  const Run *run = taps.runs + (LENGTH - 1) * taps.room;
+  for (const Run *const end = run + taps.count[LENGTH - 1]; run != end; ++run) {
+    const float *const *const at = columns + run->place;
+    float *const to = sums + run->filter + c;
+    V acc[LENGTH];
+#pragma GCC unroll 4
+    for (int s = 0; s < LENGTH; ++s) acc[s] = T::load(to + s * step);
+#pragma GCC unroll 16
+    for (int j = 0; j < MR + LENGTH - 1; ++j) {
+      const V column = T::load(at[j] + c);
+      __builtin_prefetch(at[j] + c + 16, 0, 3);
+#pragma GCC unroll 4
+      for (int s = 0; s < LENGTH; ++s)
+        if (j - s >= 0 && j - s < MR) acc[s] = T::fma(dy[j - s], column, acc[s]);
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < LENGTH; ++s) T::store(to + s * step, acc[s]);
+  }
+  if constexpr (LENGTH > 1) depthwise_grad_weight_runs<T, MR, LENGTH - 1>(taps, columns, dy, c, sums);
+}
+
+// The same for all channels and all taps, and dy's own sum, behind those of the taps.
+template <class T, int MR>
+__attribute__((noinline)) void depthwise_grad_weight_tile(const DepthwiseTaps &taps, const float *const *columns,
+                                                          const float *dy, int64_t channels, float *sums, float *dy_sums) {
+  typedef typename T::V V;
+  for (int64_t next = 0; next < channels; next += T::L) {
+    const int64_t c = min64(next, channels - T::L);
+    V d[MR];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) d[m] = T::load(dy + m * channels + c);
+    if (c < next) { // the last vector goes over some channels again, which are counted
+      alignas(64) float kept[T::L];
+      for (int64_t lane = 0; lane < T::L; ++lane) kept[lane] = c + lane < next ? 0.f : 1.f;
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) d[m] = d[m] * T::load(kept);
+    }
+    V total = d[0];
+#pragma GCC unroll 8
+    for (int m = 1; m < MR; ++m) total = total + d[m];
+    T::store(dy_sums + c, T::load(dy_sums + c) + total);
+    depthwise_grad_weight_runs<T, MR>(taps, columns, d, c, sums);
+  }
+}
+
+template <class T> struct DepthwiseGradWeightTiles {
+  void (*of[depthwise_pixels<T>(false) + 1])(const DepthwiseTaps &, const float *const *, const float *, int64_t, float *,
+                                             float *);
+  constexpr DepthwiseGradWeightTiles() : of() { list<depthwise_pixels<T>(false)>(); }
+  template <int MR> constexpr void list() {
+    of[MR] = depthwise_grad_weight_tile<T, MR>;
+    if constexpr (MR > 1) list<MR - 1>();
+  }
+};
+
+// dw = sum dy * x - w * sum dy. Like the forward, with sums of a unit of rows first, then of a part, then of all.
+template <class T> struct DepthwiseGradWeight : Shape {
+  const float *dy, *x, *w;
+  float *dw;
+  int64_t lanes, floats; // floats: of the sums of a part, [taps + 1][lanes]
+  Columns columns;
+  int64_t rows, chunks, units, parts;
+  float *sums;
+  Flag failed, infinite;
+
+  DepthwiseGradWeight(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : Shape(shape), dy(dy_), x(x_), w(w_), dw(dw_), lanes(ceil_div(C, T::L) * T::L),
+        floats((taps + 1) * lanes), columns(columns_of_images(*this)),
+        rows(min64(P, max64(1, DW_PIXELS / Q))), chunks(ceil_div(P, rows)), units(N * chunks),
+        parts(max64(1, min64(min64(units, TASKS), N * (H * W + P * Q) * C / (4 * floats)))) {}
+
+  void run(int64_t part, int64_t last) {
+    static constexpr DepthwiseGradWeightTiles<T> depthwise_tiles;
+    Scratch<const float *> pointers(R * columns.row());
+    Scratch<float> zeros(C), unit_sums(floats);
+    Scratch<Run> runs(LONGEST_RUN * R * S);
+    if (!pointers || !zeros || !unit_sums || !runs) return failed.set();
+    memset(zeros, 0, static_cast<size_t>(C) * sizeof(float));
+    const int64_t tiles = ceil_div(Q, depthwise_pixels<T>(false));
+    const Cut cut(Q, tiles);
+    for (; part < last; ++part) {
+      float *const part_sums = sums + part * floats;
+      memset(part_sums, 0, static_cast<size_t>(floats) * sizeof(float));
+      for (int64_t unit = units * part / parts; unit < units * (part + 1) / parts; ++unit) {
+        memset(unit_sums, 0, static_cast<size_t>(floats) * sizeof(float));
+        const int64_t image = unit / chunks, begin = unit % chunks * rows;
+        for (int64_t p = begin; p < min64(P, begin + rows); ++p) {
+          const DepthwiseTaps found = rows_of(*this, x + image * H * W * C, p, columns, lanes, zeros, pointers, runs);
+          const float *from = dy + (image * P + p) * Q * C;
+          for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr, from += mr * C) {
+            mr = cut.size(j);
+            depthwise_tiles.of[mr](found, pointers + q, from, C, unit_sums, unit_sums + taps * lanes);
+          }
+        }
+        for (int64_t i = 0; i < floats; i += T::L) T::store(part_sums + i, T::load(part_sums + i) + T::load(unit_sums + i));
+      }
+    }
+  }
+
+  // dw of the channels of a vector.
+  void finish(int64_t vector) {
+    typedef typename T::V V;
+    const int64_t first = vector * T::L, channels = min64(T::L, C - first);
+    alignas(64) float total[T::L], dy_total[T::L];
+    bool finite = true;
+    for (int64_t t = taps; t >= 0; --t) { // dy's first
+      V sum = T::load(sums + t * lanes + first);
+      for (int64_t part = 1; part < parts; ++part) sum = sum + T::load(sums + part * floats + t * lanes + first);
+      T::store(t == taps ? dy_total : total, sum);
+      for (int64_t c = 0; c < channels && t < taps; ++c) {
+        const int64_t at = (first + c) * taps + t;
+        dw[at] = total[c] - w[at] * dy_total[c];
+        finite &= __builtin_fabsf(dw[at]) <= FLT_MAX;
+      }
+    }
+    if (!finite) infinite.set();
+  }
+};
+
 // ---- entry points --------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -2867,8 +3007,27 @@ template <class F> int finish_filters(const F &f) {
   return infinite.value ? ADDER_NOT_FINITE : ADDER_OK;
 }
 
+template <class T>
+int grad_weight_depthwise(const Shape &shape, const float *dy, const float *x, const float *w, float *dw) {
+  DepthwiseGradWeight<T> f(shape, dy, x, w, dw);
+  Scratch<float> sums(f.parts * f.floats);
+  if (!sums) return ADDER_NO_MEMORY;
+  f.sums = sums;
+  const double operations = 1. * f.N * f.P * f.Q * f.taps * f.C / T::L;
+  parallel(f.parts, grain_for(operations, f.parts), [&](int64_t a, int64_t b) { f.run(a, b); });
+  if (f.failed.value) return ADDER_NO_MEMORY;
+  const int64_t vectors = f.lanes / T::L;
+  parallel(vectors, grain_for(1. * f.parts * f.floats / T::L, vectors), [&](int64_t a, int64_t b) {
+    for (; a < b; ++a) f.finish(a);
+  });
+  return f.infinite.value ? ADDER_NOT_FINITE : ADDER_OK;
+}
+
 inline int grad_weight_product(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw) {
   typedef GradWeightProduct<Widest> Product;
+  if (const Shape shape(*s); s->N > 0 && depthwise<Narrow>(shape))
+    return depthwise<Widest>(shape) ? grad_weight_depthwise<Widest>(shape, dy, x, w, dw)
+                                    : grad_weight_depthwise<Narrow>(shape, dy, x, w, dw);
   if (!Product::suits(*s)) return ADDER_UNSUITED;
   if (s->N == 0) {
     memset(dw, 0, static_cast<size_t>(s->K * s->R * s->S * s->C) * sizeof(float));
@@ -2910,6 +3069,7 @@ inline const char *kernel(const adder_shape *s, int direction) {
     if (shape.Cg <= Narrow::L) return "differences, narrow";
     return GradInput<Widest>::takes_median(shape, ADDER_CLIPPED, false) ? "medians" : "differences";
   }
+  if (depthwise<Narrow>(shape)) return "depthwise";
   return GradWeightProduct<Widest>::suits(*s) ? "outer products" : "convolution";
 }
 
