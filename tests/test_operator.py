@@ -450,7 +450,7 @@ def test_same_bits_on_any_number_of_threads(shape, impl, threads):
         case("many_parts", "a block for each part, rows of many images", (300, 16, 16, 16), (12, 16, 3, 3), 2, 1),
         case("small_images", "several images a stretch", (70, 48, 5, 5), (37, 48, 3, 3), 1, 1),
         case("1x1", "few channels, with a stride", (9, 16, 30, 30), (50, 16, 1, 1), 2),
-        case("depthwise", "units of rows, channels that are met twice", (9, 41, 50, 50), (41, 1, 3, 3), 1, 1, groups=41),
+        case("depthwise", "units of rows, channels met twice", (9, 41, 50, 50), (41, 1, 3, 3), 1, 1, groups=41),
         case("depthwise_7x7", "runs by phases", (9, 40, 33, 33), (40, 1, 7, 7), 2, 3, groups=40),
     ],
     ids=lambda c: c.id,
