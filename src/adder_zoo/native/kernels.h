@@ -9,7 +9,7 @@
 // in the image and in the *panel*, the filters packed as [vector][tap][L]. The pixels of a tile are a constant step
 // apart, so a tile needs no table of pointers. Tap rows that fall outside the image are left out of the segments of a
 // row of pixels; columns of padding, if there are any, come from a copy of the rows with the padding written out. So
-// no tile has a branch for the border.
+// no tile has a branch for the border. Depthwise layers are no matrix products: see there.
 //
 // What one output adds up, and in which order, does not depend on how the work is cut into tasks: the result has the
 // same bits with any number of threads. The last bits may differ with the number of images: those that do not fill a
