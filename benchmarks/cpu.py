@@ -10,10 +10,11 @@ Layers: those of ResNet-20 on CIFAR-10 (batch 128) and of ResNet-50 on ImageNet 
     cdist      the formulation of the authors' code: unfold, then torch.cdist(p=1); forward only, without groups
     broadcast  the same by broadcasting, and that under torch.compile; forward of ResNet-20's layers, on 2 images
 
-Steps: forward, backward and update of LeNet-5-BN (batch 256) and ResNet-20 (batch 128), beside the convolutional
-twin; of the former also eager torch (``impl="reference"``). Inference: ResNet-20 (batch 128) and a converted ResNet-50
-(batch 8) through ``adder_zoo.fuse``, beside the twin with batch norm folded by torch. Threads: all of them against one,
-where --threads is more than that. Memory: what a training step of ResNet-20 adds to the process, at its highest.
+Steps: forward, backward and update of LeNet-5-BN (batch 256), ResNet-20 (batch 128) and MobileNetV2 (batch 8), beside
+the convolutional twin; of the first also eager torch (``impl="reference"``). Inference: ResNet-20 (batch 128), a
+converted ResNet-50 and MobileNetV2 (batch 8) through ``adder_zoo.fuse``, beside the twin with batch norm folded by
+torch. Threads: all of them against one, where --threads is more than that. Memory: what a training step of ResNet-20
+adds to the process, at its highest.
 
 Everything that is compared runs in one process and takes turns, so that what else the machine does meets all alike;
 the figures are ratios of medians: 2.0 means that the adder layer takes half the other's time. With one thread it is the
@@ -36,12 +37,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from _measured import measured
 from torch.fx.experimental.optimization import fuse as fold_batch_norm
 
@@ -257,28 +260,34 @@ def step(name: str, similarity: str, impl: str | None, batch: int, image: tuple[
     return run
 
 
-def steps(repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+def steps(repeats: int) -> dict[str, dict[str, float]]:
     image = (1, 32, 32)
     lenet = {"adder": ("adder", "cpu"), "conv": ("conv", None), "eager": ("adder", "reference")}
     times = interleaved({k: step("adder_lenet5_bn", *v, 256, image) for k, v in lenet.items()}, repeats)
     first = {f"vs_{k}": round(times[k] / times["adder"], 3) for k in ("conv", "eager")}
-    resnet = {"adder": ("adder", "cpu"), "conv": ("conv", None)}
-    times = interleaved({k: step("adder_resnet20", *v, 128, (3, 32, 32)) for k, v in resnet.items()}, repeats)
-    second = {"vs_conv": round(times["conv"] / times["adder"], 3), "time": round(times["adder"] / times["conv"], 3)}
-    print(f"\ntraining step, LeNet-5-BN, batch 256: {first}; ResNet-20, batch 128: {second}")
-    return first, second
+    rows = {"lenet5_bn_step": first}
+    for name, batch, size in (("resnet20", 128, 32), ("mobilenetv2_100", 8, 224)):
+        impls = {"adder": "cpu", "conv": None}
+        calls = {k: step(f"adder_{name}", k, impl, batch, (3, size, size)) for k, impl in impls.items()}
+        times = interleaved(calls, repeats if name == "resnet20" else max(3, repeats // 3))
+        vs_conv = times["conv"] / times["adder"]
+        rows[f"{name}_step"] = {"vs_conv": round(vs_conv, 3), "time": round(1 / vs_conv, 3)}
+    print(f"\ntraining step: {rows}")
+    return rows
 
 
 @torch.no_grad()
 def inference(repeats: int) -> dict[str, dict[str, float]]:
     """Whole networks in eval mode: fused, as it is, and the twin with batch norm folded into its filters."""
     rows = {}
-    for name, batch, size in (("resnet20", 128, 32), ("resnet50", 8, 224)):
+    for name, batch, size in (("resnet20", 128, 32), ("resnet50", 8, 224), ("mobilenet_v2", 8, 224)):
         x = torch.randn(batch, 3, size, size).contiguous(memory_format=CHANNELS_LAST)
         if name == "resnet20":
             model, twin = (timm.create_model("adder_resnet20", similarity=s) for s in ("adder", "conv"))
         else:
-            model, twin = adder_zoo.convert_to_adder(timm.create_model(name)), timm.create_model(name)
+            # torchvision's MobileNetV2: torch's folding does not know timm's batch norm with activation.
+            make = torchvision.models.mobilenet_v2 if name == "mobilenet_v2" else partial(timm.create_model, name)
+            model, twin = adder_zoo.convert_to_adder(make()), make()
         for network in (model, twin):
             for module in network.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
@@ -460,7 +469,7 @@ def run(part: str, args: argparse.Namespace) -> dict[str, Any]:
     if part.endswith("_layers"):
         return {part: layers(part.removesuffix("_layers"), args.batch, args.repeats)}
     if part == "steps":
-        return dict(zip(("lenet5_bn_step", "resnet20_step"), steps(args.repeats), strict=True))
+        return steps(args.repeats)
     if part == "threads":
         return {part: threads(args.threads, args.repeats)}
     if part == "memory":
