@@ -79,7 +79,11 @@ def test_speeds(monkeypatch):
     for record in whole:
         assert f"\n{benchmark.summary(record)}\n" in README
     eager = [record["lenet5_bn_step"]["vs_eager"] for record in whole]
-    assert f"{min(eager):.0f} to {max(eager):.0f} times as fast as in eager torch" in " ".join(README.split())
+    text = " ".join(README.split())
+    assert f"{min(eager):.0f} to {max(eager):.0f} times as fast as in eager torch" in text
+    fused = [record["inference"]["mobilenet_v2"]["vs_conv"] for record in whole if "mobilenetv2_100_step" in record]
+    steps = [record["mobilenetv2_100_step"]["vs_conv"] for record in whole if "mobilenetv2_100_step" in record]
+    assert f"{min(fused):.2f} to {max(fused):.2f} of its twin's speed, and {min(steps):.2f} to {max(steps):.2f}" in text
 
 
 def test_files_it_names_exist():
