@@ -1780,10 +1780,7 @@ template <class T> struct Spread {
     const int64_t step = per_group * GROUPED_LANES;
     memset(to, 0, static_cast<size_t>((count < GROUPED_LANES ? left + pixels + right : left) * step) * sizeof(float));
     to += left * step;
-    if (per_group == 1 && permutes && count == GROUPED_LANES) // depthwise: as they are
-      for (from += first; pixels > 0; --pixels, from += channels, to += step) memcpy(to, from, GROUPED_LANES * sizeof(float));
-    else
-      for (; pixels > 0; --pixels, from += channels, to += step) pixel(from, to);
+    for (; pixels > 0; --pixels, from += channels, to += step) pixel(from, to);
     memset(to, 0, static_cast<size_t>(right * step) * sizeof(float));
   }
 
@@ -2091,28 +2088,39 @@ struct Columns {
   }
 };
 
-// f(m, column, filter) for the taps of all runs of LENGTH: pixel m meets this column, and this filter is its tap's.
-template <class T, int MR, int LENGTH = LONGEST_RUN, class F>
+// f(run, LENGTH) for all runs, the longest first.
+template <int N> struct Length {
+  static constexpr int value = N;
+};
+template <int N = LONGEST_RUN, class F> ADDER_INLINE void each_run(const DepthwiseTaps &taps, F f) {
+  const Run *run = taps.runs + (N - 1) * taps.room;
+  for (const Run *const end = run + taps.count[N - 1]; run != end; ++run) f(*run, Length<N>());
+  if constexpr (N > 1) each_run<N - 1>(taps, f);
+}
+
+// f(m, s, column): tap s of a run meets this column at pixel m.
+template <class T, int MR, int N, class F> ADDER_INLINE void each_column(const float *const *columns, int64_t c, F f) {
+#pragma GCC unroll 16
+  for (int j = 0; j < MR + N - 1; ++j) {
+    const typename T::V column = T::load(columns[j] + c);
+    __builtin_prefetch(columns[j] + c + 16, 0, 3); // columns lie too far apart for the processor to see it
+#pragma GCC unroll 4
+    for (int s = 0; s < N; ++s)
+      if (j - s >= 0 && j - s < MR) f(j - s, s, column);
+  }
+}
+
+// f(m, column, filter) for all taps.
+template <class T, int MR, class F>
 ADDER_INLINE void each_tap(const DepthwiseTaps &taps, const float *const *columns, const float *w, int64_t c, F f) {
   typedef typename T::V V;
-  const int64_t step = taps.step;
-  const Run *run = taps.runs + (LENGTH - 1) * taps.room;
-  for (const Run *const end = run + taps.count[LENGTH - 1]; run != end; ++run) {
-    const float *const *const at = columns + run->place;
-    const float *const ws = w + run->filter + c;
-    V filters[LENGTH];
+  each_run(taps, [&](const Run &run, auto length) ADDER_LAMBDA_INLINE {
+    V filters[length.value];
 #pragma GCC unroll 4
-    for (int s = 0; s < LENGTH; ++s) filters[s] = T::load(ws + s * step);
-#pragma GCC unroll 16
-    for (int j = 0; j < MR + LENGTH - 1; ++j) {
-      const V column = T::load(at[j] + c);
-      __builtin_prefetch(at[j] + c + 16, 0, 3); // columns lie too far apart for the processor to see it
-#pragma GCC unroll 4
-      for (int s = 0; s < LENGTH; ++s)
-        if (j - s >= 0 && j - s < MR) f(j - s, column, filters[s]);
-    }
-  }
-  if constexpr (LENGTH > 1) each_tap<T, MR, LENGTH - 1>(taps, columns, w, c, f);
+    for (int s = 0; s < length.value; ++s) filters[s] = T::load(w + run.filter + s * taps.step + c);
+    each_column<T, MR, length.value>(columns + run.place, c,
+                                     [&](int m, int s, V column) ADDER_LAMBDA_INLINE { f(m, column, filters[s]); });
+  });
 }
 
 // y[m] = -(outside + sum over taps of |x - w|) for MR pixels and all channels.
@@ -2704,34 +2712,7 @@ template <class T> struct GradWeightRest : adder_shape {
   bool finish(int64_t k) const { return subtract_filter<T>(w + k * taps, taps, dy_sums + k, parts, K, dw + k * taps); }
 };
 
-// dw[tap] += sum of dy * x over MR pixels, for the taps of all runs of LENGTH; sums [tap][lanes].
-template <class T, int MR, int LENGTH = LONGEST_RUN>
-ADDER_INLINE void depthwise_grad_weight_runs(const DepthwiseTaps &taps, const float *const *columns,
-                                             const typename T::V (&dy)[MR], int64_t c, float *sums) {
-  typedef typename T::V V;
-  const int64_t step = taps.step;
-  const Run *run = taps.runs + (LENGTH - 1) * taps.room;
-  for (const Run *const end = run + taps.count[LENGTH - 1]; run != end; ++run) {
-    const float *const *const at = columns + run->place;
-    float *const to = sums + run->filter + c;
-    V acc[LENGTH];
-#pragma GCC unroll 4
-    for (int s = 0; s < LENGTH; ++s) acc[s] = T::load(to + s * step);
-#pragma GCC unroll 16
-    for (int j = 0; j < MR + LENGTH - 1; ++j) {
-      const V column = T::load(at[j] + c);
-      __builtin_prefetch(at[j] + c + 16, 0, 3);
-#pragma GCC unroll 4
-      for (int s = 0; s < LENGTH; ++s)
-        if (j - s >= 0 && j - s < MR) acc[s] = T::fma(dy[j - s], column, acc[s]);
-    }
-#pragma GCC unroll 4
-    for (int s = 0; s < LENGTH; ++s) T::store(to + s * step, acc[s]);
-  }
-  if constexpr (LENGTH > 1) depthwise_grad_weight_runs<T, MR, LENGTH - 1>(taps, columns, dy, c, sums);
-}
-
-// The same for all channels and all taps, and dy's own sum, behind those of the taps.
+// sums[tap] += sum of dy * x over MR pixels, all channels; and dy's own sum.
 template <class T, int MR>
 __attribute__((noinline)) void depthwise_grad_weight_tile(const DepthwiseTaps &taps, const float *const *columns,
                                                           const float *dy, int64_t channels, float *sums, float *dy_sums) {
@@ -2751,7 +2732,17 @@ __attribute__((noinline)) void depthwise_grad_weight_tile(const DepthwiseTaps &t
 #pragma GCC unroll 8
     for (int m = 1; m < MR; ++m) total = total + d[m];
     T::store(dy_sums + c, T::load(dy_sums + c) + total);
-    depthwise_grad_weight_runs<T, MR>(taps, columns, d, c, sums);
+    each_run(taps, [&](const Run &run, auto length) ADDER_LAMBDA_INLINE {
+      float *const to = sums + run.filter + c;
+      V acc[length.value];
+#pragma GCC unroll 4
+      for (int s = 0; s < length.value; ++s) acc[s] = T::load(to + s * taps.step);
+      each_column<T, MR, length.value>(columns + run.place, c, [&](int m, int s, V column) ADDER_LAMBDA_INLINE {
+        acc[s] = T::fma(d[m], column, acc[s]);
+      });
+#pragma GCC unroll 4
+      for (int s = 0; s < length.value; ++s) T::store(to + s * taps.step, acc[s]);
+    });
   }
 }
 
