@@ -93,13 +93,6 @@ NAMED = [
     case("1x1_one_pixel", "a linear layer", (5, 33, 1, 1), (10, 33, 1, 1)),
     case("depthwise", "one channel for each group", (2, 19, 8, 8), (19, 1, 3, 3), 1, 1, groups=19),
     case("depthwise_stride2", "and phases", (1, 16, 9, 9), (16, 1, 3, 3), 2, 1, groups=16),
-    case("depthwise_7x7", "runs of taps and what is left of them", (1, 21, 9, 11), (21, 1, 7, 7), 1, 3, groups=21),
-    case("depthwise_5x5_stride2", "runs by phases", (2, 24, 11, 10), (24, 1, 5, 5), 2, 2, groups=24),
-    case("depthwise_dilated", "columns of a row that are apart", (1, 20, 9, 9), (20, 1, 3, 3), 1, 2, 2, groups=20),
-    case("depthwise_dilated_stride2", "and meet again", (1, 20, 9, 9), (20, 1, 3, 5), 2, 2, 2, groups=20),
-    case("depthwise_stride3", "pixels without taps", (1, 33, 10, 13), (33, 1, 2, 2), 3, 0, groups=33),
-    case("depthwise_narrow", "fewer channels than a vector of 16", (1, 12, 5, 30), (12, 1, 3, 3), 1, 1, groups=12),
-    case("depthwise_wider_than_image", "mostly padding", (1, 17, 2, 3), (17, 1, 5, 7), 1, (2, 2, 3, 3), groups=17),
     case("depthwise_multiplier", "several filters for each channel", (2, 6, 6, 6), (18, 1, 3, 3), 1, 1, groups=6),
     case("depthwise_1x1", "more pixels than a row of a matrix product", (2, 19, 7, 9), (19, 1, 1, 1), groups=19),
     case("groups_1x1", "the same with a few channels", (1, 12, 13, 16), (24, 3, 1, 1), groups=4),
@@ -159,6 +152,17 @@ NAMED = [
     case("layout_sliced_1x1", "a matrix product with gaps", (2, 18, 4, 4), (9, 18, 1, 1), layout="sliced"),
     case("layout_sizes_of_1", "their strides say nothing", (1, 12, 1, 8), (12, 3, 1, 1), groups=4, layout="permuted"),
     case("layout_depthwise", "filters in both orders", (2, 9, 6, 6), (9, 1, 3, 3), 1, 1, 1, 9, "channels_last"),
+]
+
+# Depthwise layers, which have tiles of their own on a CPU.
+DEPTHWISE = [
+    case("depthwise_7x7", "runs of taps and what is left of them", (1, 21, 9, 11), (21, 1, 7, 7), 1, 3, groups=21),
+    case("depthwise_5x5_stride2", "runs by phases", (2, 24, 11, 10), (24, 1, 5, 5), 2, 2, groups=24),
+    case("depthwise_dilated", "columns of a row that are apart", (1, 20, 9, 9), (20, 1, 3, 3), 1, 2, 2, groups=20),
+    case("depthwise_dilated_stride2", "and meet again", (1, 20, 9, 9), (20, 1, 3, 5), 2, 2, 2, groups=20),
+    case("depthwise_stride3", "pixels without taps", (1, 33, 10, 13), (33, 1, 2, 2), 3, 0, groups=33),
+    case("depthwise_narrow", "fewer channels than a vector of 16", (1, 12, 5, 30), (12, 1, 3, 3), 1, 1, groups=12),
+    case("depthwise_wider_than_image", "mostly padding", (1, 17, 2, 3), (17, 1, 5, 7), 1, (2, 2, 3, 3), groups=17),
 ]
 
 # For dx of the CPU kernels, which has a lane for each of eight images: more work than others need.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import truth
 from checks import assert_within, bound
-from shapes import NAMED, case, random_cases, tensors
+from shapes import DEPTHWISE, NAMED, case, random_cases, tensors
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.library import opcheck
@@ -24,7 +24,7 @@ from adder_zoo.layers import Adder2dSame
 
 U = truth.UNIT_ROUNDOFF["float32"]
 CANCELLATION = 4  # of kernels.h
-SHAPES = NAMED + random_cases(80, seed=3)
+SHAPES = NAMED + DEPTHWISE + random_cases(80, seed=3)
 
 
 # ---- the operator --------------------------------------------------------------------------------------------------

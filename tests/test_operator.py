@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import truth
 from checks import assert_within, bound, clipped_bound
-from shapes import IMAGES, NAMED, Case, case, random_cases, tensors
+from shapes import DEPTHWISE, IMAGES, NAMED, Case, case, random_cases, tensors
 
 from adder_zoo import adder2d, convolution, cpu, ops, reference
 
@@ -114,7 +114,7 @@ def test_forgotten_outputs_would_show():
 # ---- values --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", NAMED + IMAGES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", NAMED + IMAGES + DEPTHWISE, ids=lambda c: c.id)
 def test_named_shapes(case, impl):
     check(case, impl, torch.float32)
 

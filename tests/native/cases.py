@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import truth
 from checks import bound, clipped_bound
-from shapes import IMAGES, NAMED, Case, random_cases, tensors
+from shapes import DEPTHWISE, IMAGES, NAMED, Case, random_cases, tensors
 
 CANCELLATION = 4  # of kernels.h
 
@@ -55,7 +55,7 @@ def record(case: Case) -> bytes:
 
 
 def write(path: str | Path) -> int:
-    cases = [case for case in NAMED + IMAGES + random_cases(60, seed=7, work=60_000) if 0 not in case.x]
+    cases = [case for case in NAMED + IMAGES + DEPTHWISE + random_cases(60, seed=7, work=60_000) if 0 not in case.x]
     with open(path, "wb") as file:
         for case in cases:
             file.write(record(case))
