@@ -30,6 +30,26 @@ def seed_everything(*key: int) -> None:
     torch.manual_seed(seed)
 
 
+def hold_out(train: tuple[Tensor, Tensor], count: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Splits the training images: ``count`` of them, drawn once and for all, become the test images.
+
+    The drawing does not depend on the run's seed, so runs of several seeds are judged on the same images.
+
+    Args:
+        train: Images and labels, [N, ...] and [N].
+        count: How many to keep out of training, from 1 to N - 1.
+
+    Raises:
+        DataError: ``count`` is out of range.
+    """
+    images, labels = train
+    if not 0 < count < len(labels):
+        raise DataError(f"--held-out must lie between 0 and the number of training images, {len(labels)}; got {count}")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held_out, rest = order[:count].sort().values, order[count:].sort().values
+    return {"train": (images[rest], labels[rest]), "test": (images[held_out], labels[held_out])}
+
+
 class Images(Dataset):
     """Labelled images in memory; a batch is gathered in one go.
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _data import SIZE, Augmented
+from _data import SIZE, Augmented, hold_out
 from _run import Run, start
 from _settings import RecipeError, Settings, fail, option, parse
 from _training import Data, networks, tagged, train
@@ -35,6 +35,7 @@ from adder_zoo.datasets.cifar import CLASSES, find, load
 @dataclass(frozen=True)
 class Config(Settings):
     dataset: str = option("cifar10", "", tuple(CLASSES))
+    held_out: int = option(0, "test on so many training images, kept out of training: to choose settings by")
     output_dir: str = option("runs/cifar", "the run's folder; a run in it is taken up", run=False)
     model: str = option("adder_resnet20", "a network of this zoo")
     epochs: int = 400  # sec. 4.2
@@ -54,10 +55,12 @@ def data(config: Config, model: nn.Module, quiet: bool) -> Data:
         splits = {"train": noise(50_000, classes), "test": noise(10_000, classes)}
     else:
         splits = load(config.dataset, find(config.dataset, config.data_dir), quiet)
+    part = "full" if [len(labels) for _, labels in splits.values()] == [50_000, 10_000] else "part"
+    if config.held_out:
+        splits, part = hold_out(splits["train"], config.held_out), f"{config.held_out} training images held out"
     preprocessing = resolve_data_config(model=model)
     scale = preprocessing["mean"], preprocessing["std"]
     train, test = Augmented(*splits["train"], *scale, config.seed), Augmented(*splits["test"], *scale)
-    part = "full" if (len(train), len(test)) == (50_000, 10_000) else "part"
     return Data(config.dataset, train, test, classes, record={"data": "synthetic" if config.synthetic else part})
 
 

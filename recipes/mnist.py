@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _data import Images
+from _data import Images, hold_out
 from _run import Run, start
 from _settings import RecipeError, Settings, fail, option, parse
 from _training import Data, networks, tagged, train
@@ -39,6 +39,7 @@ SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
 class Config(Settings):
     dataset: str = option("mnist", "", ("mnist", "fashion_mnist"))
     data_dir: str | None = option(None, "folder of the idx files, or 'sample' for the bundled one", run=False, type=str)
+    held_out: int = option(0, "test on so many training images, kept out of training: to choose settings by")
     output_dir: str = option("runs/mnist", "the run's folder; a run in it is taken up", run=False)
     model: str = option("adder_lenet5_bn", "a network of this zoo")
     epochs: int = 50  # sec. 4.1
@@ -64,6 +65,8 @@ def data(config: Config, model: nn.Module) -> Data:
         splits, part = load(
             config.dataset, SAMPLE if config.data_dir == "sample" else find(config.dataset, config.data_dir)
         )
+    if config.held_out:
+        splits, part = hold_out(splits["train"], config.held_out), f"{config.held_out} training images held out"
     train, test = (Images(preprocessed(images, model), labels) for images, labels in (splits["train"], splits["test"]))
     return Data(config.dataset, train, test, 10, record={"data": part})
 
