@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+INSTRUCTION_SETS = ("avx512", "avx2", "generic")
+
 
 def pytest_configure():
     # torch.empty and its kin hand out NaN, so an element that a kernel forgets to write is seen in every comparison.
@@ -15,12 +17,39 @@ def pytest_configure():
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False"))
+def missing_here() -> dict[str, str]:
+    """What this machine lacks, by the words that a test asks for it with, and how to say so."""
+    from adder_zoo import cpu
+
+    missing = {} if torch.cuda.is_available() else {"gpu": "a GPU (`make gpu` runs its tests)"}
+    try:
+        here = cpu.library().isas
+    except OSError:
+        return missing  # every test of the native library skips and says why
+    return missing | {isa: f"the processor's {isa} instructions" for isa in INSTRUCTION_SETS if isa not in here}
+
+
+def pytest_collection_modifyitems(config, items):
+    """Takes out what cannot run on this machine at all; one line at the end says what that was."""
+    missing = missing_here()
+
+    def can_run(item):
+        parameters = getattr(item, "callspec", None)
+        words = {str(value).removeprefix("cpu-") for value in parameters.params.values()} if parameters else set()
+        needs_isa = {"native", "impl"} & set(getattr(item, "fixturenames", ()))
+        return not ("gpu" in missing and "gpu" in item.keywords) and not (needs_isa and words & missing.keys())
+
+    left_out = [item for item in items if not can_run(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if can_run(item)]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter):
+    missing = missing_here()
+    if missing:
+        terminalreporter.write_line("not tested, because this machine lacks it: " + "; ".join(missing.values()))
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +90,7 @@ def native():
     library.use(before)
 
 
-@pytest.fixture(params=["reference", "cpu-avx512", "cpu-avx2", "cpu-generic"])
+@pytest.fixture(params=["reference", *(f"cpu-{isa}" for isa in INSTRUCTION_SETS)])
 def impl(request):
     """Each implementation that a CPU runs, the native one once for each instruction set."""
     name, _, isa = request.param.partition("-")
