@@ -56,13 +56,13 @@ gpu:
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --json benchmarks/results/gpu.json
 
 cards: install
-	$(BIN)/python -c 'from adder_zoo import cards; cards.write_shipped("hub_cards")'
+	$(BIN)/python -c 'from adder_zoo.hub.index import write_shipped; write_shipped("hub_cards")'
 
 gpu-train: install
 	$(BIN)/python recipes/gpu_train.py --minutes $(MINUTES) $(if $(DATA),--data-dir $(DATA))
 
 kernel: install
-	$(BIN)/python -c 'from adder_zoo import kernel_project; print(kernel_project.build("build/kernel"))'
+	$(BIN)/python -c 'from adder_zoo.hub import kernel_project; print(kernel_project.build("build/kernel"))'
 
 clean:
 	rm -rf .venv build runs/demo src/*.egg-info src/adder_zoo/_native*.so

@@ -15,7 +15,7 @@ from torch import nn
 from adder_zoo import Adder2d, AdderLinear
 from adder_zoo.datasets.idx import DataError, find, load
 from adder_zoo.hub import save_pretrained
-from adder_zoo.models._pretrained import WEIGHTS
+from adder_zoo.models import WEIGHTS
 
 NAMES = ("adder_lenet5_bn.mnist", "adder_lenet5_bn.fashion_mnist")
 

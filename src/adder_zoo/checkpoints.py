@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .hub import WEIGHTS_FILE, save_pretrained
+from .hub.records import WEIGHTS_FILE
+from .hub.save import save_pretrained
 
 # Where trainers put the weights in a checkpoint, those that are to be used first: averaged ones.
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "net", "weights")

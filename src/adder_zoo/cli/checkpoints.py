@@ -10,7 +10,9 @@ import click
 import timm
 import torch
 
-from .. import checkpoints, hub
+from .. import checkpoints
+from ..hub.records import WEIGHTS_FILE
+from ..hub.save import save_pretrained
 from ..layers import AdderLayer
 from ..report import report
 from ._common import Failure, ModelName, config_of, create, has_weights, json_option, similarity_option, write_json
@@ -86,7 +88,7 @@ def convert(
     MODEL is one whose adder form the zoo knows (adder-zoo list): timm has to build it again. What stays a convolution,
     batch norm and the classifier keep their weights. For any other network use adder_zoo.convert_to_adder in Python.
     """
-    if (output / hub.WEIGHTS_FILE).exists() and not force:
+    if (output / WEIGHTS_FILE).exists() and not force:
         raise Failure(f"{output} holds weights; give another folder, or --force to replace them")
     with torch.device("meta"):
         architecture = config_of(create(model))["architecture"]
@@ -105,7 +107,7 @@ def convert(
     if not keep_weights:
         state |= {key: value for key, value in network.state_dict().items() if key in adders}
     network.load_state_dict(state)
-    hub.save_pretrained(network, output)
+    save_pretrained(network, output)
     if as_json:
         write_json({"folder": str(output), "model": name, "adder_layers": len(adders)})
     else:

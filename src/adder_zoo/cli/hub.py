@@ -10,7 +10,10 @@ from typing import Any
 
 import click
 
-from .. import cards, hub, kernel_project
+from .. import hub
+from ..hub import kernel_project
+from ..hub.index import index, render_shipped
+from ..hub.records import shipped
 from ..report import table
 from ._common import Failure, write_json
 
@@ -80,7 +83,7 @@ def push(
 def _push_all(organisation: str, options: dict[str, Any]) -> None:
     options = {k: v for k, v in options.items() if k != "revision"}
     project = kernel_project.source()  # first of all: outside of a checkout the cards would have no twins to tell of
-    for name, folder, _, twin in cards.shipped():
+    for name, folder, _, twin in shipped():
         _say(hub.push_to_hub(folder, f"{organisation}/{name}", twin=twin, **options))
     with tempfile.TemporaryDirectory() as scratch:
         built = kernel_project.build(scratch, organisation)
@@ -92,10 +95,10 @@ def _push_all(organisation: str, options: dict[str, Any]) -> None:
             kernel = {**options, "revision": branch, "commit_message": message}
             _say(hub.push_folder(built, repo_id, repo_type="kernel", **kernel), branch)
     with tempfile.TemporaryDirectory() as scratch:
-        page = cards.render_shipped(organisation)["README.md"]
+        page = render_shipped(organisation)["README.md"]
         message = options["commit_message"] or "Update the table of models"
-        index = {**options, "commit_message": message}
-        _say(hub.push_folder(scratch, f"{organisation}/README", repo_type="space", readme=page, **index))
+        space = {**options, "commit_message": message}
+        _say(hub.push_folder(scratch, f"{organisation}/README", repo_type="space", readme=page, **space))
 
 
 def _say(done: hub.Push, branch: str | None = None) -> None:
@@ -115,7 +118,7 @@ def show_hub(author: str, as_json: bool, as_card: bool) -> None:
     with _failures():
         rows = hub.models_of(author)
     if as_card:
-        click.echo(cards.index(author, rows), nl=False)
+        click.echo(index(author, rows), nl=False)
         return
     if as_json:
         write_json(rows)

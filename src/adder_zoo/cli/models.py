@@ -12,7 +12,7 @@ import timm
 import torch
 
 from ..counts import counts
-from ..models import WEIGHTS
+from ..paths import WEIGHTS
 from ..report import report, table
 from ._common import Failure, ModelName, config_of, create, json_option, similarity_option, write_json
 from .hub import show_hub

@@ -8,8 +8,8 @@
 The last part of a family's file name is its module name in timm's registry, so it must not be one of timm's own.
 """
 
+from ..paths import WEIGHTS
 from . import imagenet
-from ._pretrained import WEIGHTS
 from ._similarity import SIMILARITIES
 from .lenet import AdderLeNet5
 from .lenetpp import AdderLeNetPP

@@ -14,11 +14,12 @@ from timm.models import build_model_with_cfg, register_notrace_module
 from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from .. import hub
+from ..hub.download import ORGANISATION, download, organisation
+from ..hub.errors import HubError
+from ..hub.records import WEIGHTS_FILE
 from ..layers import Adder2d, AdderLinear
+from ..paths import WEIGHTS
 from ._similarity import SIMILARITIES
-
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 # What every default_cfg of the paper's networks says.
 PAPER: dict[str, Any] = {
@@ -57,7 +58,7 @@ def build_model(
         ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, which would
             load, since the shapes agree, and compute nonsense; or weights that are no safetensors.
         FileNotFoundError, RuntimeError: the weights are missing, damaged or of another model. Those of the Hub raise
-            what ``hub.download`` does.
+            what ``download`` does.
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"{variant}: similarity must be one of {SIMILARITIES}, got {similarity!r}")
@@ -110,11 +111,11 @@ def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple
 
     Raises:
         FileNotFoundError: nothing says where weights are, and no organisation is set to look in.
-        hub.HubError, and huggingface_hub's own: the repository has no safetensors, or cannot be read.
+        HubError, and huggingface_hub's own: the repository has no safetensors, or cannot be read.
     """
     saved = kwargs.get("pretrained_model_args")  # timm hands them over for a folder or a Hub repository
     if cfg.source == "local-dir":
-        return f"{cfg.file}/{hub.WEIGHTS_FILE}", Path(cfg.file) / hub.WEIGHTS_FILE, saved
+        return f"{cfg.file}/{WEIGHTS_FILE}", Path(cfg.file) / WEIGHTS_FILE, saved
     if cfg.file and cfg.source != "hf-hub":
         return str(cfg.file), Path(cfg.file), saved
     if cfg.hf_hub_id:
@@ -122,17 +123,17 @@ def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple
     elif cfg.url:
         raise ValueError(f"{name}: no weights are loaded from {cfg.url}; give a file, a folder or a Hub repository")
     else:
-        organisation = hub.organisation()
-        if organisation is None:
+        owner = organisation()
+        if owner is None:
             raise FileNotFoundError(
                 f"{name} has no weights in the package. Train it with a recipe (recipes/), make a folder of a "
                 "checkpoint with `adder-zoo import`, name a folder ('local-dir:FOLDER') or a repository "
-                f"('hf-hub:ORG/NAME') in the place of {variant!r}, or set {hub.ORGANISATION} to the Hub organisation "
+                f"('hf-hub:ORG/NAME') in the place of {variant!r}, or set {ORGANISATION} to the Hub organisation "
                 f"that has {name}."
             )
-        repo_id, revision = f"{organisation}/{name}", ""
+        repo_id, revision = f"{owner}/{name}", ""
     cache_dir = kwargs.get("cache_dir")
-    filename = cfg.hf_hub_filename or hub.WEIGHTS_FILE
+    filename = cfg.hf_hub_filename or WEIGHTS_FILE
     if not filename.endswith(".safetensors"):
         return f"{repo_id}/{filename}", Path(filename), saved
     # The commit of its config.json is that of the weights, even if somebody pushes in between.
@@ -140,18 +141,18 @@ def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple
         known = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache_dir, revision=revision or None)
         config = Path(known) if isinstance(known, str) else None
     else:
-        config = hub.download(repo_id, "config.json", revision or None, cache_dir=cache_dir)
+        config = download(repo_id, "config.json", revision or None, cache_dir=cache_dir)
         told = json.loads(config.read_text())
         saved = told.get("model_args", {})
         if told.get("architecture") != variant:
             raise ValueError(f"{repo_id} has weights of {told.get('architecture')!r}, not of {variant!r}")
     try:
         commit = config.parent.name if config else revision or None
-        return repo_id, hub.download(repo_id, filename, commit, cache_dir=cache_dir), saved
+        return repo_id, download(repo_id, filename, commit, cache_dir=cache_dir), saved
     except LocalEntryNotFoundError:
         raise
     except EntryNotFoundError as error:
-        raise hub.HubError(
+        raise HubError(
             f"{name}: the repository {repo_id} has no {filename}, and nothing else is loaded: a pickle can run code "
             "when it is read. Ask its owner for safetensors (huggingface.co/spaces/safetensors/convert)."
         ) from error

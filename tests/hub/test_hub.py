@@ -16,10 +16,10 @@ from safetensors.torch import load as load_safetensors
 
 import adder_zoo
 from adder_zoo import hub as adder_hub
-from adder_zoo.models._pretrained import WEIGHTS
+from adder_zoo.paths import WEIGHTS
 
 HERE = Path(__file__).parent
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUN = WEIGHTS / "adder_lenet5_bn.mnist"
 RUN_FILES = {
     "README.md", "args.yaml", "config.json", "log.csv", "model.safetensors", "results.json", "results-conv.json",

@@ -1,6 +1,6 @@
 """What the tests of the Hub run in processes of their own: huggingface_hub reads its environment when it is imported.
 
-    python tests/hub_scenarios.py NAME ARGUMENTS...     prints what the function NAME returns as the last line, in JSON
+    python tests/hub/hub_scenarios.py NAME ARGUMENTS...  prints what NAME returns as the last line, as JSON
 
 Not a test module. A process that makes many calls goes on quickly: it waits a moment where huggingface_hub would wait
 for seconds, and its patience is short.
@@ -29,8 +29,9 @@ from click.testing import CliRunner
 from torch import nn
 
 import adder_zoo
-from adder_zoo import hub
 from adder_zoo.cli import main as command_line
+from adder_zoo.hub import cards, patience
+from adder_zoo.hub import push as pushing
 
 ENDPOINT = os.environ.get("HF_ENDPOINT", "")
 SIZES = {"adder_lenet5_bn": (1, 32, 32), "adder_resnet20": (3, 32, 32), "adder_resnet50": (3, 64, 64)}
@@ -38,10 +39,10 @@ KINDS = ("401", "403", "404", "429", "500", "cut", "lost", "checksum", "slow", "
 
 
 def hurry() -> None:
-    sleep, counts = time.sleep, functools.cache(hub.cards.counts)
+    sleep, counts = time.sleep, functools.cache(cards.counts)
     time.sleep = lambda seconds: sleep(min(seconds, 0.02))
-    hub.cards.counts = counts  # always of the same folder
-    hub.PATIENCE = 0.6
+    cards.counts = counts  # always of the same folder
+    patience.PATIENCE = 0.6
 
 
 def server(path: str, body: object = None) -> object:
@@ -146,7 +147,7 @@ def push_calls(run: str) -> dict:
     server("/_calls")
     dry = adder_zoo.push_to_hub(run, "org/other", dry_run=True)
     said["dry"] = [dry.files, dry.changed, dry.url, server("/_calls")]
-    api = hub.HfApi()
+    api = pushing.HfApi()
     card = first.card.replace("license: apache-2.0", "license: mit\nlanguage: en")
     api.upload_file(path_or_fileobj=f"{card}\n## By hand\n".encode(), path_in_repo="README.md", repo_id="org/life")
     said["edited"] = adder_zoo.push_to_hub(run, "org/life").changed
@@ -191,15 +192,15 @@ def push_refused(run: str) -> dict:
 def race(run: str) -> dict:
     """Somebody edits the card between our reading it and our commit."""
     adder_zoo.push_to_hub(run, "org/race")
-    api, merge = hub.HfApi(), hub.cards.merge
+    api, merge = pushing.HfApi(), pushing.merge
 
     def slow_merge(old, new):
         api.upload_file(path_or_fileobj=b"theirs", path_in_repo="README.md", repo_id="org/race")
         return merge(old, new)
 
-    hub.cards.merge = slow_merge
+    pushing.merge = slow_merge
     said = attempt(adder_zoo.push_to_hub, run, "org/race")[1]
-    hub.cards.merge = merge
+    pushing.merge = merge
     return {"error": said, "again": attempt(adder_zoo.push_to_hub, run, "org/race")[1]}
 
 

@@ -14,6 +14,8 @@ import re
 import shutil
 from pathlib import Path
 
+from ..paths import checkout
+
 _OPS = '''\
 """Written by the build: the namespace for operators that this version of the kernels registers."""
 
@@ -33,10 +35,10 @@ def source() -> Path:
     Raises:
         FileNotFoundError: this is an installed package, which has the kernels but not their project.
     """
-    folder = Path(__file__).resolve().parents[2] / "kernels" / "adder2d"
-    if not (folder / "build.toml").is_file():
+    root = checkout()
+    if root is None:
         raise FileNotFoundError("the zoo is published from a checkout of adder_zoo; this is an installed package")
-    return folder
+    return root / "kernels" / "adder2d"
 
 
 def describe(project: Path) -> dict[str, str]:

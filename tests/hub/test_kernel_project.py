@@ -14,11 +14,12 @@ from hub_server import WRITE_TOKEN, HubServer
 from test_hub import scenario
 from torch import nn
 
-from adder_zoo import Adder2d, kernel_project
+from adder_zoo import Adder2d
+from adder_zoo.hub import kernel_project
 
 pytest.importorskip("triton")
 pytest.importorskip("kernels")
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 # What of tests/test_triton*.py runs with the kernels from the Hub by default; the slow test runs all of it.
 QUICK = "layer_for_kernelize or errors or memory_format or repeated_runs or plain and nan"
 
@@ -135,7 +136,7 @@ def test_kernels_from_elsewhere_pass_the_tests_of_the_installed_ones(built, tmp_
     with HubServer(tmp_path / "hub") as hub:
         publish = json.dumps(["push", "--all", "zoo"])
         scenario(hub, tmp_path / "one", "commands", publish, HF_TOKEN=WRITE_TOKEN)
-        said = scenario(hub, tmp_path / "two", "test_hub_kernels", built, "zoo", expression, TRITON_INTERPRET="1")
+        said = scenario(hub, tmp_path / "two", "test_kernel_project", built, "zoo", expression, TRITON_INTERPRET="1")
         assert any("/kernels/zoo/adder2d/resolve/" in call for call in hub.calls)
     for where, home in (("folder", built), ("hub", tmp_path / "two")):
         layers = said[where]

@@ -17,12 +17,16 @@ from mnist import SAMPLE
 from PIL import Image
 from test_hub import scenario
 
-from adder_zoo import cards, hub
 from adder_zoo.datasets.idx import load
-from adder_zoo.models import WEIGHTS
+from adder_zoo.hub import cards
+from adder_zoo.hub.index import ORGANISATION, render_shipped
+from adder_zoo.hub.merge import merge, merge_metadata
+from adder_zoo.hub.records import find_twin, trained_alike
+from adder_zoo.hub.save import save_pretrained
+from adder_zoo.paths import WEIGHTS
 from adder_zoo.report import report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "hub_cards"
 SHIPPED = sorted(path.parent.name for path in WEIGHTS.glob("*/results.json"))
 RECIPES = {"recipes/mnist.py": mnist, "recipes/cifar.py": cifar}
@@ -47,8 +51,8 @@ def rows(card):
 
 def test_none_is_stale():
     """`make cards` renders them."""
-    there = {path.name: path.read_text() for path in FOLDER.glob("*.md") if path.name != "template.md"}
-    rendered = cards.render_shipped()
+    there = {path.name: path.read_text() for path in FOLDER.glob("*.md")}
+    rendered = render_shipped()
     assert sorted(there) == sorted([*(f"{name}.md" for name in SHIPPED), "README.md"])
     for name, text in rendered.items():
         assert there[name] == text, f"hub_cards/{name} is stale: run `make cards`"
@@ -57,7 +61,7 @@ def test_none_is_stale():
 def test_another_result_gives_another_card():
     name = SHIPPED[0]
     results = record(name)
-    twin = hub.find_twin(WEIGHTS / name, results)
+    twin = find_twin(WEIGHTS / name, results)
     card = cards.render(WEIGHTS / name, f"org/{name}", results, twin)
     assert card != cards.render(WEIGHTS / name, f"org/{name}", {**results, "test_accuracy": 12.34}, twin)
     assert card != cards.render(WEIGHTS / name, f"org/{name}", results, {**twin, "test_accuracy": 12.34})
@@ -68,7 +72,7 @@ def test_another_result_gives_another_card():
 def test_figures_are_those_of_the_records(name):
     card = (FOLDER / f"{name}.md").read_text()
     results = record(name)
-    twin = hub.find_twin(WEIGHTS / name, results)
+    twin = find_twin(WEIGHTS / name, results)
     accuracies = [f"{results['test_accuracy']:.2f} %", f"{twin['test_accuracy']:.2f} %" if twin else ""]
     data = front(card)
     assert card_errors(data) == []
@@ -119,7 +123,7 @@ def test_code_runs(tmp_path):
     Image.fromarray(images[3].squeeze().numpy()).save(tmp_path / "image.png")
     files = [str(FOLDER / f"{name}.md") for name in SHIPPED]
     with HubServer(tmp_path / "hub") as server:
-        push = json.dumps(["push", "--all", cards.ORGANISATION])
+        push = json.dumps(["push", "--all", ORGANISATION])
         scenario(server, tmp_path / "one", "commands", push, HF_TOKEN=WRITE_TOKEN)
         printed = scenario(server, tmp_path / "two", "use_cards", *files, cwd=tmp_path)
     for name, (code, out) in zip(SHIPPED, printed, strict=True):
@@ -143,7 +147,7 @@ def test_every_recipe_of_the_table_exists():
 
 
 def test_network_without_results(tmp_path):
-    hub.save_pretrained(timm.create_model("adder_resnet20.cifar100"), tmp_path)
+    save_pretrained(timm.create_model("adder_resnet20.cifar100"), tmp_path)
     card = cards.render(tmp_path, "org/new")
     data = front(card)
     assert card_errors(data) == []
@@ -156,7 +160,7 @@ def test_network_without_results(tmp_path):
 
 @pytest.mark.parametrize("similarity", ["conv", "xnor"])
 def test_twins_have_cards_of_their_own(tmp_path, similarity):
-    hub.save_pretrained(timm.create_model("adder_resnet20", similarity=similarity), tmp_path)
+    save_pretrained(timm.create_model("adder_resnet20", similarity=similarity), tmp_path)
     results = {**record(SHIPPED[0]), "similarity": similarity, "dataset": "cifar10", "data": "sample"}
     card = cards.render(tmp_path, "org/twin", results)
     assert "without multiplications" not in card
@@ -171,18 +175,18 @@ def test_twins_have_cards_of_their_own(tmp_path, similarity):
 def test_twin_must_be_trained_alike(tmp_path):
     name = SHIPPED[0]
     results = record(name)
-    twin = hub.find_twin(WEIGHTS / name, results)
-    assert cards.trained_alike(results, twin)
+    twin = find_twin(WEIGHTS / name, results)
+    assert trained_alike(results, twin)
     other_lr = {"config": {**twin["config"], "lr": 1}}
     for change in ({"similarity": "adder"}, {"dataset": "mnist_"}, {"epochs": 3}, other_lr):
-        assert not cards.trained_alike(results, {**twin, **change})
+        assert not trained_alike(results, {**twin, **change})
         with pytest.raises(ValueError, match="trained alike"):
             cards.render(WEIGHTS / name, "org/x", results, {**twin, **change})
     # A run finds its twin beside itself.
     for folder, text in (("run", results), ("run-conv", {**twin, "test_accuracy": 1.0})):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "results.json").write_text(json.dumps(text))
-    assert hub.find_twin(tmp_path / "run", results)["test_accuracy"] == 1.0
+    assert find_twin(tmp_path / "run", results)["test_accuracy"] == 1.0
 
 
 # ---- merging
@@ -208,33 +212,33 @@ new words
 
 
 def test_first_push_and_the_same_again():
-    assert cards.merge(None, NEW) == NEW
-    assert cards.merge("", NEW) == NEW
-    assert cards.merge(NEW, NEW) == NEW
+    assert merge(None, NEW) == NEW
+    assert merge("", NEW) == NEW
+    assert merge(NEW, NEW) == NEW
 
 
 def test_words_around_the_comments_stay():
     old = NEW.replace("new words", "old words").replace("<!-- adder_zoo:begin", "# Mine\n\n<!-- adder_zoo:begin")
-    merged = cards.merge(old + "\nAnd this.\n", NEW)
+    merged = merge(old + "\nAnd this.\n", NEW)
     assert merged == NEW.replace("<!-- adder_zoo:begin", "# Mine\n\n<!-- adder_zoo:begin") + "\nAnd this.\n"
 
 
 def test_card_of_somebody_else_is_kept_whole():
     old = "---\nlanguage: en  # a comment\n---\n# By hand\n\nWords.\n"
-    merged = cards.merge(old, NEW)
+    merged = merge(old, NEW)
     assert "# By hand\n\nWords.\n" in merged
     assert merged.endswith("\n<!-- adder_zoo:begin. -->\nnew words\n<!-- adder_zoo:end -->\n")
     assert front(merged) == {"language": "en", **front(NEW)}
-    assert cards.merge(merged, NEW) == merged
-    assert cards.merge("Just words.\n", NEW).count("Just words.") == 1
+    assert merge(merged, NEW) == merged
+    assert merge("Just words.\n", NEW).count("Just words.") == 1
 
 
 def test_metadata_that_people_added_stays_to_the_letter():
     old = NEW.replace("license: apache-2.0", "license: mit  # ours\nextra: [1, 2]")
     old = old.replace("- timm\n", "- mine\n- timm\n")
-    assert cards.merge(old, NEW) == old
+    assert merge(old, NEW) == old
     data = front(old.replace("- addernet\n", ""))
-    merged = cards.merge_metadata(data, front(NEW))
+    merged = merge_metadata(data, front(NEW))
     assert merged["license"] == "mit"
     assert merged["extra"] == [1, 2]
     assert merged["tags"] == ["mine", "timm", "addernet"]
@@ -248,7 +252,7 @@ def test_results_of_other_data_and_metrics_stay():
     other["dataset"]["type"] = "other"
     data["model-index"][0]["results"].append(other)
     data["model-index"].append({"name": "another", "results": [copy.deepcopy(result)]})
-    merged = cards.merge_metadata(data, new)
+    merged = merge_metadata(data, new)
     net, another = merged["model-index"]
     assert another == data["model-index"][1]
     values = [(r["dataset"]["type"], [(m["type"], m["value"]) for m in r["metrics"]]) for r in net["results"]]
@@ -256,7 +260,7 @@ def test_results_of_other_data_and_metrics_stay():
     assert ("mnist", [("f1", 0.5)]) in values
     assert ("other", [("accuracy", 1.0), ("f1", 0.5)]) in values
     assert len(values) == 3
-    assert cards.merge_metadata(merged, new) == merged
+    assert merge_metadata(merged, new) == merged
 
 
 @pytest.mark.parametrize(
@@ -272,7 +276,7 @@ def test_results_of_other_data_and_metrics_stay():
 )
 def test_what_cannot_be_read_is_not_overwritten(old):
     with pytest.raises(ValueError, match="by hand"):
-        cards.merge(old, NEW)
+        merge(old, NEW)
 
 
 def test_stand_in_knows_a_bad_card():

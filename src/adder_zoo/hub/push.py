@@ -1,0 +1,248 @@
+"""Pushing to the Hub: one commit with weights, config.json, card, results.json, settings, log and plots."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+
+from .._version import __version__
+from . import cards
+from .download import download_if_there
+from .errors import HubError, explained
+from .merge import merge
+from .patience import patience
+from .records import CARD_FILE, RESULTS_FILE, RUN_FILES, TWIN_FILE, WEIGHTS_FILE, find_twin
+from .save import check_builds_again, save_pretrained
+
+
+@dataclass(frozen=True)
+class Push:
+    """What ``push_to_hub`` did, or would do.
+
+    Attributes:
+        repo_id: "organisation/name".
+        files: Size in bytes by path in the repository.
+        card: The text of README.md.
+        url: Of the commit or the pull request; None for a dry run.
+        changed: Whether there is a new commit; False where the repository held all of it. None for a dry run.
+    """
+
+    repo_id: str
+    files: dict[str, int]
+    card: str
+    url: str | None = None
+    changed: bool | None = None
+
+
+def push_to_hub(
+    model: nn.Module | str | Path,
+    repo_id: str,
+    *,
+    results: Mapping[str, Any] | None = None,
+    twin: Mapping[str, Any] | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    commit_message: str | None = None,
+    dry_run: bool = False,
+) -> Push:
+    """Puts a network on the Hugging Face Hub in one commit; makes the repository if there is none.
+
+    ``timm.create_model(f"hf-hub:{repo_id}", pretrained=True)`` loads it after ``import adder_zoo``. The card is
+    rendered from the results; where the repository has one, its generated part is replaced and what people wrote is
+    kept. The same push again makes no new commit. A push that is interrupted leaves the repository as it was.
+
+    Args:
+        model: A network of the zoo, or the folder of a finished run of a recipe: ``model.safetensors`` and
+            ``config.json``, with ``results.json``, ``args.yaml``, ``log.csv`` and plots (``*.png``) where they are.
+        repo_id: "organisation/name".
+        results: What ``results.json`` holds, for a network; a folder has its own.
+        twin: ``results.json`` of the convolutional twin. By default that of the folder beside the run that is called
+            ``<run>-conv``, or of this checkout's ``docs/results`` for a network of the zoo, where there is one.
+        private: Visibility of a new repository; None leaves it to the organisation.
+        revision: Branch to push to, made if it is missing; or that a pull request is based on.
+        create_pr: Opens a pull request in the place of pushing.
+        token: Access token; by default the one of ``hf auth login`` or of the environment variable HF_TOKEN.
+        commit_message: First line of the commit.
+        dry_run: Touches nothing and calls nobody: the answer tells what would go up.
+
+    Returns:
+        A ``Push``.
+
+    Raises:
+        ValueError: the name is none, the folder holds no finished run, the weights do not load, the network cannot be
+            built again by timm, or the twin is another network's.
+        HubError: the Hub refused or failed; the message says what to do.
+    """
+    _check_repo_id(repo_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(model, nn.Module):
+            folder = save_pretrained(model, scratch)
+            check_builds_again(model, folder)
+            if results is not None:
+                (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
+        else:
+            folder = Path(model)
+            if results is not None:
+                raise ValueError(f"push_to_hub: {folder} has a results.json of its own; leave results out")
+            results = _check_run(folder)
+        twin = twin if twin is not None else find_twin(folder, results)
+        card = cards.render(folder, repo_id, results, twin)
+        names = ["config.json", WEIGHTS_FILE, *(name for name in RUN_FILES if (folder / name).is_file())]
+        files: dict[str, Path | bytes] = {name: folder / name for name in names}
+        files |= {path.name: path for path in sorted(folder.glob("*.png"))}
+        if twin is not None:
+            files[TWIN_FILE] = (json.dumps(twin, indent=2) + "\n").encode()
+        return _push(
+            files,
+            repo_id,
+            lambda old: merge(old, card),
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+            commit_message=commit_message or cards.headline(folder, results),
+            dry_run=dry_run,
+        )
+
+
+def push_folder(
+    folder: str | Path, repo_id: str, *, repo_type: str, readme: str | None = None, **options: Any
+) -> Push:
+    """Puts a folder that is no network on the Hub: the built kernels, or the page of an organisation (a Space).
+
+    Args:
+        folder: Everything in it goes up.
+        repo_type: "kernel" or "space".
+        readme: Text of README.md; in a Space its generated part replaces the one that is there.
+        options: ``private``, ``revision``, ``create_pr``, ``token``, ``commit_message`` and ``dry_run`` of
+            ``push_to_hub``.
+    """
+    _check_repo_id(repo_id)
+    if repo_type not in getattr(constants, "REPO_TYPES_WITH_KERNEL", constants.REPO_TYPES):
+        raise HubError(f"this huggingface_hub knows no repositories of type {repo_type!r}: upgrade huggingface_hub")
+    folder = Path(folder)
+    files: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    text = readme if readme is not None else (folder / CARD_FILE).read_text()
+    card = (lambda old: merge(old, text)) if repo_type == "space" else (lambda old: text)
+    return _push(files, repo_id, card, repo_type=repo_type, **options)
+
+
+def _push(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    card: Callable[[str | None], str],
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    commit_message: str | None = None,
+    dry_run: bool = False,
+) -> Push:
+    sizes = {name: len(f) if isinstance(f, bytes) else f.stat().st_size for name, f in files.items()}
+    if dry_run:
+        text = card(None)
+        return Push(repo_id, {CARD_FILE: len(text.encode()), **sizes}, text)
+    token = (token or get_token() or "").strip()
+    if not token:
+        raise HubError(
+            f"pushing to {repo_id} needs a token, and there is none: run `hf auth login`, or set HF_TOKEN to a token "
+            f"with write permission ({constants.ENDPOINT}/settings/tokens)"
+        )
+    if not re.fullmatch(r"[!-~]+", token):  # a client would print it in its own error
+        raise HubError("the token has a space, a line break or a foreign character in it: copy it again, whole")
+    api = HfApi(token=token, library_name="adder_zoo", library_version=__version__)
+    with explained(repo_id, token):
+        with patience():
+            sdk = {"space_sdk": "static"} if repo_type == "space" else {}
+            api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **sdk)  # type: ignore[arg-type]
+            if revision and revision != "main" and not create_pr:
+                api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+            base = api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+        with tempfile.TemporaryDirectory() as cache:
+            path = download_if_there(repo_id, CARD_FILE, base, cache_dir=cache, token=token, repo_type=repo_type)
+            old = path.read_bytes().decode() if path else None
+        text = card(old)
+        operations = [CommitOperationAdd(CARD_FILE, text.encode())]
+        operations += [CommitOperationAdd(name, f) for name, f in files.items() if name != CARD_FILE]
+        with patience():
+            # With its parent named, a commit is refused if somebody else changed the card since it was read.
+            commit = api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message or "Update",
+                repo_type=repo_type,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=base,
+            )
+    url = commit.pr_url or commit.commit_url
+    return Push(repo_id, {CARD_FILE: len(text.encode()), **sizes}, text, url, commit.oid != base)
+
+
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from error
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id!r} is no name of a repository: give organisation/name or user/name")
+
+
+def _check_run(folder: Path) -> dict[str, Any]:
+    """The results of the finished run in ``folder``, whose weights load."""
+    missing = [name for name in ("config.json", WEIGHTS_FILE, RESULTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} holds no finished run: {', '.join(missing)} missing. A recipe writes them when it ends; the "
+            "same command goes on with a run that was stopped."
+        )
+    try:
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder} is not pushed, since its network does not load: {error}") from error
+    return json.loads((folder / RESULTS_FILE).read_text())
+
+
+def models_of(author: str, token: str | None = None) -> list[dict[str, Any]]:
+    """The adder networks that an organisation or a user has on the Hub.
+
+    Returns:
+        For each, what ``cards.row`` tells, with ``model`` its repository's name and ``private``.
+
+    Raises:
+        HubError: the Hub refused or failed.
+    """
+    api = HfApi(token=token, library_name="adder_zoo", library_version=__version__)
+    rows = []
+    with explained(author, token):
+        with patience():
+            found = sorted(api.list_models(author=author, filter=cards.TAG), key=lambda info: info.id)
+        for info in found:
+            config, *records = (
+                download_if_there(info.id, name, info.sha, token=token)
+                for name in ("config.json", RESULTS_FILE, TWIN_FILE)
+            )
+            if config is None:
+                raise HubError(f"{info.id} has no config.json, so timm cannot build it; push it again")
+            row = cards.row(config.parent, *(json.loads(path.read_text()) if path else None for path in records))
+            rows.append({**row, "model": info.id, "private": bool(info.private)})
+    return rows

@@ -1,0 +1,51 @@
+"""The files of a finished run, and which runs belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..paths import WEIGHTS, checkout
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+RESULTS_FILE = "results.json"
+TWIN_FILE = "results-conv.json"  # results.json of the convolutional twin, which the card compares with
+RUN_FILES = (RESULTS_FILE, TWIN_FILE, "args.yaml", "log.csv")
+
+def trained_alike(results: Mapping[str, Any], twin: Mapping[str, Any]) -> bool:
+    """Whether ``twin`` is of the convolutional twin, with the same data and settings."""
+
+    def record(r: Mapping[str, Any]) -> Any:
+        config = {key: value for key, value in r["config"].items() if key != "similarity"}
+        return [r.get(key) for key in ("model", "dataset", "data", "test_images", "epochs", "updates")], config
+
+    return twin.get("similarity") == "conv" and record(results) == record(twin)
+
+
+def find_twin(folder: Path, results: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What ``results.json`` of the convolutional twin holds: see ``twin`` of ``push_to_hub``."""
+    if results is None or results.get("similarity") != "adder":
+        return None
+    name = str(results["model"])
+    places = [folder / TWIN_FILE, folder.resolve().with_name(folder.resolve().name + "-conv") / RESULTS_FILE]
+    root = checkout()
+    if root is not None:
+        places.append(root / "docs" / "results" / f"{name.removeprefix('adder_')}-conv" / RESULTS_FILE)
+    for path in places:
+        if path.is_file():
+            twin = json.loads(path.read_text())
+            if trained_alike(results, twin):
+                return twin
+    return None
+
+
+def shipped() -> list[tuple[str, Path, dict[str, Any], dict[str, Any] | None]]:
+    """Every checkpoint in the package: its name, folder, results, and those of its twin (in a checkout)."""
+    found = []
+    for path in sorted(WEIGHTS.glob("*/results.json")):
+        results = json.loads(path.read_text())
+        found.append((path.parent.name, path.parent, results, find_twin(path.parent, results)))
+    return found
