@@ -18,7 +18,7 @@ MINUTES ?= 10
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml setup.py $(wildcard src/adder_zoo/native/*.cpp src/adder_zoo/native/*.h)
+.venv/installed: pyproject.toml setup.py $(wildcard kernels/cpu/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "adder_zoo needs Python 3.10 or newer; make PYTHON=python3.x")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
@@ -44,7 +44,7 @@ bench: install
 
 driver: install
 	mkdir -p build
-	g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Isrc/adder_zoo/native tests/native/driver.cpp \
+	g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Ikernels/cpu tests/native/driver.cpp \
 		src/adder_zoo/_native.so -Wl,-rpath,$(CURDIR)/src/adder_zoo -o build/driver
 
 check: install

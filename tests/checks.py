@@ -30,7 +30,7 @@ def bound(expected, computed: str = "float32", stored: str = "float32", chain: f
 
 
 def clipped_bound(expected, dy, x, weight_shape, geometry, stored: str = "float32") -> np.ndarray:
-    """How far the CPU kernels' clipped dx may be off, which may add up medians: kernels.h, MEDIAN_LIMIT.
+    """How far the CPU kernels' clipped dx may be off, which may add up medians: grad_input_tile.h, MEDIAN_LIMIT.
 
     What is added is at most |dy|·(|x| + 1), twice, and not |dy|·|t|.
     """

@@ -23,7 +23,7 @@ from adder_zoo.fused import adder2d_fused
 from adder_zoo.layers import Adder2dSame
 
 U = truth.UNIT_ROUNDOFF["float32"]
-CANCELLATION = 4  # of kernels.h
+CANCELLATION = 4  # of kernels/cpu/forward_tile.h
 SHAPES = NAMED + DEPTHWISE + random_cases(80, seed=3)
 
 

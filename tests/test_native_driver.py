@@ -14,9 +14,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "tests/native"
-NATIVE = ROOT / "src/adder_zoo/native"
-FLAGS = ["-std=c++17", "-fno-trapping-math", "-fno-math-errno", f"-I{NATIVE}"]
-ISA_FLAGS = {"isa_avx2": "-mavx2 -mfma", "isa_avx512": "-mavx2 -mfma -mavx512f -mavx512vl -mavx512dq"}
+KERNELS = ROOT / "kernels/cpu"
+BUILD = json.loads((KERNELS / "sources.json").read_text())
+FLAGS = ["-std=c++17", "-fno-trapping-math", "-fno-math-errno", f"-I{KERNELS}"]
 CASES = 161
 
 
@@ -92,10 +92,9 @@ def test_driver_under_sanitizers(tmp_path, cases):
         pytest.skip("needs x86-64")
     sanitize = ["-g1", "-O1", "-DADDER_X86", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = []
-    for name in ("dispatch", "isa_generic", "isa_avx2", "isa_avx512"):
+    for name, isa in BUILD["x86_64"]["sources"].items():
         objects.append(tmp_path / f"{name}.o")
-        isa = ISA_FLAGS.get(name, "").split()
-        run(compiler, *FLAGS, *sanitize, *isa, "-c", NATIVE / f"{name}.cpp", "-o", objects[-1])
+        run(compiler, *FLAGS, *sanitize, *isa, "-c", KERNELS / name, "-o", objects[-1])
     run(compiler, *FLAGS, *sanitize, HERE / "driver.cpp", *objects, "-o", tmp_path / "driver")
     check_output(run(tmp_path / "driver", "cases", cases), ["generic"])
 
@@ -105,7 +104,7 @@ def test_driver_on_aarch64(tmp_path, cases):
     """Cross-compiled, under qemu: not the speed of such a CPU, but its instructions."""
     compiler = tool("aarch64-linux-gnu-g++")
     emulator = tool("qemu-aarch64-static", "qemu-aarch64")
-    sources = [NATIVE / f"{name}.cpp" for name in ("dispatch", "isa_generic", "isa_neon")]
+    sources = [KERNELS / name for name in BUILD["aarch64"]["sources"]]
     run(compiler, *FLAGS, "-O2", "-static", "-DADDER_ARM64", HERE / "driver.cpp", *sources, "-o", tmp_path / "driver")
     check_output(run(emulator, tmp_path / "driver", "cases", cases), ["neon", "generic"])
 

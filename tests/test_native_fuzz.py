@@ -1,5 +1,6 @@
 """The native library on shapes and values drawn at random, against the truth; once under the sanitizers."""
 
+import json
 import os
 import platform
 import shutil
@@ -140,18 +141,14 @@ def test_fuzz_under_sanitizers(tmp_path):
         pytest.skip("needs libasan and libubsan")
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("_native*", "__pycache__"))
     folder = tmp_path / "src" / "adder_zoo"
-    flags = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-DADDER_X86"]
+    kernels = ROOT / "kernels/cpu"
+    build = json.loads((kernels / "sources.json").read_text())
+    flags = [*build["flags"], "-O2", "-g1", "-fPIC", "-DADDER_X86"]
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = []
-    for name, isa in (
-        ("dispatch", ""),
-        ("isa_generic", ""),
-        ("isa_avx2", "-mavx2 -mfma"),
-        ("isa_avx512", "-mavx2 -mfma -mavx512f -mavx512vl -mavx512dq -mprefer-vector-width=512"),
-    ):
+    for name, isa in build["x86_64"]["sources"].items():
         objects.append(str(tmp_path / f"{name}.o"))
-        source = str(folder / "native" / f"{name}.cpp")
-        subprocess.run([compiler, *flags, *sanitize, *isa.split(), "-c", source, "-o", objects[-1]], check=True)
+        subprocess.run([compiler, *flags, *sanitize, *isa, "-c", str(kernels / name), "-o", objects[-1]], check=True)
     subprocess.run([compiler, "-shared", *sanitize, *objects, "-o", str(folder / "_native.so")], check=True)
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path / "src"),

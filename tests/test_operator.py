@@ -15,8 +15,8 @@ from adder_zoo import adder2d, convolution, cpu, ops, reference
 
 INPUT_GRADS = ("clipped", "full", "sign")
 WEIGHT_GRADS = ("full", "sign")
-CHAIN = 256  # kernels.h cuts longer sums
-CANCELLATION = 4  # kernels.h takes 2 Σ max - Σ x - Σ w only up to here
+CHAIN = 256  # kernels/cpu/plan.h cuts longer sums
+CANCELLATION = 4  # kernels/cpu/forward_tile.h takes 2 Σ max - Σ x - Σ w only up to here
 RANDOM = random_cases(240)
 HALF = [torch.float16, torch.bfloat16]
 

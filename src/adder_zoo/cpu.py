@@ -1,4 +1,4 @@
-"""The operator on a CPU: the native library in ``native/``, called through ctypes and threaded by torch's own pool.
+"""The operator on a CPU: the library of ``kernels/cpu/``, called through ctypes and threaded by torch's own pool.
 
 The library sees float32 in channels-last order; half precision is widened here, and tensors in another order are
 copied, so a network that keeps its activations in channels_last pays for neither. Shapes as in ``reference.py``.
@@ -128,7 +128,7 @@ def forward(
     """y = -Σ|x - w| (Eq. 2), [N, K, P, Q], float32, channels_last.
 
     By default a tile of outputs is computed as Σx + Σw - 2·Σmax(x, w), and computed anew from the differences where
-    cancellation would cost more than two or three bits (the bound is derived in ``native/kernels.h``). ``exact=True``
+    cancellation would cost more than two or three bits (bound: ``kernels/cpu/forward_tile.h``). ``exact=True``
     computes all of it from the differences, some 1.5 times as slow.
 
     ``keep`` keeps the filters as they are packed for the kernels, for as long as ``weight`` lives and its version

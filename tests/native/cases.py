@@ -16,7 +16,7 @@ import truth
 from checks import bound, clipped_bound
 from shapes import DEPTHWISE, IMAGES, NAMED, Case, random_cases, tensors
 
-CANCELLATION = 4  # of kernels.h
+CANCELLATION = 4  # of forward_tile.h
 
 
 def last(a: np.ndarray, kind: type) -> bytes:

@@ -1,0 +1,157 @@
+// dw = sum dy t(x - w), tap by tap.
+#ifndef ADDER_GRAD_WEIGHT_H
+#define ADDER_GRAD_WEIGHT_H
+
+#include "grad_input_tile.h"
+#include "threads.h"
+
+namespace ADDER_NAMESPACE {
+
+// dw = sum dy * t(x - w) for operands that may be anything: NaN, and infinities, where x - w has a value and
+// sum dy * x - w * sum dy has none.
+constexpr int64_t DW_FILTERS = 4, DW_LANES = 32;
+
+struct GradWeight : adder_shape {
+  const float *dy, *x, *w;
+  float *dw;
+  int64_t Cg, Kg, filter_blocks; // filter_blocks: for each group
+
+  GradWeight(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), Cg(C / groups), Kg(K / groups),
+        filter_blocks(ceil_div(Kg, DW_FILTERS)) {}
+
+  int64_t tasks() const { return groups * filter_blocks * R * S; }
+
+  template <int MODE> void task(int64_t i) const {
+    const int64_t s = i % S, r = i / S % R, block = i / S / R % filter_blocks, g = i / S / R / filter_blocks;
+    const int64_t k0 = g * Kg + block * DW_FILTERS, filters = min64(DW_FILTERS, Kg - block * DW_FILTERS);
+    for (int64_t c0 = 0; c0 < Cg; c0 += DW_LANES) {
+      const int64_t channels = min64(DW_LANES, Cg - c0);
+      alignas(64) float total[DW_FILTERS][DW_LANES] = {}, ws[DW_FILTERS][DW_LANES] = {}, xs[DW_LANES] = {};
+      for (int64_t k = 0; k < filters; ++k)
+        memcpy(ws[k], w + (((k0 + k) * R + r) * S + s) * Cg + c0, static_cast<size_t>(channels) * sizeof(float));
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t p = 0; p < P; ++p) { // sums of a row first: shorter chains
+          alignas(64) float sum[DW_FILTERS][DW_LANES] = {};
+          const int64_t h = p * stride_h - pad_top + r * dilation_h;
+          for (int64_t q = 0; q < Q; ++q) {
+            const int64_t column = q * stride_w - pad_left + s * dilation_w;
+            if (h >= 0 && h < H && column >= 0 && column < W)
+              memcpy(xs, x + ((n * H + h) * W + column) * C + g * Cg + c0, static_cast<size_t>(channels) * sizeof(float));
+            else
+              memset(xs, 0, sizeof xs);
+            const float *const d = dy + ((n * P + p) * Q + q) * K + k0;
+            for (int64_t k = 0; k < filters; ++k)
+              for (int64_t c = 0; c < DW_LANES; ++c) sum[k][c] += d[k] * transfer_any(xs[c], ws[k][c], MODE);
+          }
+          for (int64_t k = 0; k < filters; ++k)
+            for (int64_t c = 0; c < DW_LANES; ++c) total[k][c] += sum[k][c];
+        }
+      for (int64_t k = 0; k < filters; ++k)
+        memcpy(dw + (((k0 + k) * R + r) * S + s) * Cg + c0, total[k], static_cast<size_t>(channels) * sizeof(float));
+    }
+  }
+};
+
+// The same with the sign, for finite operands: lanes over the taps of a filter's row, which lie side by side in the image
+// as well, or over its channels where groups or a dilation part them. sum[k][v] += sum over the outputs of a row of dy *
+// sign(x - w); w and sum [MK][NV * L].
+template <class T, int MK, int NV>
+__attribute__((noinline)) void grad_weight_sign_tile(const float *x, int64_t x_step, const float *dy, int64_t dy_step,
+                                                     int64_t count, const float *w, float *sum) {
+  typedef typename T::V V;
+  V acc[MK][NV];
+#pragma GCC unroll 4
+  for (int k = 0; k < MK; ++k)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) acc[k][v] = T::set(0.f);
+  for (; count > 0; --count, x += x_step, dy += dy_step) {
+    V xv[NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) xv[v] = T::load(x + v * T::L);
+#pragma GCC unroll 4
+    for (int k = 0; k < MK; ++k) {
+      const V d = T::set(dy[k]);
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        acc[k][v] = T::fma(T::sign_of_difference(xv[v], T::load(w + (k * NV + v) * T::L)), d, acc[k][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < MK; ++k)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+      float *const s = sum + (k * NV + v) * T::L;
+      T::store(s, T::load(s) + acc[k][v]);
+    }
+}
+
+template <class T> struct GradWeightSign : adder_shape {
+  const float *dy, *x, *w;
+  float *dw;
+  int64_t Cg, Kg, width, pieces, vectors; // a filter's row: so many pieces of so many taps, each in so many vectors
+  int64_t filter_blocks, left, right;
+  Flag failed;
+
+  static int64_t width_of(const adder_shape &s) {
+    return s.groups == 1 && s.dilation_w == 1 ? s.S * s.C : s.C / s.groups;
+  }
+
+  GradWeightSign(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), Cg(C / groups), Kg(K / groups), width(width_of(s)),
+        pieces(S * Cg / width), vectors(ceil_div(width, T::L)), filter_blocks(ceil_div(Kg, DW_FILTERS)), left(pad_left),
+        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)) {}
+
+  int64_t tasks() const { return groups * filter_blocks * R * pieces; }
+
+  template <int NV> void tile(int64_t filters, const float *from, const float *d, const float *ws, float *sum) const {
+    const int64_t step = stride_w * C;
+    filters == 4   ? grad_weight_sign_tile<T, 4, NV>(from, step, d, K, Q, ws, sum)
+    : filters == 3 ? grad_weight_sign_tile<T, 3, NV>(from, step, d, K, Q, ws, sum)
+    : filters == 2 ? grad_weight_sign_tile<T, 2, NV>(from, step, d, K, Q, ws, sum)
+                   : grad_weight_sign_tile<T, 1, NV>(from, step, d, K, Q, ws, sum);
+  }
+
+  void task(int64_t i) {
+    const int64_t piece = i % pieces, r = i / pieces % R, block = i / pieces / R % filter_blocks;
+    const int64_t g = i / pieces / R / filter_blocks;
+    const int64_t k0 = g * Kg + block * DW_FILTERS, filters = min64(DW_FILTERS, Kg - block * DW_FILTERS);
+    // A row with its padding, and lanes beyond its end; [vectors, two at a time][filters][1 or 2][L].
+    const int64_t row_floats = (left + W + right) * C, packed = vectors * filters * T::L;
+    Scratch<float> row(row_floats + 2 * T::L), ws(packed), total(packed);
+    if (!row || !ws || !total) return failed.set();
+    memset(row, 0, static_cast<size_t>(row_floats + 2 * T::L) * sizeof(float));
+    memset(total, 0, static_cast<size_t>(packed) * sizeof(float));
+    const auto each = [&](auto f) { // f(filter, tap of the piece, place in ws and total)
+      for (int64_t v = 0; v < vectors; v += 2) {
+        const int64_t lanes = min64(2, vectors - v) * T::L;
+        for (int64_t k = 0; k < filters; ++k)
+          for (int64_t lane = 0; lane < lanes; ++lane) f(k, v * T::L + lane, v * filters * T::L + k * lanes + lane);
+      }
+    };
+    const auto at = [&](int64_t k, int64_t tap) { return (((k0 + k) * R + r) * S + piece) * Cg + tap; };
+    each([&](int64_t k, int64_t tap, int64_t place) { ws[place] = tap < width ? w[at(k, tap)] : 0.f; });
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t p = 0; p < P; ++p) {
+        const int64_t h = p * stride_h - pad_top + r * dilation_h;
+        if (h >= 0 && h < H)
+          memcpy(row + left * C, x + (n * H + h) * W * C, static_cast<size_t>(W * C) * sizeof(float));
+        else
+          memset(row + left * C, 0, static_cast<size_t>(W * C) * sizeof(float));
+        const float *const from = row + piece * dilation_w * C + g * Cg, *const d = dy + (n * P + p) * Q * K + k0;
+        for (int64_t v = 0; v < vectors; v += 2) {
+          const int64_t place = v * filters * T::L;
+          if (vectors - v > 1)
+            tile<2>(filters, from + v * T::L, d, ws + place, total + place);
+          else
+            tile<1>(filters, from + v * T::L, d, ws + place, total + place);
+        }
+      }
+    each([&](int64_t k, int64_t tap, int64_t place) {
+      if (tap < width) dw[at(k, tap)] = total[place];
+    });
+  }
+};
+
+} // namespace ADDER_NAMESPACE
+#endif

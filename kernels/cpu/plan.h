@@ -1,0 +1,155 @@
+// How the work is cut: tiles, blocks of channels, tasks, and the stretches of the reduction that a tile goes over.
+#ifndef ADDER_PLAN_H
+#define ADDER_PLAN_H
+
+#include "adder.h"
+#include "vec.h"
+
+namespace ADDER_NAMESPACE {
+
+// Taps that are added up in registers before the sum goes to memory: shortens the chains that rounding grows along.
+constexpr int64_t CHAIN = 256;
+// Bytes of image rows that a task works on, to stay in the second-level cache beside the panels: few where all panels do,
+// more where they come from further away for each chunk.
+constexpr int64_t LEAST_CHUNK = 96 << 10, MOST_CHUNK = 192 << 10;
+// Tasks to cut the work into, where there is enough of it.
+constexpr int64_t TASKS = 32;
+// Rows of a matrix product: a 1x1 kernel's pixels are cut into rows of this many, whatever the image's shape.
+constexpr int64_t FLAT_ROW = 60; // of tiles of 5, 6, 10 and 12 pixels
+
+struct Segment {
+  int64_t source; // offset in the image, from the tile's first pixel
+  int64_t panel;  // first tap
+  int64_t length; // taps
+  bool last;      // of a chain
+};
+
+// Columns of a tile: NV vectors of one group.
+struct Block {
+  int64_t group, vector; // vector: counted over all groups
+  int64_t channel;       // first channel, counted over all groups
+  int64_t channels;      // how many of the NV * L are real
+  int nv;
+};
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// `count` things in `parts` parts that differ by one at most, the larger ones first.
+struct Cut {
+  int64_t least, larger;
+  Cut(int64_t count, int64_t parts) : least(count / max64(1, parts)), larger(count % max64(1, parts)) {}
+  int64_t size(int64_t part) const { return least + (part < larger); }
+};
+
+// The largest number of pixels that tiles of nv vectors are built for; x_too: the tile holds x beside its sums.
+template <class T> constexpr int max_pixels(int nv, bool x_too) {
+  if (T::REGISTERS >= 32) return x_too ? (nv == 1 ? 12 : 6) : (nv == 1 ? 14 : nv == 2 ? 12 : 6);
+  return x_too ? (nv == 1 ? 8 : 4) : (nv == 1 ? 10 : 5);
+}
+constexpr int MAX_PIXELS = 14, MAX_SUM = 24 * 16; // floats in the largest tile: 24 vectors of 16
+// Four vectors want 32 registers; with fewer than 7 pixels in a row they fill them better than two.
+template <class T> constexpr int max_vectors(int64_t pixels, bool x_too) {
+  return T::REGISTERS >= 32 && !x_too && pixels <= 6 ? 4 : 2;
+}
+
+// Cuts `channels` channels for each of `groups` into blocks; returns how many. blocks may be null, to count.
+template <class T> int64_t cut_blocks(int64_t groups, int64_t channels, int nv_max, Block *blocks) {
+  const int64_t vectors = ceil_div(channels, T::L);
+  int64_t count = 0;
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t v = 0; v < vectors;) {
+      int nv = nv_max;
+      while (nv > vectors - v) nv /= 2;
+      if (blocks)
+        blocks[count] = {g, g * vectors + v, g * channels + v * T::L, min64(channels - v * T::L, nv * T::L), nv};
+      v += nv;
+      ++count;
+    }
+  return count;
+}
+
+// Tasks: images times chunks of rows times parts of the blocks.
+struct Split {
+  int64_t images, rows, chunk, chunks, blocks, parts;
+  // rows_first: whether rather the rows than the blocks are cut where there are few images.
+  Split(int64_t images_, int64_t rows_, int64_t row_bytes, int64_t panel_bytes, int64_t blocks_, bool rows_first = true)
+      : images(images_), rows(rows_), blocks(blocks_) {
+    const int64_t least = rows_first ? images : images * blocks;
+    chunk = max64(1, min64(rows, max64(LEAST_CHUNK, min64(MOST_CHUNK, panel_bytes)) / max64(1, row_bytes)));
+    if (least * ceil_div(rows, chunk) < TASKS) chunk = max64(1, ceil_div(rows, ceil_div(TASKS, max64(1, least))));
+    chunks = ceil_div(rows, chunk);
+    parts = max64(1, min64(blocks, TASKS / max64(1, images * chunks)));
+  }
+  int64_t tasks() const { return images * chunks * parts; }
+};
+
+struct Task {
+  int64_t image, row_begin, row_end, block_begin, block_end;
+  Task(const Split &s, int64_t i) {
+    const int64_t part = i % s.parts, chunk = i / s.parts % s.chunks;
+    image = i / s.parts / s.chunks;
+    row_begin = chunk * s.chunk;
+    row_end = min64(s.rows, row_begin + s.chunk);
+    block_begin = s.blocks * part / s.parts;
+    block_end = s.blocks * (part + 1) / s.parts;
+  }
+};
+
+// A kernel without neighbours is a matrix product: its pixels are one long row, cut into rows of FLAT_ROW, the last of
+// which may be shorter (last_width). A kernel that covers the whole image is one too, with C' = R * S * C.
+struct Shape : adder_shape {
+  int64_t Cg, Kg, taps;
+  int64_t last_width; // pixels in the last row
+  explicit Shape(const adder_shape &s) : adder_shape(s) {
+    const bool no_padding = pad_top == 0 && pad_left == 0 && (P - 1) * stride_h + (R - 1) * dilation_h + 1 <= H &&
+                            (Q - 1) * stride_w + (S - 1) * dilation_w + 1 <= W;
+    if (groups == 1 && no_padding && P == 1 && Q == 1 && R == H && S == W && dilation_h == 1 && dilation_w == 1) {
+      C *= R * S;
+      H = W = R = S = stride_h = stride_w = 1;
+    }
+    last_width = -1;
+    // Not with groups: the kernels for small ones know no shorter last row.
+    if (groups == 1 && R == 1 && S == 1 && stride_h == 1 && stride_w == 1 && no_padding) {
+      const int64_t pixels = N * H * W;
+      W = Q = max64(1, min64(pixels, FLAT_ROW));
+      H = P = ceil_div(pixels, W);
+      last_width = pixels - (H - 1) * W;
+      N = 1;
+    }
+    Cg = C / groups;
+    Kg = K / groups;
+    taps = R * S * Cg;
+  }
+  int64_t width(int64_t row, int64_t rows, int64_t full) const {
+    return last_width >= 0 && row == rows - 1 ? last_width : full;
+  }
+  // Are groups so small that lanes over the channels of one group would mostly be empty?
+  template <class T> bool small_groups(int64_t channels_of_a_group) const {
+    return groups > 1 && channels_of_a_group <= T::L / 2;
+  }
+};
+
+// Adds a stretch of the reduction to a row's segments. What is longer than a chain is cut into equal pieces, and a chain
+// ends before a piece that it has no room for: each piece is a loop of its own, so the fewer the better. Returns the new
+// count.
+static inline int64_t add_segment(Segment *segments, int64_t count, int64_t &chain, int64_t source, int64_t panel,
+                                  int64_t length) {
+  const int64_t pieces = ceil_div(length, CHAIN);
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t begin = length * i / pieces, n = length * (i + 1) / pieces - begin;
+    if (chain > 0 && chain + n > CHAIN) {
+      segments[count - 1].last = true;
+      chain = 0;
+    }
+    segments[count++] = {source + begin, panel + begin, n, false};
+    chain += n;
+  }
+  return count;
+}
+
+static inline int64_t segment_capacity(int64_t taps, int64_t pieces) { return pieces + taps / CHAIN + 2; }
+
+} // namespace ADDER_NAMESPACE
+#endif
