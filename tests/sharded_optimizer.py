@@ -1,13 +1,14 @@
-"""For tests/test_optim.py, in two processes: AdderSGD on parameters in parts (FSDP 2) and on whole ones."""
+"""For tests/test_optim.py, in two processes: AdderSGD on parameters in parts (FSDP 2), whole and flat (FSDP 1) ones."""
 
 import copy
 import os
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from adder_zoo import Adder2d, AdderSGD
 
@@ -36,6 +37,11 @@ for network, optimizer in networks:
 for p, q, first in zip(whole.parameters(), parts.parameters(), before.parameters(), strict=True):
     assert not torch.equal(p, first)
     torch.testing.assert_close(q.full_tensor(), p)
+for original in (False, True):  # the optimizer gets the flat parameter itself, or views of this process's piece of it
+    flat = FullyShardedDataParallel(copy.deepcopy(before), use_orig_params=original, device_id=torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="fully_shard"):
+        AdderSGD(flat.parameters(), **options)
+    AdderSGD(flat.parameters(), adder_lr="none", **options)
 os.write(1, f"process {dist.get_rank()}: equal\n".encode())  # in one piece: print writes the line's end by itself
 dist.barrier()
 os._exit(0)  # past the process groups' threads, which sometimes abort the interpreter on its way out

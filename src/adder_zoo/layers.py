@@ -6,7 +6,6 @@ re-parameterisation, quantisation) rely on linearity in the weights, which a dis
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 
 from .functional import INPUT_GRADS, WEIGHT_GRADS, adder2d
 from .implementations import IMPLEMENTATIONS
+from .living import LAYERS
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-
-_layers: weakref.WeakSet[AdderLayer] = weakref.WeakSet()
 
 
 class AdderLayer(nn.Module):
@@ -36,7 +34,7 @@ class AdderLayer(nn.Module):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AdderLayer:
         layer = super().__new__(cls)
-        _layers.add(layer)
+        LAYERS.add(layer)
         return layer
 
     def __init__(self, weight_grad: str, input_grad: str, p: float, impl: str | None) -> None:
@@ -228,8 +226,31 @@ class AdderLinear(AdderLayer):
         return nn.Linear.extra_repr(self) + self._operator_repr()  # type: ignore[arg-type]
 
 
+def filters_of(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an adder layer's filters are, or are computed from.
+
+    That is ``weight``; or, where something computes it at each call, all that it is computed from: ``weight_orig``
+    (``nn.utils.prune``, the old ``spectral_norm``), ``weight_g`` and ``weight_v`` (the old ``weight_norm``), and all
+    parameters in ``parametrizations.weight`` (``nn.utils.parametrize`` and the norms that stand on it). A layer that is
+    half made has none.
+    """
+    own: dict[str, nn.Parameter | None] = layer.__dict__.get("_parameters", {})
+    weight = own.get("weight")
+    if weight is not None:
+        return [weight]
+    found = [p for name, p in own.copy().items() if name.startswith("weight_") and p is not None]
+    modules: dict[str, nn.Module | None] = layer.__dict__.get("_modules", {})
+    lists = modules.get("parametrizations")
+    if lists is not None:
+        found += [p for name, one in lists.named_children() if name.startswith("weight") for p in one.parameters()]
+    return found
+
+
 def adder_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The filters of all adder layers in ``model``, each once: those with a learning rate of their own (Eq. 12, 13).
+
+    They are parameters of the network, frozen or not; where a filter is computed (pruning, ``weight_norm``, ...), those
+    that it is computed from, see ``AdderSGD``.
 
     Keep them out of gradient clipping: the adaptive rate brings their gradients to a fixed norm anyway, and their raw
     norm says nothing::
@@ -239,12 +260,14 @@ def adder_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """
     seen: set[int] = set()
     for module in model.modules():
-        if isinstance(module, AdderLayer) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            yield module.weight  # type: ignore[misc]
+        if module in LAYERS:
+            for filters in filters_of(module):
+                if id(filters) not in seen:
+                    seen.add(id(filters))
+                    yield filters
 
 
 def is_adder_weight(parameters: Iterable[Tensor]) -> list[bool]:
-    """For each of ``parameters``, whether it is the weight of a living adder layer."""
-    weights = {id(layer._parameters.get("weight")) for layer in _layers}
-    return [id(parameter) in weights for parameter in parameters]
+    """For each of ``parameters``, whether the filters of a living adder layer are it, or are computed from it."""
+    filters = {id(p) for layer in LAYERS for p in filters_of(layer)}
+    return [id(parameter) in filters for parameter in parameters]
