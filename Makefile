@@ -3,7 +3,7 @@
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
 # make driver  the CPU library's driver without Python, into build/, for benchmarks/limits.py and tests/native/count.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
-# make check   lint and types
+# make check   lint, format and types
 # make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
 # make cards   the model cards in hub_cards/, from results.json
 # make gpu-train  the paper's trainings on a GPU for MINUTES=10, to be taken up again; DATA=FOLDER has MNIST and CIFAR-10
@@ -49,6 +49,7 @@ driver: install
 
 check: install
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror kernels/cpu/*.h kernels/cpu/*.cpp tests/native/*.cpp benchmarks/*.cpp
 	$(BIN)/mypy
 
 gpu:

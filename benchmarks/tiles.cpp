@@ -2,10 +2,12 @@
 //
 //   mkdir -p build
 //   g++ -O3 -mavx2 -mfma -std=c++17 benchmarks/tiles.cpp -o build/tiles && build/tiles
-//   g++ -O3 -mavx512f -mavx512dq -mprefer-vector-width=512 -std=c++17 benchmarks/tiles.cpp -o build/tiles && build/tiles
 //
-// Thread CPU time for one vector of one tap, as a multiple of an fma tile's (a convolution's) in the same process; the median
-// over rounds that take turns. A tile is named by its pixels and vectors, of 8 lanes with AVX2 and 16 with AVX-512.
+// For AVX-512 take -mavx512f -mavx512dq -mprefer-vector-width=512 and not -mavx2 -mfma.
+//
+// Thread CPU time for one vector of one tap, as a multiple of an fma tile's (a convolution's) in the same process; the
+// median over rounds that take turns. A tile is named by its pixels and vectors, of 8 lanes with AVX2 and 16 with
+// AVX-512.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -100,8 +102,9 @@ __attribute__((noinline)) void tile(const float *x, const float *w, const float 
     for (int v = 0; v < NV; ++v) store(sum + (m * NV + v) * L, acc[m][v]);
 }
 
-// dx of 3 pixels and one channel for a vector of images: dy of the images lies side by side, so that an fma takes it from
-// memory. An fma takes four cycles: two sums for each pixel, for even and odd taps. The next tap's filter is loaded early.
+// dx of 3 pixels and one channel for a vector of images: dy of the images lies side by side, so that an fma takes it
+// from memory. An fma takes four cycles: two sums for each pixel, for even and odd taps. The next tap's filter is
+// loaded early.
 __attribute__((noinline)) void images(const float *dy, const float *w, const float *own, float *sum) {
   constexpr int MR = 3, ROW = (TAPS + 16) * L;
   V acc[2][MR], low[MR], high[MR];

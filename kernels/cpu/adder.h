@@ -19,11 +19,11 @@ extern "C" {
 #endif
 
 typedef struct {
-  int64_t N, C, H, W;             /* input */
-  int64_t K, R, S, P, Q;          /* filters and output */
-  int64_t groups;                 /* divides C and K */
+  int64_t N, C, H, W;    /* input */
+  int64_t K, R, S, P, Q; /* filters and output */
+  int64_t groups;        /* divides C and K */
   int64_t stride_h, stride_w;
-  int64_t pad_top, pad_left;      /* bottom and right follow from P and Q */
+  int64_t pad_top, pad_left; /* bottom and right follow from P and Q */
   int64_t dilation_h, dilation_w;
 } adder_shape;
 
@@ -39,13 +39,14 @@ ADDER_API const char *adder_isa(void);
 ADDER_API const char *adder_isas(void);
 /* Takes another instruction set than the best one; returns 0 if this CPU or build lacks it. */
 ADDER_API int adder_use(const char *isa);
-/* Whether AVX2 adds up by additions (1) or by fma(., 1) (0), which take the CPU's ports differently and give the same bits;
- * -1: what this CPU is faster with, as at first. */
+/* Whether AVX2 adds up by additions (1) or by fma(., 1) (0), which take the CPU's ports differently and give the same
+ * bits; -1: what this CPU is faster with, as at first. */
 ADDER_API void adder_set_adds(int adds);
 /* NULL: one thread. */
 ADDER_API void adder_set_parallel_for(adder_parallel_for parallel_for);
 
-/* What is done to y in the same pass: y <- act(scale[k] y + shift[k] + residual), batch norm at inference and what follows. */
+/* What is done to y in the same pass: y <- act(scale[k] y + shift[k] + residual), batch norm at inference and what
+ * follows. */
 typedef struct {
   const float *scale, *shift; /* [K] */
   const float *residual;      /* [N, P, Q, K]; NULL: none. It must not be y's own memory. */
@@ -68,9 +69,9 @@ ADDER_API int adder_grad_input(const adder_shape *shape, const float *dy, const 
 /* dw = sum dy t(x - w), Eq. 4 (ADDER_SIGN) and 5 (ADDER_FULL), tap by tap: for the sign, and for infinities. */
 ADDER_API int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw,
                                 int mode);
-/* dw = sum dy x - w sum dy, which is Eq. 5 for finite operands; ADDER_NOT_FINITE where dw is not, and adder_grad_weight has
- * to say what Eq. 5 is. ADDER_UNSUITED (and dw untouched) where a convolution's weight gradient is the better way: grouped
- * filters, 1x1 kernels with many channels, channels that do not fill vectors. */
+/* dw = sum dy x - w sum dy, which is Eq. 5 for finite operands; ADDER_NOT_FINITE where dw is not, and adder_grad_weight
+ * has to say what Eq. 5 is. ADDER_UNSUITED (and dw untouched) where a convolution's weight gradient is the better way:
+ * grouped filters, 1x1 kernels with many channels, channels that do not fill vectors. */
 ADDER_API int adder_grad_weight_product(const adder_shape *shape, const float *dy, const float *x, const float *w,
                                         float *dw);
 /* The same from a convolution's weight gradient: dw holds sum dy x. */

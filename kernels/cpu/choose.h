@@ -15,8 +15,8 @@
 namespace ADDER_NAMESPACE {
 
 template <class T>
-int forward_as(const Shape &shape, const float *x, const float *w, const float *packed, const adder_epilogue *e, float *y,
-               bool exact) {
+int forward_as(const Shape &shape, const float *x, const float *w, const float *packed, const adder_epilogue *e,
+               float *y, bool exact) {
   const double operations = 1. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
   const bool small = shape.small_groups<T>(shape.Kg);
   const Epilogue<T> epilogue(e, small ? 1 : shape.groups, small ? shape.K : shape.Kg);
@@ -100,7 +100,8 @@ int grad_input_over_images(const Shape &shape, const float *dy, const float *x, 
 }
 
 template <class T>
-int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode, bool exact) {
+int grad_input_as(const Shape &shape, const float *dy, const float *x, const float *w, float *dx, int mode,
+                  bool exact) {
   const double operations = 2. * shape.N * shape.P * shape.Q * shape.taps * shape.K / T::L;
   if (depthwise<T>(shape)) {
     Scratch<float> filters(packed_floats<T>(shape));
@@ -154,7 +155,7 @@ inline int grad_input(const adder_shape *s, const float *dy, const float *x, con
   const int64_t lanes = shape.small_groups<Widest>(shape.Cg) ? shape.C : shape.Cg;
   const bool narrow = depthwise<Narrow>(shape) ? !depthwise<Widest>(shape) : lanes <= Narrow::L;
   return narrow ? grad_input_as<Narrow>(shape, dy, x, w, dx, mode, exact)
-                            : grad_input_as<Widest>(shape, dy, x, w, dx, mode, exact);
+                : grad_input_as<Widest>(shape, dy, x, w, dx, mode, exact);
 }
 
 template <class T>
@@ -242,7 +243,8 @@ inline const char *kernel(const adder_shape *s, int direction) {
   if (direction == ADDER_FORWARD) {
     if (depthwise<Narrow>(shape)) return "depthwise";
     if (shape.small_groups<Widest>(shape.Kg)) return "lanes over groups";
-    if (!Forward<Widest>::takes_identity(shape, false)) return narrow_forward(shape) ? "differences, narrow" : "differences";
+    if (!Forward<Widest>::takes_identity(shape, false))
+      return narrow_forward(shape) ? "differences, narrow" : "differences";
     return narrow_forward(shape) ? "identity, narrow" : "identity";
   }
   if (direction == ADDER_GRAD_INPUT) {

@@ -21,8 +21,7 @@ template <class T> struct DepthwiseForward : Shape {
 
   DepthwiseForward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_)
       : Shape(shape), x(x_), y(y_), lanes(ceil_div(C, T::L) * T::L), filters(packed), epilogue(epilogue_),
-        columns(columns_of_images(*this)),
-        split(N, P, stride_h * W * C * 4, MOST_CHUNK, 1) {}
+        columns(columns_of_images(*this)), split(N, P, stride_h * W * C * 4, MOST_CHUNK, 1) {}
 
   void run(int64_t begin, int64_t end) {
     static constexpr DepthwiseForwardTiles<T> depthwise_tiles;
@@ -37,7 +36,8 @@ template <class T> struct DepthwiseForward : Shape {
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
       for (int64_t p = task.row_begin; p < task.row_end; ++p) {
-        const DepthwiseTaps found = rows_of(*this, x + task.image * H * W * C, p, columns, lanes, zeros, pointers, runs);
+        const DepthwiseTaps found =
+            rows_of(*this, x + task.image * H * W * C, p, columns, lanes, zeros, pointers, runs);
         memset(outside, 0, static_cast<size_t>(C) * sizeof(float));
         for (int64_t r = 0; r < R; ++r) {
           const int64_t h = p * stride_h - pad_top + r * dilation_h;
@@ -102,7 +102,8 @@ template <class T> struct DepthwiseGradInput : Shape {
     return ph < 0 || ph % stride_h || ph / stride_h >= P ? -1 : ph / stride_h;
   }
 
-  // The taps that meet a phase of row h. Columns of dy go down as those of the filters go up, so runs begin at their ends.
+  // The taps that meet a phase of row h. Columns of dy go down as those of the filters go up, so runs begin at their
+  // ends.
   DepthwiseTaps find_taps(int64_t h, int64_t phase, Run *runs) const {
     DepthwiseTaps found(runs, R * S, -apart * lanes);
     int64_t rows = 0;
@@ -129,8 +130,8 @@ template <class T> struct DepthwiseGradInput : Shape {
       mr = cut.size(j);
       for (int64_t next = 0; next < C; next += T::L) {
         if (good_w)
-          next = depthwise_tiles.of[mr](found, pointers + q, filters, x + origin + q * step, dx + origin + q * step, step,
-                                        next, C, limit);
+          next = depthwise_tiles.of[mr](found, pointers + q, filters, x + origin + q * step, dx + origin + q * step,
+                                        step, next, C, limit);
         if (next >= C) break;
         const int64_t c = min64(next, C - T::L);
         for (int64_t m = 0; m < mr; ++m)
@@ -151,10 +152,9 @@ template <class T> struct DepthwiseGradWeight : Shape {
   Flag failed, infinite;
 
   DepthwiseGradWeight(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dw_)
-      : Shape(shape), dy(dy_), x(x_), w(w_), dw(dw_), lanes(ceil_div(C, T::L) * T::L),
-        floats((taps + 1) * lanes), columns(columns_of_images(*this)),
-        rows(min64(P, max64(1, DW_PIXELS / Q))), chunks(ceil_div(P, rows)), units(N * chunks),
-        parts(max64(1, min64(min64(units, TASKS), N * (H * W + P * Q) * C / (4 * floats)))) {}
+      : Shape(shape), dy(dy_), x(x_), w(w_), dw(dw_), lanes(ceil_div(C, T::L) * T::L), floats((taps + 1) * lanes),
+        columns(columns_of_images(*this)), rows(min64(P, max64(1, DW_PIXELS / Q))), chunks(ceil_div(P, rows)),
+        units(N * chunks), parts(max64(1, min64(min64(units, TASKS), N * (H * W + P * Q) * C / (4 * floats)))) {}
 
   void run(int64_t part, int64_t last) {
     static constexpr DepthwiseGradWeightTiles<T> depthwise_tiles;
@@ -179,7 +179,8 @@ template <class T> struct DepthwiseGradWeight : Shape {
             depthwise_tiles.of[mr](found, pointers + q, from, C, unit_sums, unit_sums + taps * lanes);
           }
         }
-        for (int64_t i = 0; i < floats; i += T::L) T::store(part_sums + i, T::load(part_sums + i) + T::load(unit_sums + i));
+        for (int64_t i = 0; i < floats; i += T::L)
+          T::store(part_sums + i, T::load(part_sums + i) + T::load(unit_sums + i));
       }
     }
   }

@@ -7,22 +7,23 @@
 
 namespace ADDER_NAMESPACE {
 
-// Lanes go over the channels, and nothing is copied: tiles reach their pixels through pointers, and where there is padding
-// these lead to zeros. A tile goes over all channels, as they lie side by side in memory, with all its taps for each vector.
+// Lanes go over the channels, and nothing is copied: tiles reach their pixels through pointers, and where there is
+// padding these lead to zeros. A tile goes over all channels, as they lie side by side in memory, with all its taps for
+// each vector.
 template <class T> bool depthwise(const Shape &s) { return s.groups == s.C && s.C == s.K && s.C >= T::L; }
 
 // Pixels of the tiles, whose dx holds x beside its sums.
 template <class T> constexpr int depthwise_pixels(bool x_too) { return x_too && T::REGISTERS < 32 ? 6 : 8; }
 
-// The taps of a row of outputs or of dx, in runs: the next tap of a run meets, at each pixel, what this one meets at the next
-// pixel, so a tile loads each column once for all of them. A run of one place among the pointers, where its first tap meets
-// the first pixel, and one of its filters.
+// The taps of a row of outputs or of dx, in runs: the next tap of a run meets, at each pixel, what this one meets at
+// the next pixel, so a tile loads each column once for all of them. A run of one place among the pointers, where its
+// first tap meets the first pixel, and one of its filters.
 constexpr int LONGEST_RUN = 3; // whose filters have room in registers
 struct Run {
   int64_t place, filter;
 };
 struct DepthwiseTaps {
-  Run *runs; // [LONGEST_RUN][room], by length
+  Run *runs;                              // [LONGEST_RUN][room], by length
   int64_t room, step, count[LONGEST_RUN]; // step: between the filters of a run's taps
   DepthwiseTaps(Run *runs_, int64_t room_, int64_t step_) : runs(runs_), room(room_), step(step_), count() {}
   // Taps whose places follow each other.
@@ -38,9 +39,11 @@ struct DepthwiseTaps {
 struct Columns {
   int64_t width, left, padded, phases, of_phase;
   Columns(int64_t width_, int64_t left_, int64_t right, int64_t phases_)
-      : width(width_), left(left_), padded(left_ + width_ + right), phases(phases_), of_phase(ceil_div(padded, phases_)) {}
+      : width(width_), left(left_), padded(left_ + width_ + right), phases(phases_),
+        of_phase(ceil_div(padded, phases_)) {}
   int64_t row() const { return phases * of_phase; }
-  int64_t place(int64_t column) const { return column % phases * of_phase + column / phases; } // column: of the padded ones
+  // column: of the padded ones.
+  int64_t place(int64_t column) const { return column % phases * of_phase + column / phases; }
   void point(const float *pixels, int64_t channels, const float *zeros, const float **to) const {
     for (int64_t phase = 0; phase < phases; ++phase)
       for (int64_t i = 0; i < of_phase; ++i) {
@@ -87,8 +90,8 @@ ADDER_INLINE void each_tap(const DepthwiseTaps &taps, const float *const *column
 
 // y[m] = -(outside + sum over taps of |x - w|) for MR pixels and all channels.
 template <class T, int MR>
-__attribute__((noinline)) void depthwise_forward_tile(const DepthwiseTaps &taps, const float *const *columns, const float *w,
-                                                      const float *outside, const Output<T> &out) {
+__attribute__((noinline)) void depthwise_forward_tile(const DepthwiseTaps &taps, const float *const *columns,
+                                                      const float *w, const float *outside, const Output<T> &out) {
   typedef typename T::V V;
   const V one = T::opaque(T::set(1.f));
   const int64_t channels = out.channels;
@@ -106,8 +109,8 @@ __attribute__((noinline)) void depthwise_forward_tile(const DepthwiseTaps &taps,
   }
 }
 
-// dx[m] = sum over taps of dy * t(w - x) for MR pixels and the channels from `next` on, up to the first vector that has an |x|
-// beyond `limit`; returns where that is.
+// dx[m] = sum over taps of dy * t(w - x) for MR pixels and the channels from `next` on, up to the first vector that has
+// an |x| beyond `limit`; returns where that is.
 template <class T, int MR, int MODE>
 __attribute__((noinline)) int64_t depthwise_grad_input_tile(const DepthwiseTaps &taps, const float *const *columns,
                                                             const float *w, const float *x, float *dx, int64_t step,
@@ -144,8 +147,8 @@ template <class T> struct DepthwiseForwardTiles {
 };
 
 template <class T, int MODE> struct DepthwiseGradInputTiles {
-  int64_t (*of[depthwise_pixels<T>(true) + 1])(const DepthwiseTaps &, const float *const *, const float *, const float *,
-                                               float *, int64_t, int64_t, int64_t, float);
+  int64_t (*of[depthwise_pixels<T>(true) + 1])(const DepthwiseTaps &, const float *const *, const float *,
+                                               const float *, float *, int64_t, int64_t, int64_t, float);
   constexpr DepthwiseGradInputTiles() : of() { list<depthwise_pixels<T>(true)>(); }
   template <int MR> constexpr void list() {
     of[MR] = depthwise_grad_input_tile<T, MR, MODE>;
@@ -165,8 +168,8 @@ static inline Columns columns_of_images(const Shape &s) {
 }
 
 // The taps of output row p whose rows lie inside of the image, and pointers to these rows' pixels.
-static inline DepthwiseTaps rows_of(const Shape &s, const float *image, int64_t p, const Columns &columns, int64_t lanes,
-                                    const float *zeros, const float **pointers, Run *runs) {
+static inline DepthwiseTaps rows_of(const Shape &s, const float *image, int64_t p, const Columns &columns,
+                                    int64_t lanes, const float *zeros, const float **pointers, Run *runs) {
   const int64_t apart = depthwise_apart(s);
   DepthwiseTaps found(runs, s.R * s.S, apart * lanes);
   int64_t rows = 0;
@@ -175,7 +178,8 @@ static inline DepthwiseTaps rows_of(const Shape &s, const float *image, int64_t 
     if (h < 0 || h >= s.H) continue;
     columns.point(image + h * s.W * s.C, s.C, zeros, pointers + rows * columns.row());
     for (int64_t t = 0; t < min64(apart, s.S); ++t)
-      found.add(rows * columns.row() + columns.place(t * s.dilation_w), (r * s.S + t) * lanes, ceil_div(s.S - t, apart));
+      found.add(rows * columns.row() + columns.place(t * s.dilation_w), (r * s.S + t) * lanes,
+                ceil_div(s.S - t, apart));
     ++rows;
   }
   return found;
@@ -184,7 +188,8 @@ static inline DepthwiseTaps rows_of(const Shape &s, const float *image, int64_t 
 // sums[tap] += sum of dy * x over MR pixels, all channels; and dy's own sum.
 template <class T, int MR>
 __attribute__((noinline)) void depthwise_grad_weight_tile(const DepthwiseTaps &taps, const float *const *columns,
-                                                          const float *dy, int64_t channels, float *sums, float *dy_sums) {
+                                                          const float *dy, int64_t channels, float *sums,
+                                                          float *dy_sums) {
   typedef typename T::V V;
   for (int64_t next = 0; next < channels; next += T::L) {
     const int64_t c = min64(next, channels - T::L);
@@ -216,8 +221,8 @@ __attribute__((noinline)) void depthwise_grad_weight_tile(const DepthwiseTaps &t
 }
 
 template <class T> struct DepthwiseGradWeightTiles {
-  void (*of[depthwise_pixels<T>(false) + 1])(const DepthwiseTaps &, const float *const *, const float *, int64_t, float *,
-                                             float *);
+  void (*of[depthwise_pixels<T>(false) + 1])(const DepthwiseTaps &, const float *const *, const float *, int64_t,
+                                             float *, float *);
   constexpr DepthwiseGradWeightTiles() : of() { list<depthwise_pixels<T>(false)>(); }
   template <int MR> constexpr void list() {
     of[MR] = depthwise_grad_weight_tile<T, MR>;

@@ -12,16 +12,17 @@ template <class T> struct Forward : Shape {
   const float *x;
   float *y;
   bool identity;
-  int64_t image_floats, image_width, skip_h, skip_w; // of the image as it is; steps between the pixels that are gathered
-  int64_t left, right;                               // columns of padding
-  const float *panels, *row_sums;                    // see packed_floats
+  int64_t image_floats, image_width, skip_h,
+      skip_w;                     // of the image as it is; steps between the pixels that are gathered
+  int64_t left, right;            // columns of padding
+  const float *panels, *row_sums; // see packed_floats
   const Epilogue<T> &epilogue;
   Block *blocks;
   Split split;
   Flag failed;
 
-  Forward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_, bool exact_,
-          Block *blocks_, int64_t block_count)
+  Forward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_,
+          bool exact_, Block *blocks_, int64_t block_count)
       : Shape(gathered(shape, exact_) ? without_stride(shape) : shape), x(x_), y(y_),
         identity(takes_identity(shape, exact_)), image_floats(shape.H * shape.W * C), image_width(shape.W),
         skip_h(shape.stride_h / stride_h), skip_w(shape.stride_w / stride_w), left(pad_left),
@@ -55,8 +56,7 @@ template <class T> struct Forward : Shape {
     for (int64_t r = 0; r < R; ++r) {
       if (!row_inside(p, r)) continue;
       const int64_t source = (p * stride_h - pad_top + r * dilation_h - rows.begin) * rows.stride;
-      if (groups == 1 && dilation_w == 1)
-        count = add_segment(segments, count, chain, source, r * S * Cg, S * Cg);
+      if (groups == 1 && dilation_w == 1) count = add_segment(segments, count, chain, source, r * S * Cg, S * Cg);
       else
         for (int64_t s = 0; s < S; ++s)
           count = add_segment(segments, count, chain, source + s * dilation_w * C, (r * S + s) * Cg, Cg);
@@ -119,7 +119,8 @@ template <class T> struct Forward : Shape {
           if (joins_rows<T>(blocks[b].nv) && Q >= max_pixels<T>(2, false) && all_inside(task.row_begin + p))
             while (p + n < tile_rows && all_inside(task.row_begin + p + n)) ++n;
           const float *const sum_x = patches + (identity ? (2 * blocks[b].group * tile_rows + p) * Q : 0);
-          rows_of_tiles(blocks[b], task.image, task.row_begin + p, n, rows, segments, sum_x, sum_x + tile_rows * Q, ahead);
+          rows_of_tiles(blocks[b], task.image, task.row_begin + p, n, rows, segments, sum_x, sum_x + tile_rows * Q,
+                        ahead);
         }
     }
   }
@@ -194,10 +195,8 @@ template <class T> struct Forward : Shape {
       V sw = T::set(0.f), aw = T::set(0.f), out = T::set(0.f);
       for (int64_t r = 0; r < R; ++r) {
         const float *from = row_sums + ((block.vector + v) * R + r) * 2 * T::L;
-        if (row_inside(p, r))
-          sw = sw + T::load(from), aw = aw + T::load(from + T::L);
-        else
-          out = out + T::load(from + T::L); // a padded tap has x = 0 and adds |w|
+        if (row_inside(p, r)) sw = sw + T::load(from), aw = aw + T::load(from + T::L);
+        else out = out + T::load(from + T::L); // a padded tap has x = 0 and adds |w|
       }
       T::store(sum_w + v * T::L, sw - out);
       T::store(abs_w + v * T::L, aw + out);
@@ -207,14 +206,22 @@ template <class T> struct Forward : Shape {
     const int64_t count = segments_of_row(p, rows, segments);
     const int64_t next_row = stride_h * rows.stride - Q * step; // beyond the step from a row's last pixel
     const int64_t tiles = ceil_div(pixels, max_pixels<T>(block.nv, false));
-    Output<T> out = epilogue.output(y, (image * P + p) * Q * K + block.channel, K, block.vector, block.nv, block.channels);
+    Output<T> out =
+        epilogue.output(y, (image * P + p) * Q * K + block.channel, K, block.vector, block.nv, block.channels);
     int64_t offsets[MAX_PIXELS], left_in_row = Q;
     for (int64_t m = 0; m < MAX_PIXELS; ++m) offsets[m] = joins_rows<T>(block.nv) ? m * step : step;
     bool regular = true; // offsets are a step apart
     // Vectors that are not whole are written beside y first.
     const Output<T> aside = {values, nullptr, block.nv * T::L, nullptr, nullptr, false, block.nv * T::L, true};
-    ForwardRow<T> row = {segments, count, offsets, panels + block.vector * taps * T::L, taps * T::L, sum, outside,
-                         out.whole ? out : aside, {sum_x, abs_x, sum_w, abs_w, most_x, most_w}};
+    ForwardRow<T> row = {segments,
+                         count,
+                         offsets,
+                         panels + block.vector * taps * T::L,
+                         taps * T::L,
+                         sum,
+                         outside,
+                         out.whole ? out : aside,
+                         {sum_x, abs_x, sum_w, abs_w, most_x, most_w}};
     const ForwardTile<T> *const tile = forward_tiles<T>(block.nv, identity);
     const float *from = rows.data + block.group * Cg;
     const Cut cut(pixels, tiles);
@@ -229,8 +236,7 @@ template <class T> struct Forward : Shape {
         regular = left_in_row >= max_pixels<T>(2, false);
       }
       if (!tile[mr](row, from)) forward_tiles<T>(block.nv, false)[mr](row, from);
-      if (out.whole)
-        row.out.advance(mr);
+      if (out.whole) row.out.advance(mr);
       else {
         for (int64_t m = 0; m < mr; ++m)
           store_pixel<T>(out, m, block.nv, [&](int v) { return T::load(values + (m * block.nv + v) * T::L); });

@@ -14,35 +14,37 @@ constexpr int64_t UNROLLED = 4;
 #define ADDER_FILTERS(U) "vmovups 32*" #U "(%%rdx), %%ymm12\n\tvmovups 32*" #U "(%%rdx,%[stride],4), %%ymm13\n\t"
 #define ADDER_BY_FMA(FROM, TO) "vfmadd231ps %[one], " FROM ", " TO "\n\t"
 #define ADDER_BY_ADD(FROM, TO) "vaddps " FROM ", " TO ", " TO "\n\t"
-#define ADDER_PIXEL(SUM, U, M, X)                                                                                            \
-  "vbroadcastss 4*" #U "(" X "), %%ymm14\n\tvmaxps %%ymm12, %%ymm14, %%ymm15\n\tvmaxps %%ymm13, %%ymm14, %%ymm14\n\t"         \
-      SUM("%%ymm15", "%[a" #M "]") SUM("%%ymm14", "%[b" #M "]")
-#define ADDER_FOUR(SUM, U)                                                                                                   \
-  ADDER_FILTERS(U) ADDER_PIXEL(SUM, U, 0, "%%rax") ADDER_PIXEL(SUM, U, 1, "%%rax,%[o1],4")                                     \
-      ADDER_PIXEL(SUM, U, 2, "%%rax,%[o2],4") ADDER_PIXEL(SUM, U, 3, "%%rax,%[o3],4")
+#define ADDER_PIXEL(SUM, U, M, X)                                                               \
+  "vbroadcastss 4*" #U "(" X                                                                    \
+  "), %%ymm14\n\tvmaxps %%ymm12, %%ymm14, %%ymm15\n\tvmaxps %%ymm13, %%ymm14, %%ymm14\n\t" SUM( \
+      "%%ymm15", "%[a" #M "]") SUM("%%ymm14", "%[b" #M "]")
+#define ADDER_FOUR(SUM, U)                                                        \
+  ADDER_FILTERS(U)                                                                \
+  ADDER_PIXEL(SUM, U, 0, "%%rax")                                                 \
+  ADDER_PIXEL(SUM, U, 1, "%%rax,%[o1],4")                                         \
+  ADDER_PIXEL(SUM, U, 2, "%%rax,%[o2],4") ADDER_PIXEL(SUM, U, 3, "%%rax,%[o3],4")
 #define ADDER_FIVE(SUM, U) ADDER_FOUR(SUM, U) ADDER_PIXEL(SUM, U, 4, "%%rax,%[o4],4")
-#define ADDER_LOOP(TAP, SUM)                                                                                                 \
-  "mov %[xs], %%rax\n\tmov %[ws], %%rdx\n\tmov %[count], %%rcx\n\t.p2align 5\n1:\n\t"                                        \
-      TAP(SUM, 0) TAP(SUM, 1) TAP(SUM, 2) TAP(SUM, 3)                                                                        \
-  "add $16, %%rax\n\tadd $128, %%rdx\n\tsub $4, %%rcx\n\tjnz 1b"
+#define ADDER_LOOP(TAP, SUM)                                                                                  \
+  "mov %[xs], %%rax\n\tmov %[ws], %%rdx\n\tmov %[count], %%rcx\n\t.p2align 5\n1:\n\t" TAP(SUM, 0) TAP(SUM, 1) \
+      TAP(SUM, 2) TAP(SUM, 3) "add $16, %%rax\n\tadd $128, %%rdx\n\tsub $4, %%rcx\n\tjnz 1b"
 #define ADDER_SUMS(M) [a##M] "+x"(acc[M][0]), [b##M] "+x"(acc[M][1])
-#define ADDER_INPUTS                                                                                                         \
-  [xs] "r"(xs), [ws] "r"(ws), [stride] "r"(panel_stride), [count] "r"(count), [one] "x"(one), [o1] "r"(offset[1]),           \
+#define ADDER_INPUTS                                                                                               \
+  [xs] "r"(xs), [ws] "r"(ws), [stride] "r"(panel_stride), [count] "r"(count), [one] "x"(one), [o1] "r"(offset[1]), \
       [o2] "r"(offset[2]), [o3] "r"(offset[3])
 #define ADDER_CLOBBERS "rax", "rcx", "rdx", "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory"
 
 template <class T, int MR, int NV, bool EXACT> constexpr bool has_unrolled() {
   return !EXACT && T::L == 8 && NV == 2 && (MR == 4 || MR == 5);
 }
-#define ADDER_TAPS_OF_FIVE(SUM)                                                                                              \
-  asm volatile(ADDER_LOOP(ADDER_FIVE, SUM)                                                                                   \
-               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3), ADDER_SUMS(4)                                   \
-               : ADDER_INPUTS, [o4] "r"(offset[4])                                                                             \
+#define ADDER_TAPS_OF_FIVE(SUM)                                                            \
+  asm volatile(ADDER_LOOP(ADDER_FIVE, SUM)                                                 \
+               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3), ADDER_SUMS(4) \
+               : ADDER_INPUTS, [o4] "r"(offset[4])                                         \
                : ADDER_CLOBBERS)
-#define ADDER_TAPS_OF_FOUR(SUM)                                                                                              \
-  asm volatile(ADDER_LOOP(ADDER_FOUR, SUM)                                                                                   \
-               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3)                                                  \
-               : ADDER_INPUTS                                                                                                \
+#define ADDER_TAPS_OF_FOUR(SUM)                                             \
+  asm volatile(ADDER_LOOP(ADDER_FOUR, SUM)                                  \
+               : ADDER_SUMS(0), ADDER_SUMS(1), ADDER_SUMS(2), ADDER_SUMS(3) \
+               : ADDER_INPUTS                                               \
                : ADDER_CLOBBERS)
 template <bool ADDS, class V, int MR, int NV>
 ADDER_INLINE void unrolled_taps(V (&acc)[MR][NV], const float *xs, const int64_t *offset, const float *ws,

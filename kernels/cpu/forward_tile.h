@@ -13,9 +13,9 @@ namespace ADDER_NAMESPACE {
 // The identity  sum |x - w| = 2 sum max(x, w) - sum x - sum w  saves an operation for each tap and loses digits where
 // sums cancel. With A = sum |x|, B = sum |w| and 2 |max(x, w)| <= |x| + |w| + |x - w|, all that it adds up is at most
 // 2 (A + B) + |y| in magnitude, so its error is at most gamma * (2 (A + B) + |y|), gamma = chain * 2^-24 for the
-// longest chain of additions. A tile keeps the result only if A + B <= CANCELLATION * |y| for each output: then the error is
-// at most (2 * CANCELLATION + 1) * gamma * |y|, with chains of CHAIN taps and not of all. A NaN never passes the test,
-// and an infinity or an overflow in A or B fails it, so those too are computed directly.
+// longest chain of additions. A tile keeps the result only if A + B <= CANCELLATION * |y| for each output: then the
+// error is at most (2 * CANCELLATION + 1) * gamma * |y|, with chains of CHAIN taps and not of all. A NaN never passes
+// the test, and an infinity or an overflow in A or B fails it, so those too are computed directly.
 constexpr float CANCELLATION = 4.f;
 // With few taps the test costs what the identity saves.
 constexpr int64_t IDENTITY_TAPS = 32;
@@ -70,8 +70,8 @@ __attribute__((noinline)) bool each_passes(const float *values, int64_t mr, int 
   return good;
 }
 
-// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are no constant
-// step apart then, and each of them takes a register of its own for its offset.
+// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are no
+// constant step apart then, and each of them takes a register of its own for its offset.
 template <class T> constexpr bool joins_rows(int nv) { return T::REGISTERS < 32 && nv == 2; }
 
 // What the tiles of a row work on.
@@ -87,9 +87,9 @@ template <class T> struct ForwardRow {
   Sums sums;
 };
 
-// Writes the outputs of MR pixels from the first one's x on: by |x - w| (EXACT), or by max(x, w) and the identity, and then
-// returns whether all of them pass its test. The sums do not leave the registers in between. ADDS: by additions, not by
-// T::accumulate; the same bits.
+// Writes the outputs of MR pixels from the first one's x on: by |x - w| (EXACT), or by max(x, w) and the identity, and
+// then returns whether all of them pass its test. The sums do not leave the registers in between. ADDS: by additions,
+// not by T::accumulate; the same bits.
 template <class T, int MR, int NV, bool EXACT, bool ADDS>
 __attribute__((noinline)) bool forward_tile(const ForwardRow<T> &row, const float *x) {
   typedef typename T::V V;
@@ -165,10 +165,11 @@ __attribute__((noinline)) bool forward_tile(const ForwardRow<T> &row, const floa
         largest = T::max(acc[m][v], largest);
       }
     store_tile<T, MR, NV>(out, acc);
-    // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so max has lost none. First with
-    // the largest A of all tiles, which is known.
+    // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so max has lost none. First
+    // with the largest A of all tiles, which is known.
     const V least = T::set(-CANCELLATION) * largest;
-    const auto passes = [&](float bound) ADDER_LAMBDA_INLINE { return bound <= MOST && T::all_le(T::set(bound), least); };
+    const auto passes = [&](float bound)
+                            ADDER_LAMBDA_INLINE { return bound <= MOST && T::all_le(T::set(bound), least); };
     if (passes(sums.most_x + sums.most_w) || passes(most<T>(sums.abs_x, MR) + sums.most_w)) return true;
     each([](V &a, float *s) ADDER_LAMBDA_INLINE { T::store(s, a); });
     return each_passes<T>(sum, MR, NV, sums);

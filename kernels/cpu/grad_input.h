@@ -156,8 +156,8 @@ template <class T> struct GradInput : Shape {
     }
   }
 
-  void row_of_tiles(const Block &block, int64_t image, int64_t h, int64_t phase, const Rows &rows,
-                    Segment *segments, const float *totals) const {
+  void row_of_tiles(const Block &block, int64_t image, int64_t h, int64_t phase, const Rows &rows, Segment *segments,
+                    const float *totals) const {
     typedef typename T::V V;
     alignas(64) float sum[MAX_SUM], xs[MAX_SUM];
     const int64_t count = segments_of_row(h, phase, rows, segments);
@@ -200,7 +200,8 @@ template <class T> struct GradInput : Shape {
       }
       if (between) continue;
       if (good) {
-        grad_input_tile_for<T>(block.nv, mr, mode)(segments, count, source + j * K, K, panel, R * S * Kg * T::L, xs, sum);
+        grad_input_tile_for<T>(block.nv, mr, mode)(segments, count, source + j * K, K, panel, R * S * Kg * T::L, xs,
+                                                   sum);
         for (int64_t m = 0; m < mr; ++m)
           store_channels<T>(dx + first + (j + m) * step, sum + m * block.nv * T::L, block.nv, block.channels);
       } else {

@@ -34,8 +34,8 @@ template <class T> struct GradInputOverImages : Shape {
       rest = pixels - images * width;
     }
   };
-  // A rest of a matrix product is filled up with zeros, where that is little; other images that fill no lanes take other
-  // kernels.
+  // A rest of a matrix product is filled up with zeros, where that is little; other images that fill no lanes take
+  // other kernels.
   static bool suits(const Shape &s, int mode, bool exact) {
     if (!T::OVER_IMAGES || mode != ADDER_CLIPPED || exact || s.groups != 1) return false;
     const Part part(s);
@@ -105,7 +105,8 @@ template <class T> struct GradInputOverImages : Shape {
     return ph < 0 || ph % stride_h || ph / stride_h >= P ? -1 : ph / stride_h;
   }
 
-  // The taps of a row's pixels of one phase. `last` ends what all channels' tiles go over before they take what follows.
+  // The taps of a row's pixels of one phase. `last` ends what all channels' tiles go over before they take what
+  // follows.
   int64_t segments_of_row(int64_t h, int64_t phase, Segment *segments) const {
     int64_t columns = 0, count = 0, bytes = 0, chain = 0;
     for (int64_t i = 0; i < S; ++i) columns += (phase + pad_left - order[i] * dilation_w) % stride_w == 0;
@@ -129,8 +130,7 @@ template <class T> struct GradInputOverImages : Shape {
           const int64_t tap = ((r * parts + part) * C * S + i) * filters;
           if (source == next && tap == segments[count - 1].panel + segments[count - 1].length)
             segments[count - 1].length += some;
-          else
-            segments[count++] = {source, tap, some, false};
+          else segments[count++] = {source, tap, some, false};
           next = source + some;
         }
       }
@@ -145,8 +145,8 @@ template <class T> struct GradInputOverImages : Shape {
     float *xs, *sum;        // x and then dx: [W][C][L]; a tile's sums: [C][pixels][L]
     float *totals;          // [pixels][L] of dy over all taps
     Segment *segments;
-    int64_t *kept;          // which row lies in a slot
-    unsigned char *kinds;   // [W][C]
+    int64_t *kept;        // which row lies in a slot
+    unsigned char *kinds; // [W][C]
   };
   enum Kind : unsigned char { MEDIANS, DIFFERENCES, ONE_BY_ONE };
 
@@ -192,8 +192,7 @@ template <class T> struct GradInputOverImages : Shape {
       const int64_t some = min64(filters, K - part * filters);
       memset(to, 0, static_cast<size_t>(left * pixel) * sizeof(float));
       memset(to + (left + Q) * pixel, 0, static_cast<size_t>(right * pixel) * sizeof(float));
-      if (some == K)
-        interleave<T>(from, P * Q * K, Q * K, to + left * pixel);
+      if (some == K) interleave<T>(from, P * Q * K, Q * K, to + left * pixel);
       else
         for (int64_t q = 0; q < Q; ++q)
           interleave<T>(from + q * K + part * filters, P * Q * K, some, to + (left + q) * pixel);
@@ -235,7 +234,8 @@ template <class T> struct GradInputOverImages : Shape {
         const int64_t qw = phase + pad_left - s * dilation_w;
         if (qw % stride_w) continue;
         const float *from = b.row_sums + (p % slots * padded + left + qw / stride_w) * T::L;
-        for (int64_t j = 0; j < pixels * T::L; j += T::L) T::store(b.totals + j, T::load(b.totals + j) + T::load(from + j));
+        for (int64_t j = 0; j < pixels * T::L; j += T::L)
+          T::store(b.totals + j, T::load(b.totals + j) + T::load(from + j));
       }
     }
   }
@@ -278,8 +278,8 @@ template <class T> struct GradInputOverImages : Shape {
   void tile_as(bool median, const Buffers &b, int64_t phase, int64_t j, int64_t mr, const Segment *begin,
                const Segment *stop, int64_t c, int64_t channels) const {
     images_tile_for<T>(mr, median)(begin, stop, b.rows + j * filters * T::L, filters * T::L, panels + c * S * filters,
-                                   S * filters, b.xs + ((phase + j * stride_w) * C + c) * T::L, stride_w * C * T::L, channels,
-                                   b.sum + c * mr * T::L, begin == b.segments);
+                                   S * filters, b.xs + ((phase + j * stride_w) * C + c) * T::L, stride_w * C * T::L,
+                                   channels, b.sum + c * mr * T::L, begin == b.segments);
   }
 
   // All channels of pixels j to j + mr of a phase: what these segments add to their sums.

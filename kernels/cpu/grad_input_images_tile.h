@@ -22,22 +22,22 @@ constexpr int64_t IMAGES_ROW = 160 << 10;
 
 // Four taps at a time of the most frequent tile with AVX2, as for the forward.
 #if defined(__AVX2__) && !defined(__AVX512VL__) && defined(__x86_64__)
-#define ADDER_IMAGES_TAP(U, W, NEXT, SUMS)                                                                                   \
-  "vbroadcastss 4*" #U "+4(%[ws]), %%ymm" #NEXT "\n\t"                                                                       \
-  "vpminsd %[h0], %%ymm" #W ", %%ymm14\n\tvmaxps %[l0], %%ymm14, %%ymm14\n\t"                                              \
-  "vfmadd231ps 32*" #U "(%[ds]), %%ymm14, %[" #SUMS "0]\n\t"                                                                \
-  "vpminsd %[h1], %%ymm" #W ", %%ymm15\n\tvmaxps %[l1], %%ymm15, %%ymm15\n\t"                                              \
-  "vpminsd %[h2], %%ymm" #W ", %%ymm" #W "\n\t"                                                                             \
-  "vfmadd231ps 32*" #U "(%[ds],%[step]), %%ymm15, %[" #SUMS "1]\n\t"                                                        \
-  "vmaxps %[l2], %%ymm" #W ", %%ymm" #W "\n\t"                                                                              \
+#define ADDER_IMAGES_TAP(U, W, NEXT, SUMS)                                    \
+  "vbroadcastss 4*" #U "+4(%[ws]), %%ymm" #NEXT "\n\t"                        \
+  "vpminsd %[h0], %%ymm" #W ", %%ymm14\n\tvmaxps %[l0], %%ymm14, %%ymm14\n\t" \
+  "vfmadd231ps 32*" #U "(%[ds]), %%ymm14, %[" #SUMS "0]\n\t"                  \
+  "vpminsd %[h1], %%ymm" #W ", %%ymm15\n\tvmaxps %[l1], %%ymm15, %%ymm15\n\t" \
+  "vpminsd %[h2], %%ymm" #W ", %%ymm" #W "\n\t"                               \
+  "vfmadd231ps 32*" #U "(%[ds],%[step]), %%ymm15, %[" #SUMS "1]\n\t"          \
+  "vmaxps %[l2], %%ymm" #W ", %%ymm" #W "\n\t"                                \
   "vfmadd231ps 32*" #U "(%[ds],%[step],2), %%ymm" #W ", %[" #SUMS "2]\n\t"
 template <class T, int MR, bool MEDIAN> constexpr bool has_unrolled_images() { return T::L == 8 && MR == 3 && MEDIAN; }
 template <class V, int SUMS, int MR>
-ADDER_INLINE void unrolled_images(V (&acc)[SUMS][MR], const V (&low)[MR], const V (&high)[MR], const float *ds, int64_t step,
-                                  const float *ws, int64_t count) {
+ADDER_INLINE void unrolled_images(V (&acc)[SUMS][MR], const V (&low)[MR], const V (&high)[MR], const float *ds,
+                                  int64_t step, const float *ws, int64_t count) {
   asm volatile("vbroadcastss (%[ws]), %%ymm12\n\t.p2align 5\n1:\n\t" ADDER_IMAGES_TAP(0, 12, 13, a)
-                   ADDER_IMAGES_TAP(1, 13, 12, b) ADDER_IMAGES_TAP(2, 12, 13, a) ADDER_IMAGES_TAP(3, 13, 12, b)
-               "add $16, %[ws]\n\tadd $128, %[ds]\n\tsub $4, %[count]\n\tjnz 1b"
+                   ADDER_IMAGES_TAP(1, 13, 12, b) ADDER_IMAGES_TAP(2, 12, 13, a)
+                       ADDER_IMAGES_TAP(3, 13, 12, b) "add $16, %[ws]\n\tadd $128, %[ds]\n\tsub $4, %[count]\n\tjnz 1b"
                : [a0] "+x"(acc[0][0]), [a1] "+x"(acc[0][1]), [a2] "+x"(acc[0][2]), [b0] "+x"(acc[1][0]),
                  [b1] "+x"(acc[1][1]), [b2] "+x"(acc[1][2]), [ws] "+r"(ws), [ds] "+r"(ds), [count] "+r"(count)
                : [step] "r"(4 * step), [l0] "x"(low[0]), [l1] "x"(low[1]), [l2] "x"(low[2]), [h0] "x"(high[0]),
@@ -95,8 +95,8 @@ __attribute__((noinline)) void images_tile(const Segment *begin, const Segment *
 #pragma GCC unroll 4
         for (int m = 0; m < MR; ++m) {
           const V w = T::set(*ws);
-          acc[0][m] = T::fma(MEDIAN ? T::median(w, low[m], high[m]) : T::clamp1(w - low[m]), T::load(ds + m * step),
-                             acc[0][m]);
+          acc[0][m] =
+              T::fma(MEDIAN ? T::median(w, low[m], high[m]) : T::clamp1(w - low[m]), T::load(ds + m * step), acc[0][m]);
         }
     }
 #pragma GCC unroll 4
@@ -110,13 +110,13 @@ __attribute__((noinline)) void images_tile(const Segment *begin, const Segment *
   }
 }
 
-typedef void (*ImagesTile)(const Segment *, const Segment *, const float *, int64_t, const float *, int64_t, const float *,
-                           int64_t, int64_t, float *, bool);
+typedef void (*ImagesTile)(const Segment *, const Segment *, const float *, int64_t, const float *, int64_t,
+                           const float *, int64_t, int64_t, float *, bool);
 template <class T> ImagesTile images_tile_for(int64_t mr, bool median) {
   switch (mr) {
-    case 1: return median ? images_tile<T, 1, true> : images_tile<T, 1, false>;
-    case 2: return median ? images_tile<T, 2, true> : images_tile<T, 2, false>;
-    default: return median ? images_tile<T, 3, true> : images_tile<T, 3, false>;
+  case 1: return median ? images_tile<T, 1, true> : images_tile<T, 1, false>;
+  case 2: return median ? images_tile<T, 2, true> : images_tile<T, 2, false>;
+  default: return median ? images_tile<T, 3, true> : images_tile<T, 3, false>;
   }
 }
 

@@ -89,10 +89,12 @@ template <class T> GradInputTile grad_input_tile_for(int nv, int64_t mr, int mod
                                : GradInputTiles<T, 1, ADDER_SIGN>::get(mr);
 }
 
-// clamp(w - x, -1, 1) = min(max(w, x - 1), x + 1) - x: an operation less for each tap, as x is constant over a sum, and so
+// clamp(w - x, -1, 1) = min(max(w, x - 1), x + 1) - x: an operation less for each tap, as x is constant over a sum, and
+// so
 //   sum dy * clamp(w - x) = sum dy * median(w, x - 1, x + 1) - x * sum dy.
 // What is added up is at most |dy| (|x| + 1) and rounded with that, and x * sum dy likewise, so the error is at most
-// gamma * (2 |x| + 2) * sum |dy|, where the difference's is gamma * sum |dy t|. A tile takes it where each of its x lies in
+// gamma * (2 |x| + 2) * sum |dy|, where the difference's is gamma * sum |dy t|. A tile takes it where each of its x
+// lies in
 // [-1, MEDIAN_LIMIT]: most do behind a ReLU and batch norm.
 constexpr float MEDIAN_LIMIT = 8.f;
 template <class T> constexpr int MEDIAN_PIXELS = T::REGISTERS >= 32 ? 8 : 5; // three registers for each
@@ -138,8 +140,8 @@ template <class T, int MR = MEDIAN_PIXELS<T>> GradInputTile median_tile_for(int6
 
 // What dx of one pixel is, tap by tap, for operands that are not finite: t of a NaN is NaN, and a tap that no output
 // takes adds nothing, where the tiles would add 0 * t.
-static inline void grad_input_pixel(const Shape &s, const float *dy, const float *x, const float *w, float *dx, int mode,
-                                    int64_t n, int64_t h, int64_t column, int64_t begin, int64_t end) {
+static inline void grad_input_pixel(const Shape &s, const float *dy, const float *x, const float *w, float *dx,
+                                    int mode, int64_t n, int64_t h, int64_t column, int64_t begin, int64_t end) {
   const int64_t pixel = ((n * s.H + h) * s.W + column) * s.C;
   for (int64_t c = begin; c < end; ++c) dx[pixel + c] = 0;
   for (int64_t r = 0; r < s.R; ++r) {

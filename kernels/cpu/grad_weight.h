@@ -37,9 +37,9 @@ struct GradWeight : adder_shape {
           for (int64_t q = 0; q < Q; ++q) {
             const int64_t column = q * stride_w - pad_left + s * dilation_w;
             if (h >= 0 && h < H && column >= 0 && column < W)
-              memcpy(xs, x + ((n * H + h) * W + column) * C + g * Cg + c0, static_cast<size_t>(channels) * sizeof(float));
-            else
-              memset(xs, 0, sizeof xs);
+              memcpy(xs, x + ((n * H + h) * W + column) * C + g * Cg + c0,
+                     static_cast<size_t>(channels) * sizeof(float));
+            else memset(xs, 0, sizeof xs);
             const float *const d = dy + ((n * P + p) * Q + q) * K + k0;
             for (int64_t k = 0; k < filters; ++k)
               for (int64_t c = 0; c < DW_LANES; ++c) sum[k][c] += d[k] * transfer_any(xs[c], ws[k][c], MODE);
@@ -53,9 +53,9 @@ struct GradWeight : adder_shape {
   }
 };
 
-// The same with the sign, for finite operands: lanes over the taps of a filter's row, which lie side by side in the image
-// as well, or over its channels where groups or a dilation part them. sum[k][v] += sum over the outputs of a row of dy *
-// sign(x - w); w and sum [MK][NV * L].
+// The same with the sign, for finite operands: lanes over the taps of a filter's row, which lie side by side in the
+// image as well, or over its channels where groups or a dilation part them. sum[k][v] += sum over the outputs of a row
+// of dy * sign(x - w); w and sum [MK][NV * L].
 template <class T, int MK, int NV>
 __attribute__((noinline)) void grad_weight_sign_tile(const float *x, int64_t x_step, const float *dy, int64_t dy_step,
                                                      int64_t count, const float *w, float *sum) {
@@ -136,15 +136,12 @@ template <class T> struct GradWeightSign : adder_shape {
         const int64_t h = p * stride_h - pad_top + r * dilation_h;
         if (h >= 0 && h < H)
           memcpy(row + left * C, x + (n * H + h) * W * C, static_cast<size_t>(W * C) * sizeof(float));
-        else
-          memset(row + left * C, 0, static_cast<size_t>(W * C) * sizeof(float));
+        else memset(row + left * C, 0, static_cast<size_t>(W * C) * sizeof(float));
         const float *const from = row + piece * dilation_w * C + g * Cg, *const d = dy + (n * P + p) * Q * K + k0;
         for (int64_t v = 0; v < vectors; v += 2) {
           const int64_t place = v * filters * T::L;
-          if (vectors - v > 1)
-            tile<2>(filters, from + v * T::L, d, ws + place, total + place);
-          else
-            tile<1>(filters, from + v * T::L, d, ws + place, total + place);
+          if (vectors - v > 1) tile<2>(filters, from + v * T::L, d, ws + place, total + place);
+          else tile<1>(filters, from + v * T::L, d, ws + place, total + place);
         }
       }
     each([&](int64_t k, int64_t tap, int64_t place) {

@@ -9,16 +9,17 @@
 
 namespace ADDER_NAMESPACE {
 
-// dw = sum dy * x - w * sum dy for finite operands. A tile holds a block of filters times NV vectors of channels for one tap
-// and runs over stretches of pixels that lie in one row, a unit of them for all taps. A task adds up a share of the blocks of
-// filters and channels over a part of the images; the parts are then summed in order. There are as many parts as the size of
-// the sums allows, whatever the number of threads, which shares make up for.
+// dw = sum dy * x - w * sum dy for finite operands. A tile holds a block of filters times NV vectors of channels for
+// one tap and runs over stretches of pixels that lie in one row, a unit of them for all taps. A task adds up a share of
+// the blocks of filters and channels over a part of the images; the parts are then summed in order. There are as many
+// parts as the size of the sums allows, whatever the number of threads, which shares make up for.
 //
 // Filters of a block: their sums, NV vectors of x and a number of dy fill the registers.
 template <class T> constexpr int dw_filters(int nv) { return T::REGISTERS < 32 ? 6 : nv == 1 ? 16 : 14; }
 // Pixels that a tile adds up in registers: a stretch of x and dy that stays in the first-level cache for all taps.
 constexpr int64_t DW_PIXELS = 128;
-// Bytes of x and dy that the blocks of filters and channels go over one after the other, to stay in the second-level cache.
+// Bytes of x and dy that the blocks of filters and channels go over one after the other, to stay in the second-level
+// cache.
 constexpr int64_t DW_BYTES = 256 << 10;
 
 struct Stretch {
@@ -60,7 +61,8 @@ __attribute__((noinline)) void grad_weight_tile(const Stretch *stretch, int64_t 
     }
 }
 
-typedef void (*GradWeightTile)(const Stretch *, int64_t, const float *, int64_t, const float *, int64_t, float *, int64_t);
+typedef void (*GradWeightTile)(const Stretch *, int64_t, const float *, int64_t, const float *, int64_t, float *,
+                               int64_t);
 
 template <class T, int NV, int MK = dw_filters<T>(NV)> GradWeightTile grad_weight_tile_for(int64_t k) {
   if constexpr (MK == 0) return nullptr;
@@ -111,8 +113,8 @@ template <class T> struct GradWeightProduct : adder_shape {
   float *sums, *dy_sums; // [parts][K][R][S][C], [parts][K]
   Flag failed;
 
-  // Grouped filters and channels that fill no vector are better off elsewhere, and 1x1 kernels with many channels: they meet
-  // a pixel once, and it lies far from the next.
+  // Grouped filters and channels that fill no vector are better off elsewhere, and 1x1 kernels with many channels: they
+  // meet a pixel once, and it lies far from the next.
   static bool suits(const adder_shape &s) {
     return s.groups == 1 && s.C % T::L == 0 && (s.R * s.S > 1 || s.C <= 4 * T::L);
   }

@@ -127,8 +127,8 @@ template <class T> struct GroupedForward : Shape {
 
   GroupedForward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_)
       : Shape(shape), x(x_), y(y_), left(pad_left),
-        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)),
-        lanes(ceil_div(K, T::L) * T::L), filters(packed), epilogue(epilogue_),
+        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)), lanes(ceil_div(K, T::L) * T::L),
+        filters(packed), epilogue(epilogue_),
         split(N, P, stride_h * W * GROUPED_LANES * Cg * 4, MOST_CHUNK, ceil_div(K, GROUPED_LANES), false) {}
 
   void run(int64_t begin, int64_t end) {
@@ -155,8 +155,8 @@ template <class T> struct GroupedForward : Shape {
   }
 
   // Lanes `first` and those beside it of output row p.
-  void row(int64_t image, int64_t p, int64_t h_begin, int64_t first, const float *copy, int64_t stride, int64_t *offsets,
-           int64_t *index) const {
+  void row(int64_t image, int64_t p, int64_t h_begin, int64_t first, const float *copy, int64_t stride,
+           int64_t *offsets, int64_t *index) const {
     typedef typename T::V V;
     static constexpr GroupedForwardTiles<T> grouped_tiles;
     const int64_t pixel = Cg * GROUPED_LANES, step = stride_w * pixel, tiles = ceil_div(Q, GROUPED_PIXELS);
@@ -180,7 +180,8 @@ template <class T> struct GroupedForward : Shape {
       }
       T::store(outside, beyond);
       Output<T> out = epilogue.output(y, (image * P + p) * Q * K + k, K, k / T::L, 1, min64(T::L, K - k));
-      const Output<T> aside = {values, nullptr, T::L, nullptr, nullptr, false, T::L, true}; // vectors that are not whole
+      const Output<T> aside = {values,  nullptr, T::L, nullptr,
+                               nullptr, false,   T::L, true}; // vectors that are not whole
       const Cut cut(Q, tiles);
       for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr, out.advance(mr)) {
         mr = cut.size(j);
@@ -207,7 +208,8 @@ template <class T> struct GroupedGradInput : Shape {
   GroupedGradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_,
                    float *filters_)
       : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
-        good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right), lanes(ceil_div(C, T::L) * T::L), filters(filters_),
+        good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right),
+        lanes(ceil_div(C, T::L) * T::L), filters(filters_),
         split(N, H, GROUPED_LANES * (Q * Kg / stride_h + W) * 4, MOST_CHUNK, ceil_div(C, GROUPED_LANES), false) {}
 
   void pack(int64_t tap) const { // tap: (r * S + s) * Kg + k
@@ -280,13 +282,12 @@ template <class T> struct GroupedGradInput : Shape {
           if (channels < T::L) {
             T::store(xs + m * T::L, T::set(0.f));
             memcpy(xs + m * T::L, from + m * step, static_cast<size_t>(channels) * sizeof(float));
-          } else
-            T::store(xs + m * T::L, T::load(from + m * step));
+          } else T::store(xs + m * T::L, T::load(from + m * step));
           good &= T::all_le(T::abs(T::load(xs + m * T::L)), T::set(limit));
         }
         if (good) {
-          grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c - first, pixel, filters + c,
-                                                   lanes, xs, sum);
+          grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c - first, pixel,
+                                                   filters + c, lanes, xs, sum);
           for (int64_t m = 0; m < mr; ++m) store_channels<T>(to + m * step, sum + m * T::L, 1, channels);
         } else
           for (int64_t m = 0; m < mr; ++m)

@@ -22,7 +22,8 @@
 namespace ADDER_NAMESPACE {
 
 constexpr adder::Kernels kernels(const char *isa) {
-  return {isa, packed_size, pack, forward, grad_input, grad_weight, grad_weight_product, grad_weight_from_convolution, kernel};
+  return {isa,   packed_size, pack, forward, grad_input, grad_weight, grad_weight_product, grad_weight_from_convolution,
+          kernel};
 }
 
 } // namespace ADDER_NAMESPACE

@@ -8,9 +8,9 @@ namespace ADDER_NAMESPACE {
 
 // Where a tile's outputs go, and what is done to them on the way.
 template <class T> struct Output {
-  float *y;              // of the tile's first pixel and the block's first channel
-  const float *residual; // the same place there; null: none
-  int64_t step;          // from pixel to pixel
+  float *y;                   // of the tile's first pixel and the block's first channel
+  const float *residual;      // the same place there; null: none
+  int64_t step;               // from pixel to pixel
   const float *scale, *shift; // of the block, whole vectors; null: y is stored as it is
   bool relu;
   int64_t channels; // of the block that are real
@@ -54,7 +54,8 @@ template <class T, class F> ADDER_INLINE void store_pixel(const Output<T> &out, 
 }
 
 // The same for a whole tile that is in registers, of whole vectors.
-template <class T, int MR, int NV> ADDER_INLINE void store_tile(const Output<T> &out, const typename T::V (&values)[MR][NV]) {
+template <class T, int MR, int NV> ADDER_INLINE void store_tile(const Output<T> &out,
+                                                                const typename T::V (&values)[MR][NV]) {
   typedef typename T::V V;
   float *const to = out.y;
   const int64_t step = out.step;
@@ -86,7 +87,8 @@ template <class T> struct Epilogue {
   int64_t vectors;
 
   Epilogue(const adder_epilogue *e, int64_t groups, int64_t channels)
-      : residual(e ? e->residual : nullptr), relu(e && e->relu), padded(e ? 2 * groups * ceil_div(channels, T::L) * T::L : 1),
+      : residual(e ? e->residual : nullptr), relu(e && e->relu),
+        padded(e ? 2 * groups * ceil_div(channels, T::L) * T::L : 1),
         vectors(e ? groups * ceil_div(channels, T::L) : 0) {
     if (!e || !padded) return;
     const int64_t per_group = ceil_div(channels, T::L) * T::L;
@@ -100,8 +102,14 @@ template <class T> struct Epilogue {
   // For the outputs at y[offset], `channels` of nv vectors from `vector` on.
   Output<T> output(float *y, int64_t offset, int64_t step, int64_t vector, int nv, int64_t channels) const {
     const float *const scale = vectors ? padded + vector * T::L : nullptr;
-    return {y + offset, residual ? residual + offset : nullptr, step,    scale, scale + vectors * T::L,
-            relu,       channels,                               channels == nv * T::L};
+    return {y + offset,
+            residual ? residual + offset : nullptr,
+            step,
+            scale,
+            scale + vectors * T::L,
+            relu,
+            channels,
+            channels == nv * T::L};
   }
 };
 

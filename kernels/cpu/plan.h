@@ -9,8 +9,8 @@ namespace ADDER_NAMESPACE {
 
 // Taps that are added up in registers before the sum goes to memory: shortens the chains that rounding grows along.
 constexpr int64_t CHAIN = 256;
-// Bytes of image rows that a task works on, to stay in the second-level cache beside the panels: few where all panels do,
-// more where they come from further away for each chunk.
+// Bytes of image rows that a task works on, to stay in the second-level cache beside the panels: few where all panels
+// do, more where they come from further away for each chunk.
 constexpr int64_t LEAST_CHUNK = 96 << 10, MOST_CHUNK = 192 << 10;
 // Tasks to cut the work into, where there is enough of it.
 constexpr int64_t TASKS = 32;
@@ -131,9 +131,9 @@ struct Shape : adder_shape {
   }
 };
 
-// Adds a stretch of the reduction to a row's segments. What is longer than a chain is cut into equal pieces, and a chain
-// ends before a piece that it has no room for: each piece is a loop of its own, so the fewer the better. Returns the new
-// count.
+// Adds a stretch of the reduction to a row's segments. What is longer than a chain is cut into equal pieces, and a
+// chain ends before a piece that it has no room for: each piece is a loop of its own, so the fewer the better. Returns
+// the new count.
 static inline int64_t add_segment(Segment *segments, int64_t count, int64_t &chain, int64_t source, int64_t panel,
                                   int64_t length) {
   const int64_t pieces = ceil_div(length, CHAIN);

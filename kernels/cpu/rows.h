@@ -32,8 +32,8 @@ static inline Rows take_rows(const float *image, int64_t width, int64_t channels
 // Of rows [begin, end) of outputs the pixels that a strided 1x1 kernel meets, side by side: every stride_w-th of every
 // stride_h-th row. What is left is a kernel without a stride.
 template <class T>
-Rows gather_rows(const float *image, int64_t width, int64_t channels, int64_t stride_h, int64_t stride_w,
-                 int64_t begin, int64_t end, int64_t outputs, float *copy) {
+Rows gather_rows(const float *image, int64_t width, int64_t channels, int64_t stride_h, int64_t stride_w, int64_t begin,
+                 int64_t end, int64_t outputs, float *copy) {
   float *to = copy;
   for (int64_t p = begin; p < end; ++p) {
     const float *from = image + p * stride_h * width * channels;
@@ -46,8 +46,9 @@ Rows gather_rows(const float *image, int64_t width, int64_t channels, int64_t st
   return {copy, begin, 0, outputs * channels};
 }
 
-// Calls the rows of the next task into the second-level cache, a few lines with each tile of this one. What the tiles read
-// is copied (and summed) in one go before them, which otherwise waits for memory where images do not fit into the caches.
+// Calls the rows of the next task into the second-level cache, a few lines with each tile of this one. What the tiles
+// read is copied (and summed) in one go before them, which otherwise waits for memory where images do not fit into the
+// caches.
 struct Ahead {
   const char *at = nullptr, *row_end = nullptr;
   int64_t row = 0, skip = 0, rows = 0; // bytes of a row, bytes to the next one, rows that are left
@@ -73,8 +74,7 @@ struct Ahead {
 template <class T> void store_channels(float *to, const float *from, int64_t vectors, int64_t channels) {
   if (channels == vectors * T::L)
     for (int64_t v = 0; v < vectors; ++v) T::store(to + v * T::L, T::load(from + v * T::L));
-  else
-    memcpy(to, from, static_cast<size_t>(channels) * sizeof(float));
+  else memcpy(to, from, static_cast<size_t>(channels) * sizeof(float));
 }
 
 } // namespace ADDER_NAMESPACE

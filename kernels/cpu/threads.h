@@ -23,8 +23,8 @@ struct Flag {
   void set() { __atomic_store_n(&value, 1, __ATOMIC_RELAXED); }
 };
 
-// Calls f(begin, end) over [0, count) on several threads, each with at least `grain` of them. A thread takes an eighth of
-// its share at a time, so that one on a faster core, or one that others leave alone, takes more than its share.
+// Calls f(begin, end) over [0, count) on several threads, each with at least `grain` of them. A thread takes an eighth
+// of its share at a time, so that one on a faster core, or one that others leave alone, takes more than its share.
 template <class F> void parallel(int64_t count, int64_t grain, F f) {
   struct Shared {
     F *f;

@@ -1,8 +1,8 @@
 // Vectors of floats, one struct of static functions for each width, so that a kernel is written once.
 //
-// Which structs there are depends on the flags that this file is compiled with: Vec16 with AVX-512, Vec8 with AVX2, Neon
-// with ADDER_NEON, Vec4 (the compiler's own vectors: SSE2, whatever the target has) always. `Widest` is the best of them and
-// `Narrow` the one for fewer channels than half of it.
+// Which structs there are depends on the flags that this file is compiled with: Vec16 with AVX-512, Vec8 with AVX2,
+// Neon with ADDER_NEON, Vec4 (the compiler's own vectors: SSE2, whatever the target has) always. `Widest` is the best
+// of them and `Narrow` the one for fewer channels than half of it.
 #ifndef ADDER_VEC_H
 #define ADDER_VEC_H
 
@@ -21,8 +21,8 @@
 
 namespace ADDER_NAMESPACE {
 
-// Calls the line that holds *p into the first-level cache, to be written. Stores wait for their lines in order, and a tile's
-// outputs lie far apart.
+// Calls the line that holds *p into the first-level cache, to be written. Stores wait for their lines in order, and a
+// tile's outputs lie far apart.
 static ADDER_INLINE void prefetch_to_write(const float *p) {
 #if defined(__x86_64__)
   asm volatile("prefetchw %0" ::"m"(*p)); // the builtin takes it only where the compiler was told of it
@@ -34,14 +34,18 @@ static ADDER_INLINE void prefetch_to_write(const float *p) {
 struct Vec4 {
   typedef float V __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
-  static constexpr int L = 4;            // lanes
-  static constexpr int REGISTERS = 16;   // to plan tiles for
-  static constexpr bool MEDIAN = false;  // whether a median is cheaper than a difference and a clamp
+  static constexpr int L = 4;                // lanes
+  static constexpr int REGISTERS = 16;       // to plan tiles for
+  static constexpr bool MEDIAN = false;      // whether a median is cheaper than a difference and a clamp
   static constexpr bool OVER_IMAGES = false; // whether dx with a lane for each image is cheaper
-  static constexpr bool IDENTITY = true; // whether a maximum is cheaper than the magnitude of a difference
-  static constexpr bool EITHER_SUM = false; // whether additions or fmas are faster, adder::adds says
-  static constexpr bool PERMUTES = false; // whether it can order a vector's lanes anew in one instruction
-  static ADDER_INLINE V load(const float *p) { V v; memcpy(&v, p, sizeof v); return v; }
+  static constexpr bool IDENTITY = true;     // whether a maximum is cheaper than the magnitude of a difference
+  static constexpr bool EITHER_SUM = false;  // whether additions or fmas are faster, adder::adds says
+  static constexpr bool PERMUTES = false;    // whether it can order a vector's lanes anew in one instruction
+  static ADDER_INLINE V load(const float *p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
   static ADDER_INLINE void store(float *p, V v) { memcpy(p, &v, sizeof v); }
   static ADDER_INLINE V set(float f) { return V{f, f, f, f}; }
   static ADDER_INLINE V max(V a, V b) { return a > b ? a : b; }
@@ -160,14 +164,19 @@ struct Vec8 {
   static ADDER_INLINE V accumulate(V acc, V v, V one) { return _mm256_fmadd_ps(v, one, acc); }
   static ADDER_INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 #if defined(__AVX512VL__)
-  static ADDER_INLINE V opaque(V v) { asm("" : "+v"(v)); return v; }
+  static ADDER_INLINE V opaque(V v) {
+    asm("" : "+v"(v));
+    return v;
+  }
   static ADDER_INLINE V clamp1(V a) { return _mm256_range_ps(a, set(1.f), 2); } // the smaller magnitude, a's sign
 #else
-  static ADDER_INLINE V opaque(V v) { asm("" : "+x"(v)); return v; }
+  static ADDER_INLINE V opaque(V v) {
+    asm("" : "+x"(v));
+    return v;
+  }
   // min(max(w, low), high) for high >= 0. Compared as integers, floats are in order unless both are negative.
   static ADDER_INLINE V median(V w, V low, V high) {
-    return _mm256_castsi256_ps(
-        _mm256_min_epi32(_mm256_castps_si256(_mm256_max_ps(w, low)), _mm256_castps_si256(high)));
+    return _mm256_castsi256_ps(_mm256_min_epi32(_mm256_castps_si256(_mm256_max_ps(w, low)), _mm256_castps_si256(high)));
   }
   // On the bits as integers: signed min with 1.0 leaves negative floats, unsigned min with -1.0 positive ones alone.
   // Integer minima run beside the float adders, float ones would queue for them.
@@ -204,7 +213,9 @@ struct Vec16 {
   static constexpr bool IDENTITY = true;
   static constexpr bool EITHER_SUM = false;
   static constexpr bool PERMUTES = true;
-  static ADDER_INLINE V permute(V v, const int32_t *order) { return _mm512_permutexvar_ps(_mm512_loadu_si512(order), v); }
+  static ADDER_INLINE V permute(V v, const int32_t *order) {
+    return _mm512_permutexvar_ps(_mm512_loadu_si512(order), v);
+  }
   static ADDER_INLINE V load(const float *p) { return _mm512_loadu_ps(p); }
   static ADDER_INLINE void store(float *p, V v) { _mm512_storeu_ps(p, v); }
   static ADDER_INLINE V set(float f) { return _mm512_set1_ps(f); }
@@ -214,7 +225,10 @@ struct Vec16 {
   static ADDER_INLINE V abs(V a) { return _mm512_abs_ps(a); }
   static ADDER_INLINE V accumulate(V acc, V v, V one) { return _mm512_fmadd_ps(v, one, acc); }
   static ADDER_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-  static ADDER_INLINE V opaque(V v) { asm("" : "+v"(v)); return v; }
+  static ADDER_INLINE V opaque(V v) {
+    asm("" : "+v"(v));
+    return v;
+  }
   static ADDER_INLINE V clamp1(V a) { return _mm512_range_ps(a, set(1.f), 2); }
   static ADDER_INLINE V sign_of_difference(V b, V a) {
     const V up = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(b, a, _CMP_GT_OQ), set(1.f));
@@ -225,8 +239,7 @@ struct Vec16 {
   static ADDER_INLINE V sums(const V *v) {
     __m256 half[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      half[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+    for (int i = 0; i < 16; ++i) half[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
     return _mm512_insertf32x8(_mm512_castps256_ps512(Vec8::sums(half)), Vec8::sums(half + 8), 1);
   }
 };
@@ -246,5 +259,5 @@ typedef Vec4 Widest;
 typedef Vec4 Narrow;
 #endif
 
-} // namespace
+} // namespace ADDER_NAMESPACE
 #endif

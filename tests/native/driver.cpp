@@ -1,5 +1,5 @@
-// Runs the CPU library without Python: on cases whose inputs, results and error bounds cases.py wrote to a file, or on one
-// layer, to be counted.
+// Runs the CPU library without Python: on cases whose inputs, results and error bounds cases.py wrote to a file, or on
+// one layer, to be counted.
 //
 //   driver cases FILE
 //   driver layer WHAT ISA N C H K R STRIDE [GROUPS]     WHAT: forward, exact, fused, pack, dx, dw, dw-rest, dw-sign
@@ -154,7 +154,8 @@ static int run_layer(int count, char **arguments) {
   int64_t n[7] = {0, 0, 0, 0, 0, 0, 1};
   for (int i = 0; i < count - 2; ++i) n[i] = std::atoll(arguments[2 + i]);
   adder_shape s = {};
-  s.N = n[0], s.C = n[1], s.H = s.W = n[2], s.K = n[3], s.R = s.S = n[4], s.stride_h = s.stride_w = n[5], s.groups = n[6];
+  s.N = n[0], s.C = n[1], s.H = s.W = n[2], s.K = n[3], s.R = s.S = n[4], s.stride_h = s.stride_w = n[5],
+  s.groups = n[6];
   s.dilation_h = s.dilation_w = 1;
   s.pad_top = s.pad_left = s.R / 2;
   s.P = s.Q = (s.H + 2 * s.pad_top - s.R) / s.stride_h + 1;
