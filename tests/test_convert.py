@@ -7,6 +7,7 @@ import warnings
 import pytest
 import timm
 import torch
+import torchvision
 from timm.layers import Conv2dSame, StdConv2d
 from timm.utils import reparameterize_model
 from torch import nn
@@ -196,6 +197,106 @@ def test_warning_names_the_layers_without_norm(name, named):
 @pytest.mark.parametrize("name", ["resnet18", "res2net50_26w_4s", "densenet121", "mobilenetv2_100", "resnest14d"])
 def test_no_warning_where_norms_are_whatever_their_order(name):
     assert warnings_of(name) == []
+
+
+class ConvNormAct(nn.Sequential):
+    """Named after a normalisation that it may lack."""
+
+
+def test_a_block_that_is_named_after_its_norm_is_not_one():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        ConvNormAct(nn.Conv2d(4, 4, 1), nn.ReLU()),
+        ConvNormAct(nn.Conv2d(4, 4, 1), nn.ReLU()),
+        ConvNormAct(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+    )
+    with pytest.warns(UserWarning, match="follows 1.0, 2.0 in Sequential"):
+        convert_to_adder(model)
+
+
+def torchvision_network(name):
+    with torch.device("meta"):
+        return torchvision.models.get_model(name, weights=None, weights_backbone=None)
+
+
+def classifier_or_gate(name):
+    return any(part in name for part in (".se.", "fc1", "fc2", "scale"))
+
+
+SEGMENTATION_AND_DETECTION = {
+    # what stays beside the first convolution and gates, and what a warning names
+    "fcn_resnet50": (["classifier.4"], ""),
+    "deeplabv3_mobilenet_v3_large": (["classifier.4"], ""),
+    "lraspp_mobilenet_v3_large": (["classifier.low_classifier", "classifier.high_classifier"], ""),
+    "ssd300_vgg16": ([f"head.{h}_head.module_list.{i}" for h in ("classification", "regression") for i in range(6)],
+        "backbone.features.2, backbone.features.5, backbone.features.7, backbone.features.10"),
+    "ssdlite320_mobilenet_v3_large": (
+        [f"head.{h}_head.module_list.{i}.1" for h in ("classification", "regression") for i in range(6)], ""),
+    "retinanet_resnet50_fpn_v2": (["head.classification_head.cls_logits", "head.regression_head.bbox_reg"],
+        "backbone.fpn.inner_blocks.0.0, backbone.fpn.inner_blocks.1.0, backbone.fpn.inner_blocks.2.0, "
+        "backbone.fpn.layer_blocks.0.0, backbone.fpn.layer_blocks.1.0 and 3 more"),
+    "fcos_resnet50_fpn": (["head.classification_head.cls_logits", "head.regression_head.bbox_reg",
+        "head.regression_head.bbox_ctrness"], "backbone.fpn.inner_blocks.0.0"),
+    "maskrcnn_resnet50_fpn_v2": (["rpn.head.conv.0.0", "rpn.head.conv.1.0", "rpn.head.cls_logits", "rpn.head.bbox_pred",
+        "roi_heads.mask_predictor.conv5_mask", "roi_heads.mask_predictor.mask_fcn_logits"], ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEGMENTATION_AND_DETECTION)
+def test_torchvision_segmentation_and_detection(name):
+    """What answers stays a convolution; a feature pyramid without batch norm is converted with a warning."""
+    answers, warned = SEGMENTATION_AND_DETECTION[name]
+    model = torchvision_network(name)
+    before = kinds(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        convert_to_adder(model)
+    after = kinds(model)
+    assert set(before) == set(after)
+    transposed = [name for name in answers if name.endswith("conv5_mask")]
+    stay = [name for name, kind in after.items() if kind is not Adder2d and not classifier_or_gate(name)]
+    assert sorted(stay[1:] + transposed) == sorted(answers)
+    assert [name for name, kind in after.items() if kind is Adder2d and classifier_or_gate(name)] == []
+    messages = [str(w.message) for w in caught]
+    assert len(messages) == bool(warned)
+    assert all(warned in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "gates"),
+    [("mobilenet_v3_small", 18), ("efficientnet_b0", 32), ("squeezenet1_1", 0), ("mnasnet0_5", 0), ("densenet121", 0)],
+)
+@pytest.mark.filterwarnings("ignore:convert_to_adder")
+def test_torchvision_classification(name, gates):
+    model = torchvision.models.get_model(name, weights=None)
+    convert_to_adder(model)
+    stay = [name for name, kind in kinds(model).items() if kind is not Adder2d]
+    assert len([name for name in stay if classifier_or_gate(name)]) == gates
+    others = [name for name in stay if not classifier_or_gate(name)]
+    first = {"mnasnet0_5": "layers.0", "densenet121": "features.conv0", "squeezenet1_1": "features.0"}
+    assert others == [first.get(name, "features.0.0"), *(["classifier.1"] if name == "squeezenet1_1" else [])]
+
+
+def test_frozen_batch_norm_is_no_batch_norm():
+    frozen = torchvision.ops.FrozenBatchNorm2d
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), frozen(4), nn.Conv2d(4, 4, 3), frozen(4), nn.Conv2d(4, 4, 3), frozen(4))
+    with pytest.warns(UserWarning, match=r"follows 2, 4 in Sequential.*not frozen"):
+        convert_to_adder(model)
+
+
+def test_gates_that_are_written_out_and_named_heads():
+    gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1), nn.Sigmoid())
+    body = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    head = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 10, 1))
+    model = nn.Sequential()
+    for name, part in {"stem": nn.Conv2d(3, 4, 3), "body": body, "gate": gate, "seg_head": head}.items():
+        model.add_module(name, part)
+    model.add_module("overhead", nn.Conv2d(10, 10, 1))  # no head
+    with pytest.warns(UserWarning, match="follows overhead in Sequential"):
+        convert_to_adder(model)
+    assert [name for name, kind in kinds(model).items() if kind is Adder2d] == [
+        "body.0", "body.2", "seg_head.0", "overhead",
+    ]  # fmt: skip
 
 
 def test_warning_points_at_the_caller():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from timm.layers import CondConv2d, Conv2dSame, SplitAttn
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torchvision.ops import SqueezeExcitation
 
 from .binary import BinaryConv2d
 from .layers import Adder2d, Adder2dSame
@@ -24,6 +26,7 @@ FUSIONS = ("fuse", "reparameterize", "switch_to_deploy")
 # no place; they stay what they are unless a filter_fn says otherwise.
 GATES: tuple[type[nn.Module], ...] = (
     SqueezeExcite,
+    SqueezeExcitation,
     *(
         getattr(timm.layers, name)
         for name in (
@@ -36,6 +39,11 @@ GATES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 # The same where only parts of a module are the gate.
 GATE_PARTS: dict[type[nn.Module], tuple[str, ...]] = {SplitAttn: ("fc1", "fc2")}
+# What a gate ends with that is written out as pooling, convolutions and one of these.
+SQUASHING = (nn.Sigmoid, nn.Hardsigmoid)
+# Parts of a network whose convolutions without batch norm give its answers (torchvision's SqueezeNet, FCN, SSD,
+# RetinaNet, Mask R-CNN, ...), where no configuration of timm's names the classifier.
+ANSWERS = re.compile(r"(^|_)(classifiers?|heads?|predictors?|logits|fc)($|_)")
 
 
 def convert_to_adder(
@@ -51,8 +59,14 @@ def convert_to_adder(
     """Replaces convolutions of ``model`` by adder layers, in place.
 
     By default the first convolution and a convolution that is the classifier stay, as in the paper's networks for
-    CIFAR and ImageNet, and so do those in squeeze-and-excite and other gates; fully connected layers always stay. Batch
-    norm should follow each converted layer: without it nothing trains.
+    CIFAR and ImageNet, and so do those in squeeze-and-excite and other gates; fully connected layers always stay. The
+    classifier is what timm's configuration of the network says, or, without one, every convolution in a part called
+    classifier, head, predictor, logits or fc that no batch norm follows: the last of SqueezeNet, FCN and DeepLab, and
+    the heads of SSD, RetinaNet, FCOS and R-CNN.
+
+    Batch norm should follow each converted layer: without it nothing trains. A warning names those where none does,
+    such as the layers of a feature pyramid (FPN), VGG or AlexNet. Frozen batch norm (torchvision's detectors with
+    pretrained weights) does not count as one: it keeps the statistics of the convolutions that were there.
 
     Args:
         model: Any network. Its device, dtypes and training mode are kept.
@@ -141,8 +155,21 @@ def kept(model: nn.Module) -> set[str]:
         for name, module in model.named_modules(remove_duplicate=False)
         for part in GATE_PARTS.get(type(module), ())
     ]
-    ends = [*first, *heads, *gates, *parts]
-    return {name for name in names if any(name == end or name.startswith(end + ".") for end in ends)}
+    ends = [*first, *heads, *gates, *parts, *_written_gates(model)]
+    stay = {name for name in names if any(name == end or name.startswith(end + ".") for end in ends)}
+    if not heads:
+        answering = {name for name in names if any(ANSWERS.search(part) for part in name.split(".")[:-1] or [name])}
+        stay |= answering & set(without_norm(model, {m for m in model.modules() if is_convolution(m)}))
+    return stay
+
+
+def _written_gates(model: nn.Module) -> Iterator[str]:
+    """Names of gates that are an ``nn.Sequential``: it pools the map to a point and ends with a squashing function."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.Sequential) or not len(module) or not isinstance(module[-1], SQUASHING):
+            continue
+        if any(isinstance(m, nn.AdaptiveAvgPool2d) and m.output_size in (1, (1, 1)) for m in module):
+            yield name
 
 
 def _names(value: object) -> Iterator[str]:
@@ -216,8 +243,8 @@ def _warn_without_norm(model: nn.Module, replacements: dict[nn.Module, nn.Module
     if alone:
         warnings.warn(
             f"convert_to_adder: no normalisation layer follows {_some(alone, 5)} in {type(model).__name__}. The output "
-            "of an adder layer is large and never positive; without batch norm behind it the network will not train. "
-            "Use a filter_fn that leaves these as convolutions, or add batch norm.",
+            "of an adder layer is large and never positive; without batch norm behind it (that is not frozen) the "
+            "network will not train. Use a filter_fn that leaves these as convolutions, or add batch norm.",
             stacklevel=4,
         )
 
@@ -246,7 +273,10 @@ def without_norm(model: nn.Module, layers: set[nn.Module]) -> list[str]:
 
 
 def _normalises(module: nn.Module) -> bool:
-    return "Norm" in type(module).__name__ and not any(isinstance(m, nn.Conv2d) for m in module.modules())
+    """Whether a module is a normalisation; not a frozen one, nor a block like ``ConvNormAct`` with one in it."""
+    name = type(module).__name__
+    inner = (p for child in module.children() for p in child.parameters())
+    return "Norm" in name and "Frozen" not in name and all(p.dim() < 2 for p in inner)
 
 
 def _some(names: list[str], most: int) -> str:
