@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torchvision.ops import SqueezeExcitation
 
+from .architecture import rename_converted
 from .binary import BinaryConv2d
 from .layers import Adder2d, Adder2dSame
 
@@ -68,6 +69,9 @@ def convert_to_adder(
     such as the layers of a feature pyramid (FPN), VGG or AlexNet. Frozen batch norm (torchvision's detectors with
     pretrained weights) does not count as one: it keeps the statistics of the convolutions that were there.
 
+    A network of timm gets the name that timm builds it again by, "adder_<name>", where the zoo has it with the same
+    layers; else one that timm refuses, so that no saved file leads back to convolutions.
+
     Args:
         model: Any network. Its device, dtypes and training mode are kept.
         filter_fn: Called with the name and the module of every convolution; True converts it. None: as above.
@@ -87,7 +91,9 @@ def convert_to_adder(
         >>> optimizer = AdderSGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     """
     options = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
-    return replace_convolutions(model, lambda conv: _adder_layer(conv, reset_weights, options), filter_fn)
+    converted = replace_convolutions(model, lambda conv: _adder_layer(conv, reset_weights, options), filter_fn)
+    rename_converted(converted)
+    return converted
 
 
 def replace_convolutions(

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, DropPath, get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
+from .architecture import rename_fused
 from .convert import _some
 from .functional import checked_geometry
 from .fused import adder2d_fused
@@ -72,6 +73,7 @@ def fuse(model: nn.Module) -> nn.Module:
     with torch.inference_mode(False):  # whose tensors have no version counter, so their filters are packed at each call
         copied = copy.deepcopy(model)
         fused = _Fuser(copied).fused(copied)
+    rename_fused(fused)
     if not any(isinstance(module, FusedAdder2d) for module in fused.modules()):
         warnings.warn(
             f"fuse: nothing was fused in {type(model).__name__}: no adder layer is followed by batch norm in a part "

@@ -23,7 +23,7 @@ from .errors import HubError, explained
 from .merge import merge
 from .patience import patience
 from .records import CARD_FILE, RESULTS_FILE, RUN_FILES, TWIN_FILE, WEIGHTS_FILE, find_twin
-from .save import check_builds_again, save_pretrained
+from .save import save_pretrained
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as scratch:
         if isinstance(model, nn.Module):
             folder = save_pretrained(model, scratch)
-            check_builds_again(model, folder)
             if results is not None:
                 (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
         else:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import save_for_hf
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from ..layers import Adder2d, AdderLinear
+from .. import atomic
+from ..architecture import CONVERTED, architecture, build_again, differences, input_channels, rename_converted
+from ..fuse import FusedAdder2d
+from ..results import WEIGHTS_FILE
+
+CONFIG_FILE = "config.json"
+SHOWN = 3  # differences in a message
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -27,13 +33,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[str, Any] | None = None) -> Path:
-    """Writes ``model.safetensors`` and ``config.json`` in timm's form.
+    """Writes ``model.safetensors`` and ``config.json`` in timm's form, both or, if something fails, neither.
 
-    ``timm.create_model(f"local-dir:{directory}", pretrained=True)`` loads them after ``import adder_zoo``. The keys are
-    those of the bare network, its tensors contiguous, whatever is wrapped around it and whatever its memory format.
+    ``timm.create_model(f"local-dir:{directory}", pretrained=True)`` loads them after ``import adder_zoo``, and answers
+    as ``model`` does. The keys are those of the bare network, its tensors contiguous, whatever is wrapped around it and
+    whatever its memory format.
 
     Args:
-        model: A network from ``timm.create_model``, maybe compiled or wrapped for distributed training.
+        model: A network from ``timm.create_model``, maybe converted by ``convert_to_adder``, compiled or wrapped for
+            distributed training.
         directory: Folder to write into; made if it is missing.
         model_args: Arguments of ``timm.create_model`` that the network needs to be built again, beyond its own record.
 
@@ -41,56 +49,75 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
         The folder.
 
     Raises:
-        ValueError: ``model`` bears no ``pretrained_cfg``, so timm did not build it.
+        ValueError: timm did not build ``model``, or would build another network again: layers were exchanged,
+            parameters are shared, or it was fused. Nothing is written then.
+        OSError: it cannot be written.
     """
     model = unwrap(model)
     if getattr(model, "pretrained_cfg", None) is None:
         raise ValueError(f"save_pretrained: {type(model).__name__} was not built by timm.create_model, so there is no "
                          "configuration to save; use safetensors.torch.save_model")  # fmt: skip
+    if any(isinstance(module, FusedAdder2d) for module in model.modules()):
+        raise ValueError(
+            "save_pretrained: this network was fused for inference: batch norm is folded into its layers, and timm "
+            "cannot build it again. Save the network that was given to adder_zoo.fuse(), and fuse it after loading."
+        )
+    if (architecture(model) or "").endswith(CONVERTED):
+        rename_converted(model)  # the exponent may have come down to 1 since
     args = dict(model_args or {})
     similarity = getattr(model, "similarity", None)
     if similarity is not None:
         args.setdefault("similarity", similarity)
-    in_chans = _input_channels(model)
+    in_chans = input_channels(model)
     if in_chans is not None:  # older versions of timm keep no record of it
         args.setdefault("in_chans", in_chans)
-    # safetensors takes contiguous tensors only, and networks that run on a CPU are often in channels_last.
-    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    for module in plain.modules():  # parts may have been compiled by themselves
-        for name, child in module.named_children():
-            setattr(module, name, unwrap(child) if hasattr(child, "_orig_mod") else child)
     directory = Path(directory)
-    save_for_hf(plain, str(directory), model_args=args, safe_serialization=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        save_config_for_hf(model, str(Path(scratch) / CONFIG_FILE), model_args=args)
+        _check_builds_again(model, Path(scratch))
+        config = (Path(scratch) / CONFIG_FILE).read_bytes()
+    # safetensors takes contiguous tensors that share no memory; networks that run on a CPU are often in channels_last.
+    tensors = {
+        key.replace("_orig_mod.", ""): tensor.detach().clone(memory_format=torch.contiguous_format)
+        for key, tensor in model.state_dict().items()
+    }
+    with atomic.replace_files(directory) as part:
+        save_file(tensors, part / WEIGHTS_FILE)
+        (part / CONFIG_FILE).write_bytes(config)
     return directory
 
 
-def _input_channels(model: nn.Module) -> int | None:
-    """What ``in_chans`` the network was built with, as far as it or its first convolution tells."""
-    in_chans = getattr(model, "in_chans", None)
-    if isinstance(in_chans, int):
-        return in_chans
-    cfg: Any = model.pretrained_cfg
-    first = cfg.get("first_conv")
-    try:
-        layer = model.get_submodule(first if isinstance(first, str) else "")
-    except AttributeError:
-        return None
-    in_chans = getattr(layer, "in_channels", None)
-    return in_chans if isinstance(in_chans, int) else None
-
-
-def check_builds_again(model: nn.Module, folder: Path) -> None:
+def _check_builds_again(model: nn.Module, folder: Path) -> None:
     """Refuses a network that ``config.json`` does not lead back to: timm would build another one for its weights."""
-
-    def adders(network: nn.Module) -> list[str]:
-        return [name for name, m in unwrap(network).named_modules() if isinstance(m, (Adder2d, AdderLinear))]
-
-    with torch.device("meta"):
-        again = timm.create_model(f"local-dir:{folder}")
-    if adders(again) != [name.replace("_orig_mod.", "") for name in adders(model)]:
-        architecture = json.loads((folder / "config.json").read_text())["architecture"]
+    name = architecture(model)
+    assert name is not None
+    ours = f"adder_{name.removesuffix(CONVERTED).removeprefix('adder_')}"
+    known = timm.is_model(ours)
+    by_name = f"build it as {ours!r}, " if known and name != ours else ""
+    advice = (
+        f"Networks of the zoo carry their layers in their name: {by_name}register a model of your own with timm (see "
+        "CONTRIBUTING.md), or write its state_dict() with safetensors.torch.save_file."
+    )
+    if name.endswith(CONVERTED):
+        again = build_again(model, ours) if known else None
+        other = f"{ours!r} has other layers{_told(differences(model, again))}" if again is not None else ""
         raise ValueError(
-            f"push_to_hub: timm would build this network again as {architecture!r}, with other layers. Networks of the "
-            f"zoo carry their layers in their name: build it as 'adder_{architecture.removeprefix('adder_')}', or "
-            "register a model of your own with timm (see CONTRIBUTING.md)."
+            "save_pretrained: timm cannot build this network again: it is a converted "
+            f"{name.removesuffix(CONVERTED)!r}, and {other or f'timm has no {ours!r}'}. {advice}"
         )
+    try:
+        with torch.device("meta"):
+            again = timm.create_model(f"local-dir:{folder}")
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"save_pretrained: timm cannot build {name!r} again: {error}. {advice}") from error
+    found = differences(model, again)
+    if found:
+        raise ValueError(
+            f"save_pretrained: timm would build this network again as {name!r}, with other layers{_told(found)}. "
+            f"{advice}"
+        )
+
+
+def _told(found: list[str]) -> str:
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f" ({'; '.join(found[:SHOWN])}{more})"

@@ -20,7 +20,7 @@ from timm.layers import Conv2dSame
 from timm.models import generate_default_cfgs, get_pretrained_cfg, model_entrypoint, register_model
 from torch import nn
 
-from ..convert import convert_to_adder, is_convolution, kept, replace_convolutions, without_norm
+from ..convert import _adder_layer, is_convolution, kept, replace_convolutions, without_norm
 from ._pretrained import PAPER, build_model
 from ._similarity import conv2d
 
@@ -75,7 +75,7 @@ def _network(parent: str, similarity: str, **kwargs: Any) -> nn.Module:
         return name not in stay
 
     if similarity == "adder":
-        convert_to_adder(model, chosen)
+        replace_convolutions(model, functools.partial(_adder_layer, reset_weights=True, options={}), chosen)
     elif similarity != "conv":
         replace_convolutions(model, functools.partial(_like, similarity), chosen)
     model.similarity = similarity
