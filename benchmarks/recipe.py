@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from _measured import measured
 
 from adder_zoo import AdderSGD
+from adder_zoo.training import loop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
-import _training
 import cifar
 import imagenet
 
@@ -70,7 +70,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    seed = _training.seed_everything
+    seed = loop.seed_everything
     recipe_times: list[float] = []
     bare_times: list[float] = []
     last = [0.0]
@@ -84,7 +84,7 @@ def main() -> None:
         last[0] = wait()
         seed(*key)
 
-    _training.seed_everything = between
+    loop.seed_everything = between
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--max-steps", str(args.steps + WARMUP + 1), "--model", name, "--batch-size", str(batch_size)]
         flags += ["--bn-batches", "1", "--report-to", "none", "--threads", str(args.threads), "--output-dir", folder]

@@ -14,22 +14,31 @@ has the epoch that tested best.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _data import SIZE, Augmented, hold_out
-from _run import Run, start
-from _settings import RecipeError, Settings, fail, option, parse
-from _training import Data, networks, tagged, train
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from adder_zoo.datasets import DataError
 from adder_zoo.datasets.cifar import CLASSES, find, load
+from adder_zoo.training import (
+    Data,
+    RecipeError,
+    Run,
+    Settings,
+    create_networks,
+    exit_with_message,
+    make_accelerator,
+    option,
+    parse_settings,
+    resolve_model_name,
+    train,
+)
+from adder_zoo.training.data import SIZE, Augmented, hold_out
 
 
 @dataclass(frozen=True)
@@ -70,11 +79,14 @@ def noise(count: int, classes: int) -> tuple[Tensor, Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe with ``argv`` (the command line by default); returns what results.json holds."""
-    config = parse(Config, (__doc__ or "").splitlines()[0], argv)
-    accelerator = start(config)
+    config = parse_settings(Config, __doc__, argv)
+    accelerator = make_accelerator(config)
     run = Run(config, accelerator)
+    if run.results is not None:
+        return run.results
     set_seed(config.seed)
-    model, teacher = networks(config, tagged(config.model, config.dataset), num_classes=CLASSES[config.dataset])
+    name = resolve_model_name(config.model, config.dataset)
+    model, teacher = create_networks(config, name, num_classes=CLASSES[config.dataset])
     images = data(config, model, quiet=not accelerator.is_main_process)
     return train(config, accelerator, run, images, model, teacher)
 
@@ -83,4 +95,4 @@ if __name__ == "__main__":
     try:
         main()
     except (RecipeError, DataError) as error:
-        sys.exit(fail(error))
+        exit_with_message(error)

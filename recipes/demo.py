@@ -7,20 +7,19 @@ and loads the result again with timm.
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import mnist
 import timm
 import torch
-from _settings import RecipeError, fail
 from mnist import SAMPLE
 from torch import Tensor, nn
 
 import adder_zoo
 from adder_zoo.datasets import DataError
 from adder_zoo.datasets.idx import load
+from adder_zoo.training import RecipeError, exit_with_message
 
 RUN = Path("runs/demo")
 SHOWN = 12  # images
@@ -75,4 +74,4 @@ if __name__ == "__main__":
     try:
         main()
     except (RecipeError, DataError) as error:
-        sys.exit(fail(error))
+        exit_with_message(error)

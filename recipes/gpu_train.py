@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _run import environment, write_atomically
-from _settings import RecipeError, fail
 from accelerate import Accelerator
+
+from adder_zoo.atomic import write_text
+from adder_zoo.training import RecipeError, exit_with_message
+from adder_zoo.training.record import environment
 
 RECIPES = Path(__file__).resolve().parent
 RUNS = {
@@ -80,11 +82,11 @@ def summarise(folder: Path, here: dict[str, Any]) -> None:
             rows = list(csv.DictReader((run / "log.csv").open())) if (run / "log.csv").exists() else []
             tested = [row for row in rows if row["test_accuracy"] != "nan"]
             summary[name] = {"finished": False, "last_epoch": rows[-1:], "last_tested": tested[-1:]}
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":
     try:
         main()
     except RecipeError as error:
-        sys.exit(fail(error))
+        exit_with_message(error)

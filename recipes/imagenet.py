@@ -18,16 +18,11 @@ has the epoch that tested best, ema/ the averaged weights of --model-ema.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import timm.data.dataset
-from _data import Noise, Seeded
-from _run import Run, start
-from _settings import RecipeError, Settings, fail, option, parse
-from _training import Data, create, networks, train
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.data import create_dataset, create_transform, resolve_data_config
@@ -36,6 +31,20 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from adder_zoo.datasets import DATA_ENVIRONMENT, DataError
+from adder_zoo.training import (
+    Data,
+    RecipeError,
+    Run,
+    Settings,
+    create_network,
+    create_networks,
+    exit_with_message,
+    make_accelerator,
+    option,
+    parse_settings,
+    train,
+)
+from adder_zoo.training.data import Noise, Seeded
 
 # An image that cannot be read is an error with its name: timm would take the next one in its place.
 timm.data.dataset._ERROR_RETRY = 1
@@ -152,18 +161,20 @@ def data(config: Config, model: nn.Module, accelerator: Accelerator) -> Data:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe with ``argv`` (the command line by default); returns what results.json holds."""
-    config = parse(Config, (__doc__ or "").splitlines()[0], argv)
-    accelerator = start(config)
+    config = parse_settings(Config, __doc__, argv)
+    accelerator = make_accelerator(config)
     run = Run(config, accelerator)
+    if run.results is not None:
+        return run.results
     set_seed(config.seed)
     options: dict[str, Any] = {"num_classes": config.num_classes} if config.num_classes else {}
     model: nn.Module
     if config.model.startswith("adder_"):
-        model, teacher = networks(config, config.model, **options)
+        model, teacher = create_networks(config, config.model, **options)
     elif config.distillation != "none" or config.similarity != "adder":
         raise RecipeError(f"--similarity and --distillation are for networks of this zoo: --model adder_{config.model}")
     else:
-        model, teacher = create(config, config.model, **options), None
+        model, teacher = create_network(config, config.model, **options), None
     if config.img_size:  # config.json holds it then, and whoever loads the network prepares images as here
         cfg: Any = model.pretrained_cfg
         model.pretrained_cfg = {  # type: ignore[assignment]
@@ -178,4 +189,4 @@ if __name__ == "__main__":
     try:
         main()
     except (RecipeError, DataError) as error:
-        sys.exit(fail(error))
+        exit_with_message(error)

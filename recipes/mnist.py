@@ -14,23 +14,32 @@ has the epoch that tested best.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from _data import Images, hold_out
-from _run import Run, start
-from _settings import RecipeError, Settings, fail, option, parse
-from _training import Data, networks, tagged, train
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from adder_zoo.datasets import DataError
 from adder_zoo.datasets.idx import find, load, resize
+from adder_zoo.training import (
+    Data,
+    RecipeError,
+    Run,
+    Settings,
+    create_networks,
+    exit_with_message,
+    make_accelerator,
+    option,
+    parse_settings,
+    resolve_model_name,
+    train,
+)
+from adder_zoo.training.data import Images, hold_out
 
 SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
 
@@ -77,11 +86,14 @@ def noise(count: int) -> tuple[Tensor, Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the recipe with ``argv`` (the command line by default); returns what results.json holds."""
-    config = parse(Config, (__doc__ or "").splitlines()[0], argv)
-    accelerator = start(config)
+    config = parse_settings(Config, __doc__, argv)
+    accelerator = make_accelerator(config)
     run = Run(config, accelerator)
+    if run.results is not None:
+        return run.results
     set_seed(config.seed)
-    model, teacher = networks(config, tagged(config.model, config.dataset), num_classes=10, in_chans=1)
+    name = resolve_model_name(config.model, config.dataset)
+    model, teacher = create_networks(config, name, num_classes=10, in_chans=1)
     images = data(config, model)
     return train(config, accelerator, run, images, model, teacher)
 
@@ -90,4 +102,4 @@ if __name__ == "__main__":
     try:
         main()
     except (RecipeError, DataError) as error:
-        sys.exit(fail(error))
+        exit_with_message(error)

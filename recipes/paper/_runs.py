@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from adder_zoo.training import parse_settings
+
 RECIPES = Path(__file__).resolve().parents[1]
 DOCS = RECIPES.parent / "docs" / "paper"
 sys.path.insert(0, str(RECIPES))
@@ -37,10 +39,8 @@ def run(recipe: str, folder: Path, flags: Sequence[str]) -> dict[str, Any]:
     """
     results = folder / "results.json"
     if results.exists():
-        from _settings import parse
-
         module = importlib.import_module(recipe.removesuffix(".py"))
-        config = parse(module.Config, "", [*flags, "--output-dir", str(folder)])
+        config = parse_settings(module.Config, "", [*flags, "--output-dir", str(folder)])
         found = {**module.Config().record(), **json.loads(results.read_text())["config"]}
         differ = [
             f"{name} {found.get(name)!r} and not {want!r}"

@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 import yaml
-from _settings import parse
 from hub_server import WRITE_TOKEN, HubServer, card_errors
 from mnist import SAMPLE
 from PIL import Image
@@ -25,6 +24,7 @@ from adder_zoo.hub.records import find_twin, trained_alike
 from adder_zoo.hub.save import save_pretrained
 from adder_zoo.paths import WEIGHTS
 from adder_zoo.report import report
+from adder_zoo.training import parse_settings
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "hub_cards"
@@ -113,7 +113,7 @@ def test_command_is_the_one_that_trained_it(name, monkeypatch):
     (recipe, flags) = re.search(r"accelerate launch (recipes/\w+\.py) (.*)", card).groups()
     assert (ROOT / recipe).is_file()
     argv = flags.replace("args.yaml", str(WEIGHTS / name / "args.yaml")).split()
-    settings = parse(RECIPES[recipe].Config, "", argv).record()
+    settings = parse_settings(RECIPES[recipe].Config, "", argv).record()
     assert record(name)["config"].items() <= settings.items()
 
 

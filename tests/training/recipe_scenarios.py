@@ -1,4 +1,4 @@
-"""Recipes in a process of their own, for tests/test_recipes.py:
+"""Recipes in a process of their own, for tests/training/test_equal_batches.py:
 
 frozen  recipes/cifar.py with batch norm that keeps the statistics it begins with: then neither the number of
         processes nor that of accumulation steps changes what a batch of images gives. In float64, where rounding does
@@ -9,15 +9,15 @@ import sys
 
 import cifar  # the test puts recipes/ on the path
 import torch
-from _data import some
-from _settings import RecipeError, fail
 from torch import nn
 
 from adder_zoo.datasets import DataError
+from adder_zoo.training import RecipeError, exit_with_message
+from adder_zoo.training.data import fixed_subset
 
 
 def frozen(argv):
-    networks = cifar.networks
+    networks = cifar.create_networks
 
     def created(*args, **kwargs):
         model, teacher = networks(*args, **kwargs)
@@ -37,13 +37,13 @@ def frozen(argv):
 
     def few_to_test(*args, **kwargs):
         images = data(*args, **kwargs)
-        images.test = some(images.test, 16)
+        images.test = fixed_subset(images.test, 16)
         return images
 
     data, cifar.data = cifar.data, few_to_test
     gather = cifar.Augmented.__getitems__
     cifar.Augmented.__getitems__ = small
-    cifar.networks = created
+    cifar.create_networks = created
     torch.set_default_dtype(torch.float64)
     cifar.main(argv)
 
@@ -52,4 +52,4 @@ if __name__ == "__main__":
     try:
         globals()[sys.argv[1]](sys.argv[2:])
     except (RecipeError, DataError) as error:
-        sys.exit(fail(error))
+        exit_with_message(error)

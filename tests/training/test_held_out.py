@@ -5,9 +5,9 @@ import json
 import mnist
 import pytest
 import torch
-from _data import hold_out
 
 from adder_zoo.datasets import DataError
+from adder_zoo.training.data import hold_out
 
 
 def numbered(count):

@@ -1,19 +1,18 @@
 """Knowledge transfer, held against its equations in float64."""
 
-import _training
 import mnist
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from _objectives import PKKD, Supervised, exponent, set_exponent
-from _settings import RecipeError
-from _training import networks
 from torch import nn
 
 import adder_zoo
 from adder_zoo import Adder2d
 from adder_zoo.layers import AdderLayer
+from adder_zoo.training import RecipeError, create_networks
+from adder_zoo.training.evaluate import Evaluator
+from adder_zoo.training.objectives import PKKD, Supervised, exponent, set_exponent
 
 
 class Net(nn.Module):
@@ -128,13 +127,13 @@ def test_l2_to_l1_ends_as_an_adder_network(alone, tmp_path, monkeypatch):
     ]
     flags += ["--epochs", "2", "--bn-batches", "1", "--l2-to-l1", "2", "--model-ema", "--output-dir", str(tmp_path)]
     measured = []
-    measure = _training.Evaluator.__call__
+    measure = Evaluator.__call__
 
     def look(self, model, *args, **kwargs):
         measured.append({m.p for m in model.modules() if isinstance(m, AdderLayer)})
         return measure(self, model, *args, **kwargs)
 
-    monkeypatch.setattr(_training.Evaluator, "__call__", look)
+    monkeypatch.setattr(Evaluator, "__call__", look)
     results = mnist.main(flags)
     assert measured == [{2.0}, {2.0}, {1.0}, {1.0}]  # the network and the average of its weights, of two epochs
     assert results["best_epoch"] == 2  # what was measured with another exponent is not what timm would build
@@ -145,7 +144,7 @@ def test_l2_to_l1_ends_as_an_adder_network(alone, tmp_path, monkeypatch):
 def test_twin_of_a_trained_network_begins_untrained():
     """The weights under the network's name are an adder network's: as a convolution's they would teach nonsense."""
     config = mnist.Config(pretrained=True, distillation="pkkd")
-    student, teacher = networks(config, "adder_lenet5_bn.mnist")
+    student, teacher = create_networks(config, "adder_lenet5_bn.mnist")
     trained = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in student.state_dict().items())
     weights = [name for name, p in teacher.named_parameters() if p.dim() > 1]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from adder_zoo.functional import INPUT_GRADS, WEIGHT_GRADS
-from adder_zoo.models import SIMILARITIES
-from adder_zoo.optim import ADDER_LRS
+from ..functional import INPUT_GRADS, WEIGHT_GRADS
+from ..models import SIMILARITIES
+from ..optim import ADDER_LRS
 
 ConfigT = TypeVar("ConfigT")
 
@@ -135,55 +134,79 @@ class Settings:
         return {f.name: getattr(self, f.name) for f in fields if f.metadata.get("run", True)}
 
 
-def parse(config: type[ConfigT], description: str, argv: Sequence[str] | None = None) -> ConfigT:
+def parse_settings(config: type[ConfigT], description: str | None, argv: Sequence[str] | None = None) -> ConfigT:
     """Settings from flags over ``--config FILE.yaml`` over the defaults of the dataclass ``config``.
 
-    A field's metadata may give ``help`` and ``choices``; ``field_name`` becomes ``--field-name``.
+    A field's metadata may give ``help`` and ``choices``; ``field_name`` becomes ``--field-name``. A file is read as if
+    its settings had been flags, so the same rules hold for both.
+
+    Args:
+        config: A dataclass; its fields are the settings.
+        description: Its first line is what ``--help`` begins with.
+        argv: The flags; default: those of the command line.
+
+    Raises:
+        SystemExit: a setting is unknown or has no meaning; a message is printed.
     """
+    description = (description or "").partition("\n")[0]
+    parser = _parser(config, description)
+    path = parser.parse_known_args(argv)[0].config
+    from_file = None
+    if path:
+        file_parser = _parser(config, description, prog=f"{parser.prog}: --config {path}")
+        from_file = file_parser.parse_args(_words_of_file(config, Path(path), file_parser))
+    chosen = vars(parser.parse_args(argv, from_file))
+    chosen.pop("config")
+    return config(**chosen)
+
+
+def _parser(config: Any, description: str, prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        prog=prog,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings by name; flags override it")
-    fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
-    for name, setting in fields.items():
-        flag = "--" + name.replace("_", "-")
+    for setting in dataclasses.fields(config):
+        flag = "--" + setting.name.replace("_", "-")
         options: dict[str, Any] = {"default": setting.default, "help": setting.metadata.get("help", " ")}
         if isinstance(setting.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
             kind = setting.metadata.get("type") or type(setting.default)
             parser.add_argument(flag, type=kind, choices=setting.metadata.get("choices"), **options)
-    path = parser.parse_known_args(argv)[0].config
-    if path:
-        try:
-            settings = yaml.safe_load(Path(path).read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            parser.error(f"--config {path}: {error}")
-        if not isinstance(settings, dict):
-            parser.error(f"--config {path}: expected settings by name")
-        settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
-        unknown = sorted(set(settings) - set(fields))
-        if unknown:
-            parser.error(f"--config {path}: unknown settings {', '.join(unknown)}; known are {', '.join(fields)}")
-        for name, value in settings.items():
-            default = fields[name].default
-            if isinstance(default, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
-                with contextlib.suppress(ValueError):  # YAML reads 5e-4 as text
-                    settings[name] = value = float(value)
-            if isinstance(default, int) and isinstance(value, float) and value.is_integer():
-                settings[name] = value = int(value)  # 2.0 is a number of epochs, too
-            if default is not None and not isinstance(value, type(default)):
-                parser.error(f"--config {path}: {name} must be a {type(default).__name__}, got {value!r}")
-            choices = fields[name].metadata.get("choices")
-            if choices and value not in choices:  # argparse looks at flags only
-                parser.error(f"--config {path}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-        parser.set_defaults(**settings)
-    chosen = vars(parser.parse_args(argv))
-    chosen.pop("config")
-    return config(**chosen)
+    return parser
 
 
-def fail(error: BaseException) -> int:
-    """Prints a message instead of a traceback; the exit status."""
+def _words_of_file(config: Any, path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """The settings of a YAML file as flags."""
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(str(error))
+    if not isinstance(settings, dict):
+        parser.error("expected settings by name")
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    unknown = sorted(set(settings) - set(defaults))
+    if unknown:
+        parser.error(f"unknown settings {', '.join(unknown)}; known are {', '.join(defaults)}")
+    words = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool) != isinstance(defaults[name], bool):
+            parser.error(f"{name} must be a {type(defaults[name]).__name__}, got {value!r}")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            if isinstance(value, float) and isinstance(defaults[name], int) and value.is_integer():
+                value = int(value)  # 2.0 is a number of epochs, too
+            words.append(f"--{flag}={value}")
+    return words
+
+
+def exit_with_message(error: BaseException) -> NoReturn:
+    """Ends the program with the error's message in place of a traceback."""
     print(f"error: {error}", file=sys.stderr)
-    return 1
+    raise SystemExit(1)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-PAPER = Path(__file__).parents[1] / "recipes" / "paper"
-DOCS = Path(__file__).parents[1] / "docs" / "paper"
+PAPER = Path(__file__).parents[2] / "recipes" / "paper"
+DOCS = Path(__file__).parents[2] / "docs" / "paper"
 SHORT = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "32", "--bn-batches", "1", "--cpu", "--threads", "1",
          "--report-to", "none"]  # fmt: skip
 

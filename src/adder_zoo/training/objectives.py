@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _settings import RecipeError, Settings
 from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
-from adder_zoo import Adder2d, adder2d
-from adder_zoo.layers import AdderLayer
+from ..functional import adder2d
+from ..layers import Adder2d, AdderLayer
+from .settings import RecipeError, Settings
 
 
 class Supervised(nn.Module):
@@ -141,7 +141,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(logits, targets, label_smoothing=smoothing if targets.dim() == 1 else 0.0)
 
 
-def objective_for(config: Settings, model: nn.Module, teacher: nn.Module | None) -> Supervised | PKKD:
+def make_objective(config: Settings, model: nn.Module, teacher: nn.Module | None) -> Supervised | PKKD:
     if config.distillation == "pkkd":
         assert teacher is not None
         return PKKD(model, teacher, config.kd_alpha, config.kd_beta, config.smoothing)

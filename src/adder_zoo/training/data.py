@@ -1,4 +1,4 @@
-"""Images for training, drawn so that a run can be taken up anywhere.
+"""Images for training, augmented so that a run can be taken up anywhere.
 
 What happens to an image depends on the seed, the epoch and the image alone: any number of processes, of whatever kind,
 sees the same ones, and so does a run that was taken up again.
@@ -6,20 +6,32 @@ sees the same ones, and so does a run that was taken up again.
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Sized
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, Subset
 
-from adder_zoo.datasets import DataError
+from ..datasets import DataError
 
 SIZE = 32
 PAD = 4
+
+
+@dataclass
+class Data:
+    """A data set: two parts, and what results.json says of it."""
+
+    name: str
+    train: Dataset
+    test: Dataset
+    classes: int
+    top5: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def seed_everything(*key: int) -> None:
@@ -191,67 +203,21 @@ class Noise(Dataset):
         return self.image, i % self.classes
 
 
-class Part(Subset):
-    """Some of a data set, which may draw its images anew for each epoch."""
+class EpochSubset(Subset):
+    """Some images of a data set that may augment them in another way in each epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         set_epoch(self.dataset, epoch)
 
 
 def set_epoch(data: Any, epoch: int) -> None:
+    """Tells ``data`` the epoch, where it wants to know."""
     if hasattr(data, "set_epoch"):
         data.set_epoch(epoch)
 
 
-def some(data: Dataset, count: int) -> Dataset:
+def fixed_subset(data: Dataset, count: int) -> Dataset:
     """``count`` items of ``data``, always the same ones, in shuffled order: a bare prefix may be sorted by class."""
     assert isinstance(data, Sized)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
-    return Part(data, order[:count])
-
-
-def loader(data: Dataset, batch_size: int, shuffle: bool, workers: int, device: torch.device) -> Any:
-    """Batches of ``data``; of a stream, which has split itself among the processes, they come on the device."""
-    whole = data
-    while isinstance(whole, Part):
-        whole = whole.dataset
-    if isinstance(
-        whole, (Images, Augmented)
-    ):  # in memory: that of the device is the best place, and batches come whole
-        whole.to(device)
-        return DataLoader(data, batch_size, shuffle=shuffle, collate_fn=_as_it_is)
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
-    if isinstance(data, IterableDataset):
-        return Stream(DataLoader(data, batch_size, **options), device)
-    return DataLoader(data, batch_size, shuffle=shuffle, **options)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class Stream:
-    """Batches of a data set that can only be read from its beginning (shards of WebDataset, for example)."""
-
-    def __init__(self, batches: DataLoader, device: torch.device) -> None:
-        self.batches = batches
-        self.device = device
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        set_epoch(self.batches.dataset, epoch)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        seed_everything(self.epoch)  # of which the loader draws the seeds of its workers
-        batches = iter(self.batches)
-        for number in itertools.count():
-            seed_everything(self.epoch, number)
-            try:
-                images, labels = next(batches)
-            except StopIteration:
-                return
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+    return EpochSubset(data, order[:count])

@@ -1,0 +1,59 @@
+"""The networks that a recipe trains, from timm's registry."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import timm
+from torch import nn
+
+from .settings import RecipeError, Settings
+
+
+def create_network(config: Settings, name: str, **kwargs: Any) -> nn.Module:
+    """The network ``name`` as the settings want it, from ``timm.create_model``.
+
+    Raises:
+        RecipeError: timm does not know it, or it has no such option.
+    """
+    if config.drop_path:
+        kwargs["drop_path_rate"] = config.drop_path
+    try:
+        model = timm.create_model(name, pretrained=config.pretrained, **kwargs)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # OSError: no weights, or no network to fetch them
+        raise RecipeError(f"--model {name}: {error}") from error
+    for module in model.modules():
+        for rule in ("weight_grad", "input_grad"):
+            if hasattr(module, rule):
+                setattr(module, rule, getattr(config, rule))
+    return model
+
+
+def create_networks(config: Settings, name: str, **kwargs: Any) -> tuple[nn.Module, nn.Module | None]:
+    """The network ``name`` in the similarity of the settings, and the convolutional twin that teaches it, if any."""
+    model = create_network(config, name, similarity=config.similarity, **kwargs)
+    if config.distillation == "none":
+        return model, None
+    # The twin begins untrained: weights under this name are the adder network's.
+    return model, create_network(dataclasses.replace(config, pretrained=False), name, similarity="conv", **kwargs)
+
+
+def resolve_model_name(model: str, dataset: str) -> str:
+    """The full name of ``model`` made for ``dataset``: mean, classes and image size are the data set's.
+
+    Raises:
+        RecipeError: there is no such network; names those that there are.
+    """
+    names = timm.list_models(f"adder_*.{dataset}", include_tags=True)
+    name = model if "." in model else f"{model}.{dataset}"
+    if name not in names:
+        known = ", ".join(n.removesuffix(f".{dataset}") for n in names)
+        raise RecipeError(f"--model {model}: no network of this zoo for {dataset} has this name; there are {known}")
+    return name
+
+
+def full_name(model: nn.Module) -> str:
+    """The name of a network with its tag, "adder_resnet20.cifar10" for example."""
+    cfg: Any = model.pretrained_cfg
+    return f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else cfg["architecture"]

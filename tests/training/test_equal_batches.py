@@ -1,0 +1,46 @@
+"""Equal batches give equal weights, whether processes or accumulation steps share them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from recipe_runs import PATIENCE
+from safetensors.torch import load_file
+
+SCENARIOS = Path(__file__).parent / "recipe_scenarios.py"
+
+
+def frozen(folder, *flags, launcher=()):
+    """The weights of ResNet-20 after 20 updates of 16 images, with frozen statistics, in float64."""
+    command = [sys.executable, *launcher, str(SCENARIOS), "frozen", "--synthetic", "--max-steps", "20", "--lr", "0.01",
+               "--cpu", "--threads", "1", "--report-to", "none", "--bn-batches", "1",
+               "--output-dir", str(folder), *flags]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    return frozen(tmp_path_factory.mktemp("uncut"), "--batch-size", "16", "--limit-batches", "20")
+
+
+def assert_equal_but_for_rounding(one, other):
+    """Rounding is 1e-16 in float64, grown by 20 updates; a factor missed anywhere would show as 1e-2."""
+    for key in one:
+        if one[key].is_floating_point():
+            assert (one[key] - other[key]).norm() <= 1e-11 * one[key].norm()
+
+
+def test_two_processes_do_what_one_does(uncut, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    flags = ("--batch-size", "8", "--limit-batches", "20")
+    assert_equal_but_for_rounding(uncut, frozen(tmp_path, *flags, launcher=launcher))
+
+
+def test_accumulated_batches_do_what_a_large_one_does(uncut, tmp_path):
+    flags = ("--batch-size", "4", "--gradient-accumulation-steps", "4", "--limit-batches", "80")
+    assert_equal_but_for_rounding(uncut, frozen(tmp_path, *flags))

@@ -1,0 +1,84 @@
+"""Launchers and processes."""
+
+import json
+
+import mnist
+import psutil
+import pytest
+import timm
+from accelerate.commands.config.config_args import load_config_from_file
+from recipe_runs import PATIENCE, RECIPE, run, start, wait_for
+
+from adder_zoo.training import RecipeError, launch
+
+
+def test_two_processes_share_the_work(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    code, _, err = run(tmp_path, "--max-steps", "20", "--batch-size", "128", launcher=launcher)
+    assert code == 0, err[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["environment"]["processes"] == 2
+    assert results["test_images"] == 1000
+    assert results["test_accuracy"] > 50
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
+    class Alone:
+        num_processes = 1
+
+    monkeypatch.setattr(launch, "Accelerator", lambda **options: Alone())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="the launcher was told 2 processes"):
+        launch.make_accelerator(mnist.Config(cpu=True))
+
+
+def test_end_of_the_launcher_stops_the_run(tmp_path):
+    """`accelerate launch` ends at a SIGTERM and leaves its process behind."""
+    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1")
+    process = start(tmp_path, "--epochs", "100", "--report-to", "none", launcher=launcher)
+    wait_for(tmp_path / "checkpoints" / "lock", process)
+    (child,) = [c for c in psutil.Process(process.pid).children() if "mnist.py" in " ".join(c.cmdline())]
+    wait_for(tmp_path / "log.csv", process)
+    process.terminate()
+    process.communicate(timeout=PATIENCE)
+    assert child.wait(PATIENCE) is None or not child.is_running()
+    assert list((tmp_path / "checkpoints").glob("update-*[0-9]"))
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        (["python", "/x/bin/accelerate", "launch", "--num_processes", "3"], 3),
+        (["/x/bin/python", "/x/bin/accelerate-launch", "--cpu", "--num_processes", "2"], 2),
+        (["python", "-m", "accelerate.commands.launch", "--num_processes", "4"], 4),
+        (["python", "/x/accelerate/commands/launch.py", "--num_processes", "5"], 5),
+        (["bash", "launch", "--num_processes", "6"], 1),
+    ],
+)
+def test_launcher_is_known_by_all_its_names(monkeypatch, command, asked):
+    class Parent:
+        def parent(self):
+            return self
+
+        def cmdline(self):
+            return [*command, "recipes/mnist.py", "--epochs", "1"]
+
+    monkeypatch.setattr(launch.psutil, "Process", Parent)
+    assert launch.requested_processes() == asked
+
+
+def test_launcher_that_starts_fewer_processes_is_found_out(tmp_path):
+    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2")
+    code, _, err = run(tmp_path / "run", "--epochs", "1", launcher=launcher)
+    assert code != 0
+    assert "the launcher was told 2 processes, but this one knows of 1" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("file", sorted((RECIPE.parent / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_its_files(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes >= 1
+    assert f"recipes/accelerate/{file.name}" in file.read_text()  # the command that it is for

@@ -1,0 +1,64 @@
+"""Settings from flags and files, and what is refused before anything is written."""
+
+import mnist
+import pytest
+from recipe_runs import FEW, SMALL
+
+from adder_zoo.training import RecipeError, parse_settings
+
+
+def test_config_file_and_flags(tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text("epochs: 7.0\nlr: 5e-2\nbatch-size: 64\n")
+    config = parse_settings(mnist.Config, "", ["--config", str(file), "--epochs", "9"])
+    assert (config.epochs, config.lr, config.batch_size, config.eta) == (9, 0.05, 64, 0.2)
+    for text, words in (
+        ("speed: 3", "unknown settings speed"),
+        ("epochs: many", "argument --epochs: invalid int value: 'many'"),
+        ("- 1", "by name"),
+        ("similarity: xor", "argument --similarity: invalid choice: 'xor'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SystemExit):
+            parse_settings(mnist.Config, "", ["--config", str(file)])
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_settings(mnist.Config, "", ["--similarity", "xor"])
+
+
+def test_paper_settings_are_the_defaults():
+    c = mnist.Config()
+    assert (c.epochs, c.batch_size, c.lr, c.momentum, c.weight_decay, c.eta) == (50, 256, 0.1, 0.9, 5e-4, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--epochs", "0"], "--epochs must be at least 1"), (["--data-dir", "/nowhere"], "no fashion_mnist found")],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(tmp_path, flags, words):
+    with pytest.raises((RecipeError, mnist.DataError), match=words):
+        mnist.main([*SMALL, "--output-dir", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--opt", "sdg"], "--opt sdg"),
+        (["--model", "adder_lenet7"], "--model adder_lenet7"),
+        (["--sync-bn"], "GPUs only"),
+        (["--report-to", "tensorbored"], "Accelerate knows"),
+        (["--smoothing", "2"], "between 0 and 1"),
+        (["--distillation", "pkkd", "--similarity", "conv"], "leave --similarity at adder"),
+        (["--drop-path", "0.1"], "drop_path_rate"),
+        (["--l2-to-l1", "3"], "ends after 2 epochs, before the exponent is 1"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--mixed-precision", "fp16"], "fp16 is for GPUs"),
+        (["--model", "resnet50"], "there are adder_lenet5_bn"),
+        (["--similarity", "conv", "--pretrained"], "--model adder_lenet5_bn"),
+    ],
+)
+def test_what_cannot_be_met_is_refused(alone, tmp_path, flags, words):
+    with pytest.raises(RecipeError, match=words):
+        mnist.main([*FEW, "--output-dir", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run").exists()
