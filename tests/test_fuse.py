@@ -144,89 +144,15 @@ def test_no_gradient():
         y.sum().backward()
 
 
-# ---- packed filters ------------------------------------------------------------------------------------------------
+# ---- instruction sets ----------------------------------------------------------------------------------------------
 
 
-class TestPackedFilters:
-    where = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
-
-    def check(self, x, weight):
-        one, zero = torch.ones(weight.shape[0]), torch.zeros(weight.shape[0])
-        y = cpu.forward_fused(x, weight, one, zero, None, *self.where, False)
-        assert torch.equal(y, cpu.forward(x, weight.clone(), *self.where))
-
-    def test_packed_once(self, native, monkeypatch):
-        packed = []
-        pack = cpu.library().pack
-        monkeypatch.setattr(cpu.library(), "pack", lambda *a: packed.append(1) or pack(*a))
-        x, weight = torch.randn(2, 8, 6, 6), torch.randn(16, 8, 3, 3)
-        for _ in range(3):
-            self.check(x, weight)
-            self.check(torch.randn(5, 8, 6, 6), weight)  # another batch
-        assert len(packed) == 1
-
-    def test_follow_the_weight(self, native):
-        x, weight = torch.randn(2, 8, 6, 6), nn.Parameter(torch.randn(16, 8, 3, 3))
-        self.check(x, weight)
-        with torch.no_grad():
-            weight.mul_(2)
-        self.check(x, weight)
-        weight.data = torch.randn(16, 8, 3, 3)
-        self.check(x, weight)
-        weight.grad = torch.ones_like(weight)
-        torch.optim.SGD([weight], 0.1).step()
-        self.check(x, weight)
-        for size in ((2, 8, 9, 7), (1, 8, 3, 3), (1, 8, 1, 1)):
-            self.check(torch.randn(size), weight)
-        with torch.inference_mode():
-            unseen = torch.randn(16, 8, 3, 3)
-            self.check(x, unseen)
-            unseen.mul_(2)
-            self.check(x, unseen)
-
-    def test_follow_the_weight_where_memory_is_given_back(self, native):
-        """What is freed may be given out again: an address alone says nothing."""
-        x, weight = torch.randn(2, 8, 6, 6), nn.Parameter(torch.randn(16, 8, 3, 3))
-        for _ in range(20):
-            self.check(x, weight)
-            weight.data = weight.data.half() * 1.001
-            weight.data = weight.data.float()
-            self.check(x, weight)
-
-    def test_of_layers_at_inference(self, native, monkeypatch):
-        """Not fused, and a layer whose filters are a view of its parameter; in training nothing is kept."""
-        packed = []
-        pack = cpu.library().pack
-        monkeypatch.setattr(cpu.library(), "pack", lambda *a: packed.append(1) or pack(*a))
-        layers = nn.ModuleList([adder_zoo.Adder2d(8, 16, 3, impl="cpu"), adder_zoo.AdderLinear(40, 16, impl="cpu")])
-        images, features = [torch.randn(2, 8, n, n) for n in (6, 9, 6, 9)], torch.randn(3, 40)
-        with torch.no_grad():
-            want = [cpu.forward(x, layers[0].weight, (1, 1), (0,) * 4, (1, 1), 1) for x in images]
-            for x, y in zip(images, want, strict=True):  # of two sizes in turn
-                torch.testing.assert_close(layers[0](x), y, rtol=0, atol=0)
-                layers[1](features)
-            assert len(packed) == 2
-            layers[0].weight.mul_(2)
-            assert not torch.equal(layers[0](images[0]), want[0])
-            assert len(packed) == 3
-        before = len(cpu._packed_filters)
-        layers[0](images[0]).sum().backward()
-        assert len(packed) == 3
-        assert len(cpu._packed_filters) == before - 1
-
-    def test_follow_the_instruction_set(self, native):
-        x, weight = torch.randn(2, 8, 6, 6), torch.randn(20, 8, 3, 3)
-        for isa in cpu.library().isas * 2:
-            native(isa)
-            self.check(x, weight)
-
-    def test_go_with_the_weight(self, native):
-        weight = torch.randn(16, 8, 3, 3)
-        before = len(cpu._packed_filters)
-        self.check(torch.randn(2, 8, 6, 6), weight)
-        assert len(cpu._packed_filters) == before + 1
-        del weight
-        assert len(cpu._packed_filters) == before
+def test_follows_the_instruction_set(native):
+    x, weight, where = torch.randn(2, 8, 6, 6), torch.randn(20, 8, 3, 3), ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    for isa in cpu.library().isas * 2:
+        native(isa)
+        y = cpu.forward_fused(x, weight, torch.ones(20), torch.zeros(20), None, *where, False)
+        assert torch.equal(y, cpu.forward(x, weight.clone(), *where))
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
@@ -560,19 +486,6 @@ def test_norm_that_is_read_elsewhere(graph):
     fused = close(model, x)
     assert not any(name.startswith("0.bn") for name in fused.state_dict())
     close(fused, x)  # what is fused already is in eval mode in all its parts
-
-
-def test_fused_under_inference_mode_packs_once(native, monkeypatch):
-    x = torch.randn(2, 4, 6, 6)
-    model = ready(nn.Sequential(Residual(nn.Identity())).eval(), x)
-    with torch.inference_mode():
-        fused = fuse(model)
-        fused(x)
-        packed = []
-        pack = cpu.library().pack
-        monkeypatch.setattr(cpu.library(), "pack", lambda *a: packed.append(1) or pack(*a))
-        fused(x)
-    assert not packed
 
 
 def test_residual_of_another_precision(native):

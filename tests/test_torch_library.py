@@ -283,6 +283,61 @@ def test_autocast_leaves_the_output_in_float32(dtype, impl):
     assert weight.grad.dtype == conv.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("impl", [None, "reference"])
+def test_autocast_changes_no_bit(impl, x_dtype, dtype, p):
+    """Eager implementations consist of operations that autocast would send to half precision, backward included."""
+    weight_dtype = torch.float64 if x_dtype == torch.float64 else torch.float32
+    x, weight = (t + 3 for t in operands(x=x_dtype, weight=weight_dtype))
+    bias = torch.randn(6)
+    results = []
+    for enabled in (False, True):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            y = adder2d(*leaves, stride=2, padding=1, p=p, impl=impl)
+            y.backward(torch.ones_like(y))  # whoever calls backward inside of the block
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    assert results[0][0].dtype == weight_dtype
+    for plain, cast in zip(*results, strict=True):
+        assert cast.dtype == plain.dtype
+        assert torch.equal(cast, plain)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_autocast_changes_no_bit_of_the_fused_operator(impl):
+    x, weight = operands()
+    scale, shift, residual = torch.randn(6), torch.randn(6), torch.randn(2, 6, 9, 8)
+    args = (x, weight, scale, shift, residual, *geometry(), True, impl)
+    plain = torch.ops.adder_zoo.adder2d_fused(*args)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(torch.ops.adder_zoo.adder2d_fused(*args), plain)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu", "mps", "hpu", "meta"])
+def test_autocast_of_any_device_is_switched_off(device):
+    """No such device is needed to see which autocast an operator's code runs under."""
+    from adder_zoo.ops import without_autocast
+
+    class Fake:
+        def __init__(self):
+            self.device = torch.device(device)
+
+    def seen(x):
+        return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+    before = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if torch.amp.is_autocast_available(device):
+        torch.set_autocast_enabled(device, True)
+    try:
+        assert not without_autocast(seen)(Fake())
+        assert seen(None) == torch.amp.is_autocast_available(device)
+    finally:
+        if torch.amp.is_autocast_available(device):
+            torch.set_autocast_enabled(device, before)
+
+
 def test_grad_scaler():
     """The gradient is linear in dy, so a scaled loss gives the same step."""
     x = torch.randn(2, 4, 8, 8)

@@ -2,6 +2,10 @@
 
 The library sees float32 in channels-last order; half precision is widened here, and tensors in another order are
 copied, so a network that keeps its activations in channels_last pays for neither. Shapes as in ``reference.py``.
+
+The kernels read filters in an order of their own. The library packs them at each call, so that a call answers with the
+weights of now, whoever wrote them and however: neither an address nor a version counter shows a write through
+``.data``, a numpy array or another process. A checksum would, at about the price of packing.
 """
 
 from __future__ import annotations
@@ -14,14 +18,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import convolution
 from .reference import compute_dtype
 
 _MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
 _UNSUITED, _NOT_FINITE = 2, 3
-_packed_filters: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class _Shape(ctypes.Structure):
@@ -55,10 +57,6 @@ class Library:
         native.adder_isa.restype = native.adder_isas.restype = c_char_p
         native.adder_use.argtypes = [c_char_p]
         shape, pointer = POINTER(_Shape), c_void_p
-        self.packed_size = native.adder_packed_size
-        self.packed_size.argtypes, self.packed_size.restype = [shape], c_int64
-        self.pack = native.adder_pack
-        self.pack.argtypes, self.pack.restype = [shape, pointer, pointer], None
         self.forward = native.adder_forward
         self.forward.argtypes = [shape, pointer, pointer, pointer, POINTER(_Epilogue), pointer, c_int]
         self.grad_input = native.adder_grad_input
@@ -123,31 +121,18 @@ def forward(
     groups: int,
     *,
     exact: bool = False,
-    keep: bool = False,
 ) -> Tensor:
     """y = -Σ|x - w| (Eq. 2), [N, K, P, Q], float32, channels_last.
 
-    By default a tile of outputs is computed as Σx + Σw - 2·Σmax(x, w), and computed anew from the differences where
+    By default a tile of outputs is computed as Σx + Σw - 2·Σmax(x, w), and computed again from the differences where
     cancellation would cost more than two or three bits (bound: ``kernels/cpu/forward_tile.h``). ``exact=True``
     computes all of it from the differences, some 1.5 times as slow.
-
-    ``keep`` keeps the filters as they are packed for the kernels, for as long as ``weight`` lives and its version
-    counter stands still: for inference, as a training step would pack them anew and hold them for nothing.
     """
-    x = _dense(x)
+    x, weight = _dense(x), _dense(weight)
     shape = _shape(x, weight, stride, padding, dilation, groups)
     y = _empty((shape.N, shape.K, shape.P, shape.Q))
-    if keep:
-        weight = _packed(weight, shape)
-    else:
-        _packed_filters.pop(_owner(weight), None)
-        weight = _dense(weight)
-    operands = (None, weight.data_ptr()) if keep else (weight.data_ptr(), None)
-    _check(library().forward(shape, x.data_ptr(), *operands, None, y.data_ptr(), exact))
+    _check(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, None, y.data_ptr(), exact))
     return y
-
-
-forward_kept = functools.partial(forward, keep=True)
 
 
 def forward_fused(
@@ -162,51 +147,15 @@ def forward_fused(
     groups: int,
     relu: bool,
 ) -> Tensor:
-    """act(scale·y + shift + residual) of ``forward``'s y in one pass, [N, K, P, Q], float32, channels_last.
-
-    The filters are packed for the kernels at the first call and kept for as long as ``weight`` lives and its version
-    counter stands still.
-    """
-    x = _dense(x)
+    """act(scale·y + shift + residual) of ``forward``'s y in one pass, [N, K, P, Q], float32, channels_last."""
+    x, weight = _dense(x), _dense(weight)
     shape = _shape(x, weight, stride, padding, dilation, groups)
-    packed = _packed(weight, shape)
     scale, shift = (t.to(torch.float32).contiguous() for t in (scale, shift))
     residual = None if residual is None else _dense(residual.to(torch.float32))
     y = _empty((shape.N, shape.K, shape.P, shape.Q))
     epilogue = _Epilogue(scale.data_ptr(), shift.data_ptr(), None if residual is None else residual.data_ptr(), relu)
-    _check(library().forward(shape, x.data_ptr(), None, packed.data_ptr(), epilogue, y.data_ptr(), False))
+    _check(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, epilogue, y.data_ptr(), False))
     return y
-
-
-def _packed(weight: Tensor, shape: _Shape) -> Tensor:
-    """The filters in the kernels' order, from the cache if they are the ones that it was filled with.
-
-    A key is a living tensor, its version counter and its memory: an optimizer's step, ``load_state_dict`` and every
-    other change in place moves the counter, assigning to ``.data`` the memory, which the cache holds so that nothing
-    else is put there. (A change in place *of* ``.data`` hides from the counter, as it hides from autograd.) Inference
-    tensors have no counter and are packed at each call.
-    """
-    inference = weight.is_inference()
-    # What the order depends on: a kernel that covers the whole image is one of 1 x 1 to the library.
-    s = shape
-    covers = (s.H, s.W, s.P, s.Q, s.pad_top, s.pad_left, s.dilation_h, s.dilation_w) == (s.R, s.S, 1, 1, 0, 0, 1, 1)
-    memory = (weight.data_ptr(), weight.dtype, weight.shape, weight.stride())
-    key = (library().isa, *memory, None if inference else weight._version, shape.groups, covers)
-    owner = _owner(weight)
-    found = None if inference else _packed_filters.get(owner)
-    if found is not None and found[0] == key:
-        return found[1]
-    dense = _dense(weight)
-    packed = torch.empty(library().packed_size(shape), dtype=torch.float32)
-    library().pack(shape, dense.data_ptr(), packed.data_ptr())
-    if not inference:
-        _packed_filters[owner] = (key, packed, weight.untyped_storage())
-    return packed
-
-
-def _owner(weight: Tensor) -> Tensor:
-    """The tensor that lives as long as the filters do: a layer's parameter, not the view of it that a call makes."""
-    return weight if weight.is_inference() or weight._base is None else weight._base
 
 
 def grad_input(

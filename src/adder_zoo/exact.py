@@ -9,6 +9,5 @@ import functools
 from . import cpu
 
 forward = functools.partial(cpu.forward, exact=True)
-forward_kept = functools.partial(cpu.forward, exact=True, keep=True)
 grad_input = functools.partial(cpu.grad_input, exact=True)
 grad_weight = functools.partial(cpu.grad_weight, exact=True)

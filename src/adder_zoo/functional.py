@@ -98,10 +98,7 @@ def adder2d(
     if impl is not None and impl not in IMPLEMENTATIONS:
         raise ValueError(f"adder2d: impl must be None or one of {tuple(IMPLEMENTATIONS)}, got {impl!r}")
 
-    inference = not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-    y = _adder2d_op(
-        x, weight, stride, pads, dilation, groups, weight_grad, input_grad, float(p), impl or "auto", inference
-    )
+    y = _adder2d_op(x, weight, stride, pads, dilation, groups, weight_grad, input_grad, float(p), impl or "auto")
     if bias is not None:
         y = y + bias.to(y.dtype).view(-1, 1, 1)
     return y.squeeze(0) if unbatched else y

@@ -45,8 +45,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Batch norm in eval mode, with it a shortcut that is added and a ReLU, in any network of ``nn.Module`` blocks:
     converted ones of timm, the zoo's, your own. The logits are those of ``model`` within rounding. Other activations
-    and layers without batch norm behind them stay as they are. Filters are packed for the CPU's kernels once and kept
-    until they change.
+    and layers without batch norm behind them stay as they are.
 
     Args:
         model: A network in eval mode, on any device. It is left as it is, and the copy does not follow it: fuse again
@@ -70,7 +69,7 @@ def fuse(model: nn.Module) -> nn.Module:
         )
     if not any(isinstance(module, AdderLayer) for module in model.modules()):
         raise ValueError(f"fuse: {type(model).__name__} has no adder layer; convert_to_adder() makes them")
-    with torch.inference_mode(False):  # whose tensors have no version counter, so their filters are packed at each call
+    with torch.inference_mode(False):  # its tensors could not be written to outside of it
         copied = copy.deepcopy(model)
         fused = _Fuser(copied).fused(copied)
     rename_fused(fused)

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
+from . import batching
+from .autograd import register_autograd
 from .implementations import resolve
-from .ops import _check_operands, _memory_format, _output_shape
+from .ops import _check_operands, _library, _memory_format, _output_shape, operator
 from .reference import compute_dtype
 
 
@@ -51,7 +52,14 @@ def forward_fused(
     return epilogue(module.forward(x, weight, stride, padding, dilation, groups), scale, shift, residual, relu)
 
 
-@torch.library.custom_op("adder_zoo::adder2d_fused", mutates_args=())
+def _fake(x, weight, scale, shift, residual, stride, padding, dilation, groups, relu, impl):
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    _check_shapes(shape, scale, shift, residual)
+    y = x.new_empty(shape, dtype=compute_dtype(x))
+    return y.contiguous(memory_format=_memory_format(x, weight))
+
+
+@operator(_fake, batching.fused)
 def adder2d_fused(
     x: Tensor,
     weight: Tensor,
@@ -86,14 +94,6 @@ def adder2d_fused(
     return y.contiguous(memory_format=_memory_format(x, weight))
 
 
-@adder2d_fused.register_fake
-def _(x, weight, scale, shift, residual, stride, padding, dilation, groups, relu, impl):
-    shape = _output_shape(x, weight, stride, padding, dilation)
-    _check_shapes(shape, scale, shift, residual)
-    y = x.new_empty(shape, dtype=compute_dtype(x))
-    return y.contiguous(memory_format=_memory_format(x, weight))
-
-
 def _check_shapes(output: list, scale: Tensor, shift: Tensor, residual: Tensor | None) -> None:
     wanted_shapes = (("scale", scale, output[1:2]), ("shift", shift, output[1:2]), ("residual", residual, output))
     for name, t, wanted in wanted_shapes:
@@ -108,4 +108,4 @@ def _no_gradient(ctx, dy):
     )
 
 
-adder2d_fused.register_autograd(_no_gradient)
+register_autograd(_library, "adder2d_fused", _no_gradient)

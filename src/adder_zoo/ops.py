@@ -5,20 +5,64 @@
     adder_zoo::adder2d_grad_weight  Eq. 5 (or 4)
 
 ``functional.adder2d`` checks what a user hands in; these take normalised arguments: stride and dilation as pairs,
-padding as (top, bottom, left, right), ``impl`` a name or "auto", ``inference`` whether no backward follows, so that an
-implementation may keep what it makes of the filters (its ``forward_kept``). Whatever an implementation returns is laid
-out here as the fake kernels promise: channels_last where the input or the filters are, as ``conv2d`` does.
+padding as (top, bottom, left, right), ``impl`` a name or "auto". Implementations run with autocast off: they compute in
+float32 whatever comes in. Whatever one returns is laid out here as the fake kernels promise: channels_last where the
+input or the filters are, as ``conv2d`` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import batching
+from .autograd import register_autograd
 from .implementations import resolve
 from .reference import compute_dtype
+
+_library = torch.library.Library("adder_zoo", "FRAGMENT")  # what it registers lives as long as it does
+
+
+def operator(fake: Callable[..., Tensor], vmap: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Makes an operator ``adder_zoo::<name>`` of a function: ``fake`` says how the result is laid out.
+
+    ``vmap(operator, B, in_dims, *args)``, if given, computes it for B samples at once and returns (result, dimension).
+    """
+
+    def define(function: Callable[..., Tensor]) -> Any:
+        name = function.__name__
+        schema = torch.library.infer_schema(function, mutates_args=())
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, without_autocast(function), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"adder_zoo::{name}", fake, lib=_library)
+        overload = getattr(torch.ops.adder_zoo, name).default
+        if vmap is not None:
+
+            def rule(info: Any, in_dims: tuple, *args: Any) -> Any:
+                return vmap(overload, info.batch_size, in_dims, *args)
+
+            torch.library.register_vmap(f"adder_zoo::{name}", rule, lib=_library)
+        return overload
+
+    return define
+
+
+def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function``, whose first argument is a tensor, run with autocast off for that tensor's kind of device."""
+
+    @functools.wraps(function)
+    def run(x: Tensor, *args: Any) -> Tensor:
+        device = x.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return function(x, *args)
+        with torch.autocast(device, enabled=False):
+            return function(x, *args)
+
+    return run
 
 
 def _memory_format(*tensors: Tensor) -> torch.memory_format:
@@ -49,7 +93,13 @@ def _check_operands(
         raise ValueError(f"adder_zoo: dy must have shape {output}, got {list(dy.shape)}")
 
 
-@torch.library.custom_op("adder_zoo::adder2d", mutates_args=())
+def _fake_adder2d(x, weight, stride, padding, dilation, groups, weight_grad, input_grad, p, impl):
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    y = x.new_empty(shape, dtype=compute_dtype(x))
+    return y.contiguous(memory_format=_memory_format(x, weight))
+
+
+@operator(_fake_adder2d, batching.forward)
 def adder2d(
     x: Tensor,
     weight: Tensor,
@@ -61,24 +111,19 @@ def adder2d(
     input_grad: str,
     p: float,
     impl: str,
-    inference: bool = False,
 ) -> Tensor:
     _check_operands(x, weight, groups)
     module = resolve(impl, x, p)
     power = {} if p == 1 else {"p": p}
-    forward = getattr(module, "forward_kept", module.forward) if inference else module.forward
-    y = forward(x, weight, stride, padding, dilation, groups, **power)
+    y = module.forward(x, weight, stride, padding, dilation, groups, **power)
     return y.contiguous(memory_format=_memory_format(x, weight))
 
 
-@adder2d.register_fake
-def _(x, weight, stride, padding, dilation, groups, weight_grad, input_grad, p, impl, inference=False):
-    shape = _output_shape(x, weight, stride, padding, dilation)
-    y = x.new_empty(shape, dtype=compute_dtype(x))
-    return y.contiguous(memory_format=_memory_format(x, weight))
+def _fake_grad_input(dy, x, weight, stride, padding, dilation, groups, input_grad, p, impl):
+    return x.new_empty(x.shape).contiguous(memory_format=_memory_format(x))
 
 
-@torch.library.custom_op("adder_zoo::adder2d_grad_input", mutates_args=())
+@operator(_fake_grad_input, batching.grad_input)
 def adder2d_grad_input(
     dy: Tensor,
     x: Tensor,
@@ -98,12 +143,11 @@ def adder2d_grad_input(
     return dx.contiguous(memory_format=_memory_format(x))
 
 
-@adder2d_grad_input.register_fake
-def _(dy, x, weight, stride, padding, dilation, groups, input_grad, p, impl):
-    return x.new_empty(x.shape).contiguous(memory_format=_memory_format(x))
+def _fake_grad_weight(dy, x, weight, stride, padding, dilation, groups, weight_grad, p, impl):
+    return weight.new_empty(weight.shape).contiguous(memory_format=_memory_format(weight))
 
 
-@torch.library.custom_op("adder_zoo::adder2d_grad_weight", mutates_args=())
+@operator(_fake_grad_weight, batching.grad_weight)
 def adder2d_grad_weight(
     dy: Tensor,
     x: Tensor,
@@ -123,13 +167,8 @@ def adder2d_grad_weight(
     return dw.contiguous(memory_format=_memory_format(weight))
 
 
-@adder2d_grad_weight.register_fake
-def _(dy, x, weight, stride, padding, dilation, groups, weight_grad, p, impl):
-    return weight.new_empty(weight.shape).contiguous(memory_format=_memory_format(weight))
-
-
 def _setup_context(ctx, inputs, output):
-    x, weight, *ctx.options, _ = inputs
+    x, weight, *ctx.options = inputs
     ctx.save_for_backward(x, weight)
 
 
@@ -141,7 +180,7 @@ def _backward(ctx, dy):
         dx = adder2d_grad_input(dy, x, weight, *geometry, input_grad, p, impl)
     if ctx.needs_input_grad[1]:
         dw = adder2d_grad_weight(dy, x, weight, *geometry, weight_grad, p, impl)
-    return dx, dw, *[None] * (len(ctx.options) + 1)
+    return dx, dw, *[None] * len(ctx.options)
 
 
 def _no_second_derivative(ctx, *grads):
@@ -151,6 +190,6 @@ def _no_second_derivative(ctx, *grads):
     )
 
 
-adder2d.register_autograd(_backward, setup_context=_setup_context)
-adder2d_grad_input.register_autograd(_no_second_derivative)
-adder2d_grad_weight.register_autograd(_no_second_derivative)
+register_autograd(_library, "adder2d", _backward, _setup_context)
+register_autograd(_library, "adder2d_grad_input", _no_second_derivative)
+register_autograd(_library, "adder2d_grad_weight", _no_second_derivative)

@@ -1,0 +1,95 @@
+"""The operators under ``torch.vmap``: a call for all samples at once, in the place of a loop over them.
+
+Where every sample has the same filters, samples lie beside each other in the batch, [B·N, C, H, W]. Where the image is
+the same, their filters lie beside each other, [B·K, C/G, R, S]. Otherwise each sample is a group of channels: images
+[N, B·C, H, W], filters [B·K, C/G, R, S], B·G groups. B is the number of samples, the rest as in ``reference.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def forward(operator: Any, B: int, in_dims: tuple, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    stride, padding, dilation, groups, *options = rest
+    geometry = stride, padding, dilation
+    x_dim, w_dim = in_dims[:2]
+    if w_dim is None:
+        x = _first(x, x_dim, B)
+        return operator(x.flatten(0, 1), weight, *geometry, groups, *options).unflatten(0, x.shape[:2]), 0
+    weight = _first(weight, w_dim, B)
+    if x_dim is None:
+        y = operator(x, _within_groups(weight, 1, groups), *geometry, groups, *options)
+        return _of_samples(y, 1, groups, B), 0
+    y = operator(_as_groups(x, x_dim, B), weight.flatten(0, 1), *geometry, groups * B, *options)
+    return y.unflatten(1, (B, -1)), 1
+
+
+def fused(operator: Any, B: int, in_dims: tuple, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    scale, shift, residual, stride, padding, dilation, groups, *options = rest
+    geometry = stride, padding, dilation
+    x_dim, w_dim, scale_dim, shift_dim, residual_dim = in_dims[:5]
+    if (w_dim, scale_dim, shift_dim) == (None, None, None):
+        x = _first(x, x_dim, B)
+        residual = None if residual is None else _first(residual, residual_dim, B).flatten(0, 1)
+        y = operator(x.flatten(0, 1), weight, scale, shift, residual, *geometry, groups, *options)
+        return y.unflatten(0, x.shape[:2]), 0
+    per_filter = ((weight, w_dim), (scale, scale_dim), (shift, shift_dim))
+    weight, scale, shift = (_first(t, dim, B).flatten(0, 1) for t, dim in per_filter)
+    residual = None if residual is None else _as_groups(residual, residual_dim, B)
+    y = operator(_as_groups(x, x_dim, B), weight, scale, shift, residual, *geometry, groups * B, *options)
+    return y.unflatten(1, (B, -1)), 1
+
+
+def grad_input(
+    operator: Any, B: int, in_dims: tuple, dy: Tensor, x: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, int]:
+    stride, padding, dilation, groups, *options = rest
+    geometry = stride, padding, dilation
+    dy_dim, x_dim, w_dim = in_dims[:3]
+    if w_dim is None:
+        dy, x = _first(dy, dy_dim, B), _first(x, x_dim, B)
+        dx = operator(dy.flatten(0, 1), x.flatten(0, 1), weight, *geometry, groups, *options)
+        return dx.unflatten(0, x.shape[:2]), 0
+    weight = _first(weight, w_dim, B).flatten(0, 1)
+    dx = operator(_as_groups(dy, dy_dim, B), _as_groups(x, x_dim, B), weight, *geometry, groups * B, *options)
+    return dx.unflatten(1, (B, -1)), 1
+
+
+def grad_weight(
+    operator: Any, B: int, in_dims: tuple, dy: Tensor, x: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, int]:
+    stride, padding, dilation, groups, *options = rest
+    geometry = stride, padding, dilation
+    dy_dim, x_dim, w_dim = in_dims[:3]
+    weight = _first(weight, w_dim, B)
+    if x_dim is None:
+        dy = _within_groups(_first(dy, dy_dim, B), 2, groups)
+        dw = operator(dy, x, _within_groups(weight, 1, groups), *geometry, groups, *options)
+        return _of_samples(dw, 0, groups, B), 0
+    dy, x = _as_groups(dy, dy_dim, B), _as_groups(x, x_dim, B)
+    dw = operator(dy, x, weight.flatten(0, 1), *geometry, groups * B, *options)
+    return dw.unflatten(0, (B, -1)), 0
+
+
+def _first(t: Tensor, dim: int | None, B: int) -> Tensor:
+    """t of each sample, [B, ...]; one that is the same for all is not copied."""
+    return t.movedim(dim, 0) if dim is not None else t.expand(B, *t.shape)
+
+
+def _as_groups(t: Tensor, dim: int | None, B: int) -> Tensor:
+    """Images [N, C, H, W] of each sample as [N, B·C, H, W]."""
+    return _first(t, dim, B).transpose(0, 1).flatten(1, 2)
+
+
+def _within_groups(t: Tensor, dim: int, groups: int) -> Tensor:
+    """Filters (or output channels) of each sample, [B, ..., G·K/G, ...] with K at ``dim``, as [..., G·B·K/G, ...]."""
+    t = t.unflatten(dim, (groups, -1))  # [B, ..., G, K/G, ...]
+    return t.movedim(0, dim).flatten(dim - 1, dim + 1)
+
+
+def _of_samples(t: Tensor, dim: int, groups: int, B: int) -> Tensor:
+    """The way back: [..., G·B·K/G, ...] with that at ``dim`` as [B, ..., K, ...]."""
+    return t.unflatten(dim, (groups, B, -1)).movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
