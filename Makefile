@@ -3,6 +3,7 @@
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
 # make driver  the CPU library's driver without Python, into build/, for benchmarks/limits.py and tests/native/count.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
+# make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
 # make check   lint, format and types
 # make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
 # make cards   the model cards in hub_cards/, from results.json
@@ -14,7 +15,7 @@ GPU_WORKERS ?= 8
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-slow test-arm bench driver check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-slow test-arm bench driver docs figures check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -47,6 +48,13 @@ driver: install
 	g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Ikernels/cpu tests/native/driver.cpp \
 		src/adder_zoo/_native.so -Wl,-rpath,$(CURDIR)/src/adder_zoo -o build/driver
 
+docs: install
+	$(BIN)/python -m sphinx -W -n --keep-going docs docs/_build/html
+
+figures: install
+	$(BIN)/python docs/figures/what_it_is.py
+	$(BIN)/python docs/figures/plots.py
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror kernels/cpu/*.h kernels/cpu/*.cpp tests/native/*.cpp benchmarks/*.cpp
@@ -66,4 +74,4 @@ kernel: install
 	$(BIN)/python -c 'from adder_zoo.hub import kernel_project; print(kernel_project.build("build/kernel"))'
 
 clean:
-	rm -rf .venv build runs/demo src/*.egg-info src/adder_zoo/_native*.so
+	rm -rf .venv build docs/_build runs/demo src/*.egg-info src/adder_zoo/_native*.so

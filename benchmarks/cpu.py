@@ -1,7 +1,7 @@
 """How fast adder layers are on this CPU, against what a user would run instead.
 
     python benchmarks/cpu.py [--threads 2] [--isa avx2] [--repeats 15] [--parts ...] [--json FILE]
-    python benchmarks/cpu.py --summary FILE ...      # the rows of README's table
+    python benchmarks/cpu.py --summary FILE ...      # the rows of README's table; --ranges: those of docs/results.md
 
 Layers: those of ResNet-20 on CIFAR-10 (batch 128) and of ResNet-50 on ImageNet (batch 8), and some with groups (batch
 8), each direction beside
@@ -388,24 +388,28 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def summary(record: dict[str, Any]) -> str:
-    """A row of README's table: ResNet-20's layers all together (and each by itself), steps, inference."""
+def summary(record: dict[str, Any], ranges: bool = False) -> str:
+    """A row of the table of speeds: ResNet-20's layers all together, a training step, inference.
+
+    README's row has one number in a cell. With ``ranges``, as in docs/results.md, it also has the slowest and the
+    fastest layer, the forward against ``cdist``, and LeNet-5-BN.
+    """
     environment = record["environment"]
     whole = record["resnet20_layers"]["all of the network"]
     each = [row for title, row in record["resnet20_layers"].items() if title != "all of the network"]
 
-    def cell(key: str, digits: int) -> str:
+    def cell(key: str, digits: int = 2) -> str:
         values = [row[key] for row in each]
-        return f"{whole[key]:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+        spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if ranges else ""
+        return f"{whole[key]:.{digits}f}{spread}"
 
-    networks = [
-        [record["lenet5_bn_step"]["vs_conv"], record["resnet20_step"]["vs_conv"]],
-        [record["inference"][name]["vs_conv"] for name in ("resnet20", "resnet50")],
-    ]
+    lenet, resnet = (f"{record[name]['vs_conv']:.2f}" for name in ("lenet5_bn_step", "resnet20_step"))
+    inference = [f"{record['inference'][name]['vs_conv']:.2f}" for name in ("resnet20", "resnet50")]
     threads = "one thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
     cells = [f"{environment['processor']}, {environment['isa'].upper().replace('AVX512', 'AVX-512')}, {threads}"]
-    cells += [cell("forward_vs_conv", 2), cell("forward_vs_cdist", 0), cell("dx_vs_conv", 2), cell("dw_vs_conv", 2)]
-    cells += [" / ".join(f"{value:.2f}" for value in values) for values in networks]
+    cells += [cell("forward_vs_conv"), *([cell("forward_vs_cdist", 0)] if ranges else [])]
+    cells += [cell("dx_vs_conv"), cell("dw_vs_conv")]
+    cells += [f"{lenet}, {resnet}", ", ".join(inference)] if ranges else [resnet, *inference]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -419,10 +423,11 @@ def main() -> None:
     parser.add_argument("--isa", choices=("avx512", "avx2"), help="hold both sides to it (default: the CPU's best)")
     parser.add_argument("--processor", help="its name, where it does not call itself by it (default: as it does)")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="print rows for README and leave")
+    parser.add_argument("--ranges", action="store_true", help="with --summary: the rows of docs/results.md")
     parser.add_argument("--peak", nargs=2, metavar=("SIMILARITY", "BATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.summary:
-        print("\n".join(summary(json.loads(path.read_text())) for path in args.summary))
+        print("\n".join(summary(json.loads(path.read_text()), args.ranges) for path in args.summary))
         return
     if args.peak:
         print(peak(args.peak[0], int(args.peak[1])))

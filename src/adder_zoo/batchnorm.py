@@ -1,8 +1,9 @@
 """Batch norm statistics that fit the weights: without them an adder network's accuracy mid-training means nothing.
 
 The adaptive learning rate moves every filter by the same large step, so the running averages of batch norm lag far
-behind while the rate is high: LeNet-5-BN after one epoch of MNIST scores 12 % with them and 98 % with statistics taken
-anew over 20 training batches. Nothing is wrong with such a network. Evaluate, save and average with these statistics.
+behind while the rate is high. After one epoch of MNIST LeNet-5-BN scores 13.0 % with them, and 98.45 % with statistics
+that are re-estimated over 20 training batches. Nothing is wrong with such a network. Evaluate, save and average with
+these statistics.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ def reestimated_batch_norm(
         ValueError: there is not one batch.
 
     Example:
-        >>> with reestimated_batch_norm(model, itertools.islice(loader, 20)):
-        ...     validate(model)
-        ...     save(model)
+        >>> import adder_zoo, timm, torch
+        >>> model = timm.create_model("adder_lenet5_bn").eval()
+        >>> batches = [torch.randn(4, 1, 32, 32) for _ in range(2)]
+        >>> with adder_zoo.reestimated_batch_norm(model, batches), torch.no_grad():
+        ...     logits = model(batches[0])  # validate or save in here
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     saved = [{name: m._buffers[name].clone() for name in BUFFERS} for m in norms]  # type: ignore[union-attr]

@@ -87,8 +87,9 @@ def convert_to_adder(
             weights, ...), or there is nothing to convert. ``model`` is unchanged then.
 
     Example:
-        >>> model = convert_to_adder(timm.create_model("resnet18"))
-        >>> optimizer = AdderSGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        >>> import adder_zoo, timm
+        >>> model = adder_zoo.convert_to_adder(timm.create_model("resnet18"))
+        >>> optimizer = adder_zoo.AdderSGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     """
     options = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
     converted = replace_convolutions(model, lambda conv: _adder_layer(conv, reset_weights, options), filter_fn)

@@ -30,7 +30,7 @@ def adder2d(
     p: float = 1.0,
     impl: str | None = None,
 ) -> Tensor:
-    """Negative L1 distance between each patch of ``x`` and each filter of ``weight``.
+    """Negative L1 distance between each patch of ``x`` and each filter of ``weight``::
 
         y[n, k, i, j] = bias[k] - Σ_{c,r,s} |x[n, c, i·stride + r·dilation, j·stride + s·dilation] - weight[k, c, r, s]|
 
@@ -74,6 +74,8 @@ def adder2d(
         RuntimeError: ``impl`` cannot run here; or a second derivative was asked for.
 
     Example:
+        >>> import torch
+        >>> from adder_zoo import adder2d
         >>> x, w = torch.zeros(1, 3, 8, 8), torch.ones(4, 3, 3, 3)
         >>> adder2d(x, w, padding=1)[0, 0, 0, 0]
         tensor(-27.)

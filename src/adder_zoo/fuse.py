@@ -58,6 +58,7 @@ def fuse(model: nn.Module) -> nn.Module:
         ValueError: ``model`` is in training mode, in whole or in part, or has no adder layer.
 
     Example:
+        >>> import adder_zoo, timm
         >>> model = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).eval()
         >>> fused = adder_zoo.fuse(model)
     """

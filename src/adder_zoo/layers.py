@@ -178,7 +178,7 @@ class Adder2dSame(Adder2d):
 
 
 class AdderLinear(AdderLayer):
-    """Negative L1 distance between feature vectors and learned ones: the fully connected adder layer.
+    """Negative L1 distance between feature vectors and learned ones, the fully connected adder layer::
 
         y[..., k] = bias[k] - Σ_c |x[..., c] - weight[k, c]|
 

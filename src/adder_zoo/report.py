@@ -60,10 +60,13 @@ class Layer:
         name: The module that computed it, as in ``named_modules``.
         kind: "convolution", "adder", "binary", "linear", "matmul" or "norm"; adder and binary layers that are fully
             connected count as "adder" and "binary".
-        input_shape, output_shape: For one image, with its batch dimension of 1.
+        input_shape: For one image, with its batch dimension of 1.
+        output_shape: The same.
         parameters: Of that module alone.
         taps: Terms of all its sums; 0 for normalisation.
-        multiplications, additions, xnors: Operations on one image.
+        multiplications: On one image.
+        additions: On one image.
+        xnors: On one image.
     """
 
     name: str
@@ -126,12 +129,12 @@ class Report:
 
     @property
     def paper(self) -> Count:
-        """As the paper says that it counts: without the first and the last layer and without normalisation."""
+        """The paper's count, without the first and the last layer and without normalisation, as it says."""
         return Count.of([layer for layer in self.layers if layer.kind != "norm"][1:-1])
 
     @property
     def weighted(self) -> Count:
-        """All layers but normalisation: what most other papers, and some of this one's figures, count."""
+        """All layers but normalisation, as most other papers count, and some of this one's figures."""
         return Count.of([layer for layer in self.layers if layer.kind != "norm"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,7 +192,10 @@ def report(model: nn.Module, input_size: Sequence[int] | None = None) -> Report:
         ValueError: no input size is known.
 
     Example:
-        >>> print(report(timm.create_model("adder_resnet20")))
+        >>> import adder_zoo, timm
+        >>> counts = adder_zoo.report(timm.create_model("adder_resnet20")).weighted
+        >>> f"{counts.multiplications:,} multiplications and {counts.additions:,} additions"
+        '443,008 multiplications and 81,183,360 additions'
     """
     if input_size is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}

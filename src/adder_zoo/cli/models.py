@@ -62,8 +62,8 @@ def describe(name: str) -> dict[str, Any]:
 def list_models(pattern: str, pretrained: bool, author: str | None, as_card: bool, as_json: bool) -> None:
     """Lists the networks of the zoo, with what they cost for one image.
 
-    PATTERN is a shell pattern, with or without adder_ in front. Multiplications and additions are those of all layers
-    but normalisation.
+    PATTERN is a shell pattern. The prefix that all names share may be left out. Multiplications and additions are those
+    of all layers but normalisation.
     """
     if author is not None:
         if pattern != "*" or pretrained:

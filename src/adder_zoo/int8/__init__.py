@@ -1,1 +1,0 @@
-"""Adder networks in 8-bit integers, for inference."""

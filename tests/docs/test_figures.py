@@ -1,0 +1,153 @@
+"""The figures in the documentation are those of the files that they come from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+from figures import RESULTS, WEIGHTS, speed_rows, whole_measurements
+from pages import ROOT, SITE
+
+import adder_zoo
+from adder_zoo.report import PICOJOULES
+
+
+def words(page: str) -> str:
+    return " ".join((SITE / page).read_text().split())
+
+
+def record(folder) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def report_of(name: str) -> dict:
+    return json.loads((SITE / "paper" / f"{name}.json").read_text())
+
+
+# ---- results.md
+
+
+@pytest.mark.parametrize(
+    "model", ["adder_lenet5_bn.mnist", "adder_lenet5_bn.fashion_mnist", "adder_lenetpp.mnist", "adder_resnet20.cifar10"]
+)
+def test_accuracies(model):
+    row = next(line for line in (SITE / "results.md").read_text().splitlines() if f"(`{model}`)" in line)
+    records = [record(WEIGHTS / model), record(SITE / f"results/{model.removeprefix('adder_')}-conv")]
+    assert row.split("|")[2:4] == [f" {r['test_accuracy']:.2f} " for r in records]
+
+
+def test_settings_of_the_trainings():
+    text = words("results.md")
+    assert f"**LeNet-5-BN** trained for {record(WEIGHTS / 'adder_lenet5_bn.mnist')['epochs']} epochs" in text
+    lenetpp = record(WEIGHTS / "adder_lenetpp.mnist")
+    assert f"**LeNet++** trained for {lenetpp['epochs']} epochs with η {lenetpp['config']['eta']}." in text
+    resnet = record(WEIGHTS / "adder_resnet20.cifar10")
+    assert f"**ResNet-20** trained for {resnet['epochs']} epochs at batch {resnet['config']['batch_size']}." in text
+    binary = record(SITE / "results/resnet20.cifar10-xnor")
+    assert f"Its binary network, trained in the same way, has {binary['test_accuracy']:.2f} %" in text
+
+
+def test_seeds():
+    text = words("results.md")
+    for dataset in ("mnist", "fashion_mnist"):
+        table = (SITE / f"paper/seeds_{dataset}.md").read_text()
+        for mean, deviation in re.findall(r"\| ([\d.]+) ± ([\d.]+) \(3 seeds", table):
+            assert f"{mean} ± {deviation} %" in text
+
+
+def test_speeds():
+    text = (SITE / "results.md").read_text()
+    for row in speed_rows(ranges=True):
+        assert f"\n{row}\n" in text
+    eager = [r["lenet5_bn_step"]["vs_eager"] for r in whole_measurements()]
+    assert f"{min(eager):.0f} to {max(eager):.0f} times as fast as in plain PyTorch" in words("results.md")
+    measured = [r for r in whole_measurements() if "mobilenetv2_100_step" in r]
+    fused = [r["inference"]["mobilenet_v2"]["vs_conv"] for r in measured]
+    steps = [r["mobilenetv2_100_step"]["vs_conv"] for r in measured]
+    assert (
+        f"at {min(fused):.2f} to {max(fused):.2f} of the convolutional network's speed in inference and "
+        f"{min(steps):.2f} to {max(steps):.2f} in training" in words("results.md")
+    )
+
+
+# ---- the method
+
+
+def test_running_statistics_after_the_first_epoch():
+    first = next(csv.DictReader((WEIGHTS / "adder_lenet5_bn.mnist/log.csv").open()))
+    running, estimated = first["test_accuracy_running_statistics"], first["test_accuracy"]
+    assert f"{running} % with the running averages and {estimated} % with statistics" in words("method/training.md")
+    assert f"{running} %" in adder_zoo.batchnorm.__doc__
+    assert f"{estimated} %" in adder_zoo.batchnorm.__doc__
+
+
+def test_sizes_of_gradients():
+    row = next(
+        line for line in (SITE / "paper/gradient_norms.md").read_text().splitlines() if "over adder, here" in line
+    )
+    ratios = [float(cell) for cell in row.split("|")[2:-1]]
+    for page in ("method/training.md", "results.md"):
+        assert f"{min(ratios):.0f} to {max(ratios):,.0f} times" in words(page)
+
+
+def test_ablation():
+    table = (SITE / "paper/ablation.md").read_text()
+    here, paper = re.search(r"\| full \| no change \| ([\d.]+) .*?\| ([\d.]+) \| [\d.]+ % \|", table).groups()
+    best = re.search(r"\| full \| ALR \| .*?\| ([\d.]+) \| [\d.]+ % \|", table)[1]
+    text = words("method/training.md")
+    assert f"from {best} % to {paper} %" in text
+    assert f"falls to {here} %" in text
+
+
+def test_outputs_are_large():
+    torch.manual_seed(0)  # as the figure
+    y = adder_zoo.adder2d(torch.randn(8, 512, 10, 10).relu(), torch.randn(64, 512, 3, 3))
+    around = re.search(r"they lie around (-\d+) here", words("numerics.md"))[1]
+    assert abs(y.mean() - int(around)) < 10
+    steps = [torch.finfo(t).eps * 4096 for t in (torch.bfloat16, torch.float16)]
+    assert steps == [32, 4]
+
+
+# ---- the guides
+
+
+def test_energy_of_operations():
+    rows = {"float32": "fp32", "float16": "fp16", "int32": "int32", "int8": "int8"}
+    for label, key in rows.items():
+        multiplication, addition = PICOJOULES[key]
+        assert f"| {label} | {addition} | {multiplication} |" in (SITE / "guides/build.md").read_text()
+
+
+# ---- GPUs, from counted machine code
+
+
+def test_predicted_times():
+    """The table of docs/imagenet.md and that of docs/design/gpu-kernels.md, from benchmarks/results/model.json."""
+    imagenet, design = (SITE / "imagenet.md").read_text(), (SITE / "design/gpu-kernels.md").read_text()
+    for card in json.loads((RESULTS / "model.json").read_text()):
+        hours = {name: network["hours_per_epoch"] for name, network in card["networks"].items()}
+        small, large = (hours[name]["all"] for name in ("resnet18", "resnet50"))
+        row = f"| {card['card']} | {small:.3f} | {150 * small:.0f} | {large:.3f} | {150 * large:.0f} |"
+        assert row in imagenet
+        for name, part in hours.items():
+            cells = " | ".join(f"{part[key]:.3f}" for key in ("forward", "dx", "dw", "all"))
+            assert re.search(rf"\| {card['card']} \| {name} \|[^|]*\|[^|]*\| {re.escape(cells)} \|", design), (
+                card["card"],
+                name,
+            )
+
+
+def test_recipes_beside_a_bare_step():
+    text = words("design/cpu-kernels.md")
+    for file in ("recipe.json", "recipe-imagenet.json"):
+        measured = json.loads((RESULTS / file).read_text())
+        assert f"`recipes/{measured['recipe']}.py` takes {measured['recipe_over_bare']:.2f} times as long" in text
+
+
+def test_folders_of_measurements_are_described():
+    table = (ROOT / "benchmarks/README.md").read_text()
+    for path in RESULTS.glob("cpu-*.json"):
+        assert f"`{path.name}`" in table
