@@ -1,0 +1,83 @@
+// The int8 C interface: which instruction set runs. Compiled for the oldest CPU.
+#include "int8_table.h"
+
+#include <cstring>
+
+namespace adder {
+
+extern const Int8Kernels int8_generic;
+#if defined(ADDER_X86)
+extern const Int8Kernels int8_avx2, int8_avx512;
+#endif
+#if defined(ADDER_ARM64)
+extern const Int8Kernels int8_neon;
+#endif
+
+static bool runs(const Int8Kernels &kernels) {
+#if defined(ADDER_X86)
+  __builtin_cpu_init();
+  if (&kernels == &int8_avx2) return __builtin_cpu_supports("avx2");
+  if (&kernels == &int8_avx512) return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#endif
+#if defined(ADDER_ARM64)
+  if (&kernels == &int8_neon) return true; // part of every such CPU
+#endif
+  return &kernels == &int8_generic;
+}
+
+// Best first.
+static const Int8Kernels *const all_int8[] = {
+#if defined(ADDER_X86)
+    &int8_avx512, &int8_avx2,
+#endif
+#if defined(ADDER_ARM64)
+    &int8_neon,
+#endif
+    &int8_generic};
+
+static const Int8Kernels *best_int8() {
+  for (const Int8Kernels *kernels : all_int8)
+    if (runs(*kernels)) return kernels;
+  return &int8_generic;
+}
+
+static const Int8Kernels *current_int8 = best_int8();
+
+} // namespace adder
+
+extern "C" {
+
+const char *adder_int8_isa(void) { return adder::current_int8->isa; }
+
+const char *adder_int8_isas(void) {
+  static char names[64];
+  size_t length = 0;
+  for (const adder::Int8Kernels *kernels : adder::all_int8)
+    if (adder::runs(*kernels)) {
+      if (length) names[length++] = ' ';
+      std::strcpy(names + length, kernels->isa);
+      length += std::strlen(kernels->isa);
+    }
+  return names;
+}
+
+int adder_int8_use(const char *isa) {
+  for (const adder::Int8Kernels *kernels : adder::all_int8)
+    if (std::strcmp(kernels->isa, isa) == 0 && adder::runs(*kernels)) {
+      adder::current_int8 = kernels;
+      return 1;
+    }
+  return 0;
+}
+
+int64_t adder_int8_packed_size(const adder_shape *shape) { return adder::current_int8->packed_size(shape); }
+
+void adder_int8_pack(const adder_shape *shape, const uint8_t *w, uint8_t *packed) {
+  adder::current_int8->pack(shape, w, packed);
+}
+
+int adder_int8_forward(const adder_shape *shape, const uint8_t *x, const uint8_t *packed, uint8_t pad,
+                       const adder_int8_epilogue *epilogue, int32_t *y) {
+  return adder::current_int8->forward(shape, x, packed, pad, epilogue, y);
+}
+}

@@ -1,0 +1,28 @@
+// The int8 kernels of one instruction set; included by int8_*.cpp with that set's flags and namespace.
+#ifndef ADDER_INT8_KERNELS_H
+#define ADDER_INT8_KERNELS_H
+
+#include "int8_depthwise.h"
+#include "int8_forward.h"
+#include "int8_table.h"
+
+namespace ADDER_NAMESPACE {
+
+static int64_t packed_size(const adder_shape *s) {
+  return is_depthwise(*s) ? packed_size_of_depthwise(*s) : packed_size_of_groups(*s);
+}
+
+static void pack(const adder_shape *s, const uint8_t *w, uint8_t *packed) {
+  is_depthwise(*s) ? pack_depthwise(*s, w, packed) : pack_groups(*s, w, packed);
+}
+
+static int forward(const adder_shape *s, const uint8_t *x, const uint8_t *packed, uint8_t pad,
+                   const adder_int8_epilogue *epilogue, int32_t *y) {
+  if (s->N * s->P * s->Q == 0) return ADDER_OK;
+  return (is_depthwise(*s) ? forward_depthwise : forward_groups)(*s, x, packed, pad, epilogue, y);
+}
+
+static constexpr adder::Int8Kernels int8_kernels(const char *isa) { return {isa, packed_size, pack, forward}; }
+
+} // namespace ADDER_NAMESPACE
+#endif

@@ -1,0 +1,18 @@
+// The table through which the int8 kernels of an instruction set are reached.
+#ifndef ADDER_INT8_TABLE_H
+#define ADDER_INT8_TABLE_H
+
+#include "adder_int8.h"
+
+namespace adder {
+
+struct Int8Kernels {
+  const char *isa;
+  int64_t (*packed_size)(const adder_shape *);
+  void (*pack)(const adder_shape *, const uint8_t *w, uint8_t *packed);
+  int (*forward)(const adder_shape *, const uint8_t *x, const uint8_t *packed, uint8_t pad, const adder_int8_epilogue *,
+                 int32_t *y);
+};
+
+} // namespace adder
+#endif

@@ -1,0 +1,1 @@
+"""Adder networks in 8-bit integers, for inference."""

@@ -1,0 +1,194 @@
+"""The int8 operator as ``torch.library`` operators, so that compile, export and opcheck see it.
+
+    adder_zoo::adder2d_int8        the sums as int32
+    adder_zoo::adder2d_int8_fused  the sums, then batch norm, shortcut and ReLU in float32, then the next layer's bytes
+
+``reference.py`` is what both mean; an implementation must give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..implementations import implementations
+from ..ops import _output_shape
+from . import native, reference
+
+IMPLEMENTATIONS = ("reference", "cpu")
+
+
+@torch.library.custom_op("adder_zoo::adder2d_int8", mutates_args=())
+def adder2d_int8(
+    x: Tensor,
+    weight: Tensor,
+    zero_point: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    impl: str = "auto",
+) -> Tensor:
+    """``-Σ|x - w|`` over bytes, exact (AdderNet, arXiv 1912.13200, Eq. 2).
+
+    Args:
+        x, weight: [N, C, H, W] and [K, C/groups, R, S], uint8, with one scale and one zero point for both.
+        zero_point: The byte that stands for 0, 0 to 255: what a padded pixel is.
+        stride, dilation: Pairs (height, width), at least 1. padding: (top, bottom, left, right), at least 0.
+        groups: Divides C and K.
+        impl: "reference" (eager torch, any device), "cpu" (native kernels), or "auto".
+
+    Returns:
+        [N, K, P, Q], int32, channels_last where x or weight is. It has no gradient.
+
+    Raises:
+        TypeError: x or weight is not uint8.
+        ValueError: shapes or options do not fit, or a filter has so many taps (over 8,421,504) that a sum may overflow.
+        RuntimeError: ``impl`` cannot run here.
+    """
+    _check(x, weight, zero_point, stride, padding, dilation, groups)
+    y = _resolve(impl, x).forward(x, weight, zero_point, stride, padding, dilation, groups)
+    return y.contiguous(memory_format=_memory_format(x, weight))
+
+
+@adder2d_int8.register_fake
+def _(x, weight, zero_point, stride, padding, dilation, groups, impl="auto"):
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    return x.new_empty(shape, dtype=torch.int32).contiguous(memory_format=_memory_format(x, weight))
+
+
+@torch.library.custom_op("adder_zoo::adder2d_int8_fused", mutates_args=())
+def adder2d_int8_fused(
+    x: Tensor,
+    weight: Tensor,
+    zero_point: int,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    wide: bool,
+    inverse_step: float,
+    next_zero_point: int,
+    narrow: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """``adder2d_int8`` and what follows it in a network, in one pass.
+
+        v = act(scale[k]·y + shift[k] + residual)        in float32, each operation rounded by itself
+        levels = clamp(round(v·inverse_step) + next_zero_point, 0, 255)
+
+    Args:
+        x, weight, zero_point, stride, padding, dilation, groups, impl: As in ``adder2d_int8``.
+        scale, shift: [K], float32.
+        residual: [N, K, P, Q], float32, or None.
+        relu: Whether act is a ReLU.
+        wide: Whether v is wanted; narrow: whether levels are.
+        inverse_step: Levels of the next layer's input for each unit of v; next_zero_point: the level of 0 there.
+
+    Returns:
+        v, float32, and levels, uint8, both [N, K, P, Q] and channels_last where x or weight is. What is not wanted has
+        no elements.
+    """
+    _check(x, weight, zero_point, stride, padding, dilation, groups)
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    _check_epilogue(shape, scale, shift, residual, next_zero_point, wide, narrow)
+    module = _resolve(impl, x)
+    if module is native:
+        v, out = native.forward_fused(
+            x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, narrow,
+            stride, padding, dilation, groups,
+        )  # fmt: skip
+    else:
+        y = reference.forward(x, weight, zero_point, stride, padding, dilation, groups)
+        v = reference.epilogue(y, scale, shift, residual, relu)
+        out = reference.levels(v, inverse_step, next_zero_point) if narrow else None
+        v = v if wide else None
+    order = _memory_format(x, weight)
+    empty = x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.uint8)
+    return tuple(e if t is None else t.contiguous(memory_format=order) for t, e in zip((v, out), empty, strict=True))  # type: ignore[return-value]
+
+
+@adder2d_int8_fused.register_fake
+def _(
+    x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, narrow,
+    stride, padding, dilation, groups, impl="auto",
+):  # fmt: skip
+    shape, order = _output_shape(x, weight, stride, padding, dilation), _memory_format(x, weight)
+
+    def made(wanted, dtype):
+        t = x.new_empty(shape if wanted else 0, dtype=dtype)
+        return t.contiguous(memory_format=order) if wanted else t
+
+    return made(wide, torch.float32), made(narrow, torch.uint8)
+
+
+def _memory_format(*tensors: Tensor) -> torch.memory_format:
+    if any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in tensors):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _resolve(impl: str, x: Tensor) -> ModuleType:
+    if impl not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"adder2d_int8: impl must be one of {('auto', *IMPLEMENTATIONS)}, got {impl!r}")
+    if impl == "reference" or (impl == "auto" and x.device.type != "cpu"):
+        return reference
+    found = implementations()["cpu"]
+    if found.available and x.device.type == "cpu":
+        return native
+    if impl == "auto":
+        return reference
+    raise RuntimeError(
+        f"adder2d_int8: impl='cpu' cannot run on {x.device}: "
+        + (found.detail if x.device.type == "cpu" else "its tensors must be on a CPU")
+    )
+
+
+def _check(x: Tensor, weight: Tensor, zero_point: int, stride, padding, dilation, groups: int) -> None:
+    """The kernels believe what they are told; what does not fit would be read beyond its end."""
+    for name, t in (("x", x), ("weight", weight)):
+        if t.dtype != torch.uint8:
+            raise TypeError(f"adder2d_int8: {name} must be uint8, got {t.dtype}")
+    if x.dim() != 4 or weight.dim() != 4 or groups < 1 or 0 in weight.shape or 0 in x.shape[1:]:
+        raise ValueError(f"adder2d_int8: expected 4 dimensions and groups, got {x.shape}, {weight.shape}, {groups}")
+    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups:
+        raise ValueError(
+            f"adder2d_int8: filters {list(weight.shape)} in {groups} group(s) do not fit {x.shape[1]} channels of x"
+        )
+    if not 0 <= zero_point <= 255:
+        raise ValueError(f"adder2d_int8: zero_point must lie between 0 and 255, got {zero_point}")
+    lengths = len(stride), len(padding), len(dilation)
+    if lengths != (2, 4, 2) or min(*stride, *dilation) < 1 or min(padding) < 0:
+        raise ValueError(
+            "adder2d_int8: needs stride and dilation as pairs of at least 1 and four paddings of at least 0, got "
+            f"{list(stride)}, {list(dilation)}, {list(padding)}"
+        )
+    if min(_output_shape(x, weight, stride, padding, dilation)[2:]) < 1:
+        raise ValueError(f"adder2d_int8: the kernel {list(weight.shape[2:])} is larger than the padded input")
+    if weight[0].numel() > reference.MOST_TAPS:
+        raise ValueError(
+            f"adder2d_int8: a filter has {weight[0].numel()} taps, and more than {reference.MOST_TAPS} could overflow "
+            "the sum, a 32-bit integer"
+        )
+
+
+def _check_epilogue(shape, scale, shift, residual, next_zero_point: int, wide: bool, narrow: bool) -> None:
+    wanted_shapes = (("scale", scale, shape[1:2]), ("shift", shift, shape[1:2]), ("residual", residual, shape))
+    for name, t, wanted in wanted_shapes:
+        if t is None:
+            continue
+        if list(t.shape) != wanted or t.dtype != torch.float32:
+            raise ValueError(
+                f"adder2d_int8_fused: {name} must be float32 of shape {wanted}, got {t.dtype} of {list(t.shape)}"
+            )
+    if not 0 <= next_zero_point <= 255:
+        raise ValueError(f"adder2d_int8_fused: next_zero_point must lie between 0 and 255, got {next_zero_point}")
+    if not (wide or narrow):
+        raise ValueError("adder2d_int8_fused: nothing is wanted: set wide or narrow")
