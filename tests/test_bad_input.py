@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,29 @@ else:
     assert "eager torch" in warning
     assert "impl='cpu' is not available" in error
     assert "C++ compiler" in error
+
+
+@pytest.mark.parametrize(("device", "why"), [("cuda", "Triton is not installed"), ("xpu", "for CPUs and for GPUs")])
+def test_a_device_without_kernels_is_said_once(device, why, monkeypatch):
+    """A GPU without Triton (Windows, aarch64) and other devices: what runs there is many times slower."""
+    implementations = sys.modules["adder_zoo.implementations"]  # the package has a function of this name
+
+    class Fake:  # all that is asked of a tensor
+        def __init__(self, dtype=torch.float32):
+            self.device, self.dtype = torch.device(device), dtype
+
+    missing = implementations.Implementation("triton", False, "Triton is not installed (pip install triton)")
+    monkeypatch.setattr(implementations, "_probe_triton", lambda: missing)
+    implementations._warn_of_eager_torch.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # eager torch is what these are computed by anywhere
+        for p, dtype in ((1.5, torch.float32), (1.0, torch.float64)):
+            assert implementations.resolve("auto", Fake(dtype), p).__name__ == "adder_zoo.reference"
+        assert implementations.resolve("auto", Fake(), 2.0).__name__ == "adder_zoo.convolution"
+    with pytest.warns(UserWarning, match=f"no kernels for {device} here, so adder layers run in eager torch.*{why}"):
+        assert implementations.resolve("auto", Fake(), 1.0).__name__ == "adder_zoo.reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        implementations.resolve("auto", Fake(), 1.0)
+        implementations.resolve("reference", Fake(), 1.0)  # who asks for it knows
+    implementations._warn_of_eager_torch.cache_clear()

@@ -314,6 +314,18 @@ def test_convert_refuses(tmp_path):
     ).stderr.replace("\n", " ")
 
 
+def test_export_is_for_inference(tmp_path, monkeypatch):
+    recorded, export = [], torch.export.export
+
+    def recording(*args, **kwargs):
+        recorded.append(torch.is_grad_enabled())
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", recording)
+    run("export", FASHION, "-o", tmp_path / "x.pt2", "--fixed-batch", "1")
+    assert recorded == [False]
+
+
 def test_export(tmp_path):
     told = json.loads(run("export", FASHION, "-o", tmp_path / "x.pt2", "--json").stdout)
     assert told["input_size"] == [1, 32, 32]

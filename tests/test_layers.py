@@ -116,6 +116,47 @@ def test_layer_that_is_gone_is_forgotten():
     assert is_adder_weight([bias]) == [False]
 
 
+def fold_bn_after_the_example_of_torch(layer, bn):
+    """Such functions are written by many; their names say what they do."""
+    layer = copy.deepcopy(layer)
+    layer.weight, layer.bias = torch.nn.utils.fuse_conv_bn_weights(
+        layer.weight, layer.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+    )
+    return layer
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_batch_norm_cannot_be_folded(bias):
+    """It would give a wrong answer: a distance is not linear in its filters."""
+    conv, same = Adder2d(3, 4, 3, bias=bias).eval(), Adder2dSame(3, 4, 3, bias=bias).eval()
+    linear = AdderLinear(3, 4, bias=bias).eval()
+    bn, bn1 = nn.BatchNorm2d(4).eval(), nn.BatchNorm1d(4).eval()
+    for fold, layer, norm in (
+        (torch.nn.utils.fuse_conv_bn_eval, conv, bn),
+        (torch.nn.utils.fuse_conv_bn_eval, same, bn),
+        (torch.nn.utils.fuse_linear_bn_eval, linear, bn1),
+        (fold_bn_after_the_example_of_torch, conv, bn),
+    ):
+        before = copy.deepcopy(layer.state_dict())
+        with pytest.raises(RuntimeError, match=r"cannot be folded into the filters.*adder_zoo\.fuse"):
+            fold(layer, norm)
+        assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_parameters_can_be_copied_and_given_otherwise():
+    layer, other = Adder2d(3, 4, 3), Adder2d(3, 4, 3)
+    x = torch.randn(1, 3, 5, 5)
+    other.weight, other.bias = layer.weight, layer.bias
+    assert other.weight is layer.weight
+    assert torch.equal(other(x), layer(x))
+    other.weight = nn.Parameter(layer.weight.detach() * 2)
+    assert torch.equal(copy.deepcopy(other).weight, 2 * layer.weight)
+    other.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(other(x), layer(x))
+    torch.nn.utils.parametrizations.weight_norm(other)
+    torch.testing.assert_close(other(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
 def test_channels_last_is_kept_and_gives_the_same():
     layer = Adder2d(3, 8, 3, padding=1)
     x = torch.randn(2, 3, 8, 8)

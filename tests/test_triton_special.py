@@ -17,6 +17,7 @@ import adder_zoo
 from adder_zoo import Adder2d, adder2d
 from adder_zoo.fused import adder2d_fused
 from adder_zoo.implementations import _kernels
+from adder_zoo.layers import Adder2dSame
 
 HALF = [
     case("half", "ragged", (2, 5, 7, 6), (7, 5, 3, 3), 2, 1),
@@ -163,10 +164,18 @@ else:
             runs.append((y, *torch.autograd.grad(y, (x, w), dy)))
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
-    @pytest.mark.parametrize("options", [{"padding": 1, "stride": 2}, {"padding": "same", "padding_mode": "circular"}])
-    def test_layer_for_kernelize(options):
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [
+            (Adder2d, {"padding": 1, "stride": 2}),
+            (Adder2d, {"padding": "same", "padding_mode": "circular"}),
+            (Adder2dSame, {"stride": 2}),
+            (Adder2dSame, {"dilation": 2}),
+        ],
+    )
+    def test_layer_for_kernelize(kind, options):
         kernels = _kernels()
-        layer = Adder2d(4, 6, 3, **options, input_grad="sign")
+        layer = kind(4, 6, 3, **options, input_grad="sign")
         x = torch.randn(2, 4, 8, 8, requires_grad=True)
         y = kernels.layers.Adder2d.forward(layer, x)
         want = layer(x)
@@ -181,6 +190,14 @@ else:
         (g,) = torch.autograd.grad(kernels.layers.Adder2d.forward(layer, x).sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="no second derivative"):
             g.sum().backward()
+
+    def test_layer_for_kernelize_is_for_p_1():
+        with pytest.raises(ValueError, match=r"for p = 1 only, and this layer has p = 1\.5"):
+            _kernels().layers.Adder2d.forward(Adder2d(4, 6, 3, p=1.5), torch.randn(1, 4, 5, 5))
+        plain = torch.nn.Conv2d(4, 6, 3, padding=1)  # which has no p, and no padded()
+        y = _kernels().layers.Adder2d.forward(plain, torch.zeros(1, 4, 3, 3))
+        want = plain.bias - plain.weight.abs().sum((1, 2, 3))
+        torch.testing.assert_close(y[0, :, 1, 1], want, rtol=1e-5, atol=1e-5)
 
     def test_errors():
         kernels = _kernels()

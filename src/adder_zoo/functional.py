@@ -1,12 +1,18 @@
-"""``adder2d``: the adder operator as a function, called like ``torch.nn.functional.conv2d``."""
+"""``adder2d`` and ``adder_linear``: the adder operator as functions, called like ``conv2d`` and ``linear`` of torch.
+
+Like those, they hand over to whatever implements ``__torch_function__``: the proxies of ``torch.fx`` among them, for
+which a call is a node of the graph.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from .implementations import IMPLEMENTATIONS
 from .ops import adder2d as _adder2d_op
@@ -80,15 +86,19 @@ def adder2d(
         >>> adder2d(x, w, padding=1)[0, 0, 0, 0]
         tensor(-27.)
     """
+    if has_torch_function((x, weight, bias)):
+        return handle_torch_function(
+            adder2d, (x, weight, bias), x, weight, bias, stride, padding, dilation, groups,
+            weight_grad=weight_grad, input_grad=input_grad, p=p, impl=impl,
+        )  # fmt: skip
     _check_tensor("x", x)
     unbatched = x.dim() == 3
     stride, pads, dilation = checked_geometry(x, weight, stride, padding, dilation, groups)
     x = x.unsqueeze(0) if unbatched else x
-    K = weight.shape[0]
     if bias is not None:
         _check_tensor("bias", bias)
-        if bias.shape != (K,):
-            raise ValueError(f"adder2d: bias must have shape ({K},), got {_shape(bias)}")
+        if not torch.jit.is_tracing() and bias.shape != weight.shape[:1]:
+            raise ValueError(f"adder2d: bias must have shape {_shape(weight)[:1]}, got {_shape(bias)}")
         if bias.device != x.device:
             raise ValueError(f"adder2d: x is on {x.device} and bias on {bias.device}; move one of them")
     if weight_grad not in WEIGHT_GRADS:
@@ -104,6 +114,46 @@ def adder2d(
     if bias is not None:
         y = y + bias.to(y.dtype).view(-1, 1, 1)
     return y.squeeze(0) if unbatched else y
+
+
+def adder_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    weight_grad: str = "full",
+    input_grad: str = "clipped",
+    p: float = 1.0,
+    impl: str | None = None,
+) -> Tensor:
+    """y[..., k] = bias[k] - Σ_c |x[..., c] - weight[k, c]|, as ``adder2d`` with a 1x1 kernel.
+
+    Args:
+        x: [..., C]. weight: [K, C]. bias: [K] or None. Dtypes and the options as in ``adder2d``.
+
+    Returns:
+        y, [..., K], float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``adder2d``.
+    """
+    if has_torch_function((x, weight, bias)):
+        return handle_torch_function(
+            adder_linear, (x, weight, bias), x, weight, bias,
+            weight_grad=weight_grad, input_grad=input_grad, p=p, impl=impl,
+        )  # fmt: skip
+    _check_tensor("x", x)
+    _check_tensor("weight", weight)
+    if weight.dim() != 2:
+        raise ValueError(f"adder_linear: weight must have 2 dimensions [K, C], got shape {_shape(weight)}")
+    K, C = weight.shape
+    if x.dim() == 0 or (not torch.jit.is_tracing() and x.shape[-1] != C):
+        raise ValueError(f"adder_linear: expects {C} features in the last dimension, got shape {_shape(x)}")
+    y = adder2d(
+        x.reshape(-1, C, 1, 1), weight[:, :, None, None], bias,
+        weight_grad=weight_grad, input_grad=input_grad, p=p, impl=impl,
+    )  # fmt: skip
+    return y.view(*x.shape[:-1], K)
 
 
 def checked_geometry(
@@ -126,6 +176,17 @@ def checked_geometry(
         raise TypeError(f"adder2d: groups must be an int, got {groups!r}")
     if groups < 1:
         raise ValueError(f"adder2d: groups must be at least 1, got {groups}")
+    if x.device != weight.device:
+        raise ValueError(f"adder2d: x is on {x.device} and weight on {weight.device}; move one of them")
+    if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
+        raise TypeError(f"adder2d: x is {x.dtype} and weight {weight.dtype}; float64 goes with float64 only")
+    pads = _padding(padding, stride, dilation, numbers(weight.shape[2:]))
+    if not torch.jit.is_tracing():  # sizes are tensors there, and each comparison warns that it is not traced
+        _check_sizes(x, weight, pads, dilation, groups)
+    return stride, pads, dilation
+
+
+def _check_sizes(x: Tensor, weight: Tensor, pads: list[int], dilation: list[int], groups: int) -> None:
     K, Cg, R, S = weight.shape
     C, H, W = x.shape[-3:]
     if min(K, Cg, R, S) == 0:
@@ -139,7 +200,6 @@ def checked_geometry(
         )
     if min(H, W) == 0:
         raise ValueError(f"adder2d: x must have at least one pixel (its batch may be empty), got shape {_shape(x)}")
-    pads = _padding(padding, stride, dilation, (R, S))
     for name, size, kernel, d, before, after in (
         ("height", H, R, dilation[0], pads[0], pads[1]),
         ("width", W, S, dilation[1], pads[2], pads[3]),
@@ -149,15 +209,19 @@ def checked_geometry(
                 f"adder2d: the kernel's {name} {d * (kernel - 1) + 1} (dilation included) is larger than the padded "
                 f"input's {size + before + after}"
             )
-    if x.device != weight.device:
-        raise ValueError(f"adder2d: x is on {x.device} and weight on {weight.device}; move one of them")
-    if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
-        raise TypeError(f"adder2d: x is {x.dtype} and weight {weight.dtype}; float64 goes with float64 only")
-    return stride, pads, dilation
 
 
 def _shape(t: Tensor) -> tuple[int, ...]:
     return tuple(t.shape)
+
+
+def numbers(sizes: Sequence[Any]) -> list[Any]:
+    """``sizes`` as numbers, where ``torch.jit.trace`` has tensors: for what may be the same in every run of a trace."""
+    if not torch.jit.is_tracing():
+        return list(sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return [int(size) for size in sizes]
 
 
 def _check_tensor(name: str, t: object) -> None:
@@ -181,7 +245,7 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
 
 
 def _padding(
-    padding: int | Sequence[int] | str, stride: list[int], dilation: list[int], kernel: tuple[int, int]
+    padding: int | Sequence[int] | str, stride: list[int], dilation: list[int], kernel: Sequence[int]
 ) -> list[int]:
     """``padding`` as (top, bottom, left, right)."""
     if isinstance(padding, str):

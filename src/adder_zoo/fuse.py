@@ -27,10 +27,8 @@ from torch import Tensor, fx, nn
 
 from .architecture import rename_fused
 from .convert import _some
-from .functional import checked_geometry
-from .fused import adder2d_fused
+from .fused import adder2d_and_rest
 from .layers import Adder2d, Adder2dSame, AdderLayer
-from .ops import _output_shape
 from .reference import compute_dtype
 
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # what they do in eval mode
@@ -123,17 +121,10 @@ class FusedAdder2d(Adder2d):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         x, padding = Adder2dSame.padded(self, x) if self.same else self.padded(x)  # type: ignore[arg-type]
-        stride, pads, dilation = checked_geometry(x, self.weight, self.stride, padding, self.dilation, self.groups)
-        shape = _output_shape(x, self.weight, stride, pads, dilation)
-        beside = residual is not None and list(residual.shape) != shape  # it is broadcast
-        y = adder2d_fused(
-            x, self.weight, self.scale, self.shift, None if beside else residual, stride, pads, dilation, self.groups,
-            self.relu and not beside, self.impl or "auto",
+        return adder2d_and_rest(
+            x, self.weight, self.scale, self.shift, residual, self.stride, padding, self.dilation, self.groups,
+            relu=self.relu, impl=self.impl,
         )  # fmt: skip
-        if beside:
-            y = y + residual
-            y = y.relu() if self.relu else y
-        return y
 
     def train(self, mode: bool = True) -> FusedAdder2d:
         """Raises RuntimeError for ``mode = True``: batch norm is a constant here."""

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import batching
 from .autograd import register_autograd
+from .functional import checked_geometry, numbers
 from .implementations import resolve
 from .ops import _check_operands, _library, _memory_format, _output_shape, operator
 from .reference import compute_dtype
@@ -92,6 +94,37 @@ def adder2d_fused(
     module = resolve(impl, x, 1.0)
     y = forward_fused(module, x, weight, scale, shift, residual, stride, padding, dilation, groups, relu)
     return y.contiguous(memory_format=_memory_format(x, weight))
+
+
+def adder2d_and_rest(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    relu: bool,
+    impl: str | None,
+) -> Tensor:
+    """``adder2d_fused`` with arguments as ``adder_zoo.adder2d`` takes them, and a residual that may be broadcast."""
+    tensors = (x, weight, scale, shift, residual)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            adder2d_and_rest, tensors, *tensors, stride, padding, dilation, groups, relu=relu, impl=impl
+        )
+    stride, pads, dilation = checked_geometry(x, weight, stride, padding, dilation, groups)
+    geometry = stride, pads, dilation, groups
+    whole = residual is None or numbers(residual.shape) == numbers(_output_shape(x, weight, stride, pads, dilation))
+    inside = residual if whole else None
+    y = adder2d_fused(x, weight, scale, shift, inside, *geometry, relu and whole, impl or "auto")
+    if whole:
+        return y
+    y = y + residual
+    return y.relu() if relu else y
 
 
 def _check_shapes(output: list, scale: Tensor, shift: Tensor, residual: Tensor | None) -> None:

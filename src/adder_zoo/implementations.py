@@ -80,7 +80,19 @@ def _choose(x: Tensor, p: float) -> str:
             return "cpu"
         if x.device.type == "cuda" and _probe_triton().available:
             return "triton"
+        if x.device.type != "cpu":
+            _warn_of_eager_torch(x.device.type)
     return "reference"
+
+
+@functools.cache
+def _warn_of_eager_torch(device: str) -> None:
+    """Once for each kind of device, as ``_probe_cpu`` does for a CPU."""
+    why = _probe_triton().detail if device == "cuda" else "adder_zoo has kernels for CPUs and for GPUs with Triton"
+    warnings.warn(
+        f"adder_zoo: no kernels for {device} here, so adder layers run in eager torch, many times slower. {why}",
+        stacklevel=2,
+    )
 
 
 @functools.cache

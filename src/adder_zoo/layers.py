@@ -6,6 +6,8 @@ re-parameterisation, quantisation) rely on linearity in the weights, which a dis
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import pad_same
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from .functional import INPUT_GRADS, WEIGHT_GRADS, adder2d
+from .functional import INPUT_GRADS, WEIGHT_GRADS, adder2d, adder_linear
 from .implementations import IMPLEMENTATIONS
 from .living import LAYERS
 
@@ -36,6 +39,11 @@ class AdderLayer(nn.Module):
         layer = super().__new__(cls)
         LAYERS.add(layer)
         return layer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "bias"):
+            _refuse_folding(sys._getframe(1).f_code.co_name)
+        super().__setattr__(name, value)
 
     def __init__(self, weight_grad: str, input_grad: str, p: float, impl: str | None) -> None:
         super().__init__()
@@ -71,6 +79,19 @@ class AdderLayer(nn.Module):
         defaults = {"weight_grad": "full", "input_grad": "clipped", "p": 1.0, "impl": None}
         return "".join(
             f", {name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value
+        )
+
+
+def _refuse_folding(caller: str) -> None:
+    """Raises for a function that folds batch norm into a layer's filters, by its name.
+
+    Such functions (``torch.nn.utils.fusion`` and all that call it, or are written after it) take whatever has a weight
+    and a bias, copy it and give it new ones. In what they do there is nothing else to know them by.
+    """
+    if re.search(r"(fuse|fold|merge|absorb).*(bn|norm)|(bn|batch_?norm).*(fus|fold)", caller, re.IGNORECASE):
+        raise RuntimeError(
+            f"{caller}: batch norm cannot be folded into the filters of an adder layer: a distance is not linear in "
+            "them. adder_zoo.fuse(model) computes batch norm in the layer's own pass"
         )
 
 
@@ -174,7 +195,14 @@ class Adder2dSame(Adder2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, 0, *args, **kwargs)
 
     def padded(self, x: Tensor) -> tuple[Tensor, Sequence[int] | str]:
-        return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
+        return _pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
+
+
+def _pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """timm's padding by x's size, which in a graph of ``torch.fx`` has to be found when the graph is run."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(_pad_same, (x,), x, kernel_size, stride, dilation)
+    return pad_same(x, list(kernel_size), list(stride), list(dilation))
 
 
 class AdderLinear(AdderLayer):
@@ -209,18 +237,15 @@ class AdderLinear(AdderLayer):
         self._add_parameters((out_features, in_features), bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"AdderLinear: expects {self.in_features} features in the last dimension, got {x.shape}")
-        y = adder2d(
-            x.reshape(-1, self.in_features, 1, 1),
-            self.weight[:, :, None, None],
+        return adder_linear(
+            x,
+            self.weight,
             self.bias,
             weight_grad=self.weight_grad,
             input_grad=self.input_grad,
             p=self.p,
             impl=self.impl,
         )
-        return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return nn.Linear.extra_repr(self) + self._operator_repr()  # type: ignore[arg-type]

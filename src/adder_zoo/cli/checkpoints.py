@@ -143,7 +143,7 @@ def export(model: str, output: Path, fixed_batch: int | None, random_weights: bo
     size = report(network).input_size
     x = torch.randn(fixed_batch or 2, *size)
     shapes: Any = None if fixed_batch else ({0: torch.export.Dim("batch", min=1)},)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():  # a program for inference: no graph of gradients in its trace
         warnings.simplefilter("ignore")
         program = torch.export.export(network, (x,), dynamic_shapes=shapes)
         part = output.with_name(f"{output.stem}.part.pt2")
@@ -153,7 +153,7 @@ def export(model: str, output: Path, fixed_batch: int | None, random_weights: bo
     tried = [x] if fixed_batch else [x, torch.randn(5, *size)]
     with torch.no_grad():
         difference = max((again(t) - network(t)).abs().max().item() for t in tried)
-    scale = max(network(t).abs().max().item() for t in tried)
+        scale = max(network(t).abs().max().item() for t in tried)
     # The program runs the same operators; only what torch decomposed, batch norm, may round otherwise.
     if not difference <= 1e-4 * scale:
         part.unlink()

@@ -15,7 +15,9 @@ import torch
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from ..functional import numbers
 from ._pretrained import check_input_channels, without
 from ._similarity import conv2d, linear
 
@@ -196,7 +198,9 @@ def square(size: int | Sequence[int], wanted: int, name: str) -> None:
 
 def check_size(x: Tensor, wanted: int, name: str) -> None:
     """Raises ValueError for images of other sizes than ``wanted`` x ``wanted``."""
-    if x.dim() != 4 or x.shape[2] != wanted or x.shape[3] != wanted:
+    if has_torch_function_unary(x):  # a proxy of torch.fx: the graph checks when it is run
+        return handle_torch_function(check_size, (x,), x, wanted, name)
+    if x.dim() != 4 or numbers(x.shape[2:]) != [wanted, wanted]:
         raise ValueError(
             f"{name} takes images of {wanted} x {wanted} pixels, [N, C, {wanted}, {wanted}], got {tuple(x.shape)}; "
             "resize them (timm.data.create_transform does, with timm.data.resolve_data_config)"

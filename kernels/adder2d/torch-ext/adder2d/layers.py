@@ -9,7 +9,10 @@ from .autograd import adder2d
 
 
 class Adder2d(nn.Module):
-    """Takes the place of the forward of ``adder_zoo.Adder2d``, or of any module with ``nn.Conv2d``'s attributes."""
+    """Takes the place of the forward of ``adder_zoo.Adder2d``, or of any module with ``nn.Conv2d``'s attributes.
+
+    A module with a method ``padded(x)``, as adder_zoo's, pads by that: the one of ``Adder2dSame`` depends on x's size.
+    """
 
     can_torch_compile = False
     has_backward = True
@@ -22,15 +25,23 @@ class Adder2d(nn.Module):
     groups: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] to [N, K, P, Q], float32."""
-        if isinstance(self.padding, str):
+        """x [N, C, H, W] to [N, K, P, Q], float32.
+
+        Raises:
+            ValueError: the module's exponent ``p`` is not 1, which is what the kernels compute.
+        """
+        if getattr(self, "p", 1) != 1:
+            raise ValueError(f"the kernels compute -Σ|x - w|^p for p = 1 only, and this layer has p = {self.p}")
+        given, mode = self.padding, getattr(self, "padding_mode", "zeros")
+        if hasattr(self, "padded"):
+            (x, given), mode = self.padded(x), "zeros"
+        if isinstance(given, str):
             totals = [0, 0]
-            if self.padding == "same":
+            if given == "same":
                 totals = [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
             padding = (totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2)
         else:
-            padding = (self.padding[0], self.padding[0], self.padding[1], self.padding[1])
-        mode = getattr(self, "padding_mode", "zeros")
+            padding = (given[0], given[0], given[1], given[1])
         if mode != "zeros":
             x = F.pad(x, (padding[2], padding[3], padding[0], padding[1]), mode=mode)
             padding = (0, 0, 0, 0)
