@@ -6,13 +6,16 @@
 
 FOLDER holds train/<class>/* and val/<class>/*; without --data-dir it is imagenet/ in the folder that ADDER_ZOO_DATA
 names. --dataset takes what timm's `create_dataset` takes: hfds/NAME (the Hub's data sets), wds/NAME (WebDataset's
-shards in FOLDER), torch/NAME (torchvision's). The defaults are the paper's, whose batch of 256 is that of all processes
-together: give --batch-size 32 on eight GPUs. The authors never said what η they used; 0.2 is that of their code for
-CIFAR. The same command on the same --output-dir goes on with a run that was stopped, and ends with the same weights.
+shards in FOLDER), torch/NAME (torchvision's).
 
-The output folder gets model.safetensors and config.json (the last epoch's weights, with batch norm statistics taken
-anew: `timm.create_model("local-dir:FOLDER", pretrained=True)`), results.json, log.csv, curves.png and args.yaml; best/
-has the epoch that tested best, ema/ the averaged weights of --model-ema.
+The defaults are the paper's where it names them (150 epochs, batch 256, cosine decay, Nesterov's momentum, weight decay
+1e-4); `--help` says so where they are not. The paper's batch is that of all processes together: give --batch-size 32 on
+eight GPUs. The same command on the same --output-dir goes on with a run that was stopped, and ends with the same
+weights.
+
+The output folder gets model.safetensors and config.json (the last epoch's weights, with batch norm statistics
+recomputed over training images; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them), results.json,
+log.csv, curves.png and args.yaml; best/ has the epoch that tested best, ema/ the averaged weights of --model-ema.
 """
 
 from __future__ import annotations
@@ -22,13 +25,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import timm.data.dataset
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.data import create_dataset, create_transform, resolve_data_config
-from timm.data.readers import reader_wds
+from timm.data import create_transform, resolve_data_config
+from timm.data.readers.reader_wds import ReaderWds
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from adder_zoo.datasets import DATA_ENVIRONMENT, DataError
 from adder_zoo.training import (
@@ -45,28 +46,11 @@ from adder_zoo.training import (
     train,
 )
 from adder_zoo.training.data import Noise, Seeded
+from adder_zoo.training.networks import start_gammas_at_one
+from adder_zoo.training.photographs import Photographs, Shards, check_classes, open_split
 
-# An image that cannot be read is an error with its name: timm would take the next one in its place.
-timm.data.dataset._ERROR_RETRY = 1
-
-
-def _stop(error: Exception) -> bool:
-    if isinstance(error, DataError):
-        raise error
-    raise DataError(f"the shards cannot be read: {error}") from error
-
-
-def _decode_or_name(sample: dict[str, Any], **options: Any) -> Any:
-    try:
-        return _decode(sample, **options)
-    except (OSError, ValueError, RuntimeError, SyntaxError, KeyError) as error:
-        where = f"image {sample.get('__key__')} of {sample.get('__url__')}"
-        raise DataError(f"{where} cannot be read: {error}") from error
-
-
-_decode = reader_wds._decode
-reader_wds._decode = _decode_or_name  # type: ignore[assignment]
-reader_wds.log_and_continue = _stop
+IMAGENET_SIZE = 1_281_167
+SYNTHETIC_TEST_IMAGES = 1_000  # accuracy on noise means nothing
 
 
 @dataclass(frozen=True)
@@ -79,84 +63,108 @@ class Config(Settings):
     img_size: int = option(0, "pixels; 0: the network's own")
     output_dir: str = option("runs/imagenet", "the run's folder; a run in it is taken up", run=False)
     model: str = option("adder_resnet50", "a network of this zoo, or of timm (which is then trained as it is)")
+    zero_init_last: bool = option(
+        False, "start the last batch norm of each residual block at 0, as timm's ResNets do, and not at 1 as He et al."
+    )
     workers: int = option(4, "processes that load images, for each process; 0: the training process", run=False)
-    epochs: int = 150  # sec. 4.3
-    batch_size: int = option(256, "for each process and accumulation step")  # sec. 4.3
-    lr: float = 0.1  # sec. 4.3, cosine decay to zero
-    momentum: float = 0.9  # Nesterov's, sec. 4.3
-    weight_decay: float = 1e-4  # sec. 4.3
-    eta: float = option(0.2, "η of Eq. 13")  # the authors' code for CIFAR
-    bn_batches: int = option(50, "training batches to take batch norm statistics over")
+    epochs: int = option(150, "sec. 4.3")
+    batch_size: int = option(256, "for each process and accumulation step; sec. 4.3: 256 in all")
+    lr: float = option(0.1, "the paper names no rate for ImageNet; this is that of its other data sets")
+    momentum: float = option(0.9, "Nesterov's, sec. 4.3")
+    weight_decay: float = option(1e-4, "sec. 4.3")
+    eta: float = option(0.2, "η of Eq. 13; the paper names none; the authors' code for CIFAR")
+    bn_batches: int = option(50, "training batches to recompute batch norm statistics over")
     checkpointing_steps: int = option(1000, "updates between checkpoints, beside those after each epoch", run=False)
-    # Augmentation: crops and mirrors are the paper's; the rest is of timm's modern recipes and off.
-    min_scale: float = option(0.08, "smallest part of an image that a crop may show")
+    min_scale: float = option(
+        0.08,
+        "smallest part of an image that a training crop shows, as timm and torchvision have it; He et al. crop from "
+        "images whose shorter side is 256 to 480 pixels",
+    )
+    crop_pct: float = option(
+        0.875, "part of each side of a test image that is seen: 224 of 256 pixels, as usual; 0: timm's, often 0.95"
+    )
     color_jitter: float = option(0.0, "jitter of brightness, contrast and saturation")
     aa: str = option("", "automatic augmentation by timm's name, rand-m7-mstd0.5-inc1 for example")
     reprob: float = option(0.0, "probability of random erasing")
 
 
-def data(config: Config, model: nn.Module, accelerator: Accelerator) -> Data:
-    preprocessing = resolve_data_config(model=model)
+def create(config: Config) -> tuple[nn.Module, nn.Module | None]:
+    """The network and its teacher, if any; its configuration says how test images are prepared."""
+    options: dict[str, Any] = {"num_classes": config.num_classes} if config.num_classes else {}
+    teacher: nn.Module | None = None
+    if config.model.startswith("adder_"):
+        model, teacher = create_networks(config, config.model, **options)
+    elif config.distillation != "none" or config.similarity != "adder":
+        raise RecipeError(f"--similarity and --distillation are for networks of this zoo: --model adder_{config.model}")
+    else:
+        model = create_network(config, config.model, **options)
+    if not config.zero_init_last and not config.pretrained:
+        for network in (model, teacher):
+            if network is not None:
+                start_gammas_at_one(network)
+    changed: dict[str, Any] = {"input_size": (3, config.img_size, config.img_size)} if config.img_size else {}
+    changed |= {"crop_pct": config.crop_pct} if config.crop_pct else {}
+    if changed:  # config.json holds it then, and whoever loads the network prepares images as here
+        cfg: Any = model.pretrained_cfg
+        kept = {k: v for k, v in cfg.items() if k not in ("test_input_size", "test_crop_pct")}
+        model.pretrained_cfg = {**kept, **changed}  # type: ignore[assignment]
+    return model, teacher
+
+
+def data(config: Config, model: nn.Module) -> Data:
+    """Training and test images, prepared as ``model`` takes them."""
     classes = config.num_classes or model.num_classes
     assert isinstance(classes, int)
     if config.synthetic:
-        shape = preprocessing["input_size"]
-        train, test = Noise(1_281_167, shape, classes), Noise(50_000, shape, classes)
+        shape = resolve_data_config(model=model)["input_size"]
+        train, test = (Noise(count, shape, classes) for count in (IMAGENET_SIZE, SYNTHETIC_TEST_IMAGES))
         return Data("synthetic", train, test, classes, top5=True)
+    root = data_folder(config)
+    parts = [(config.train_split, True), (config.val_split, False)]
+    found = [
+        open_split(config.dataset, root, split, training, config.batch_size, config.seed, config.download)
+        for split, training in parts
+    ]
+    check_classes(root, classes, *(getattr(getattr(part, "reader", None), "class_to_idx", {}) for part in found))
+    images: list[Any] = []
+    for part, (_, training) in zip(found, parts, strict=True):
+        images.append(prepared(config, part, transform_for(config, model, training), training))
+    name = "imagenet" if len(images[0]) == IMAGENET_SIZE else "images"
+    return Data(name, images[0], images[1], classes, top5=True)
+
+
+def data_folder(config: Config) -> str | None:
     root = config.data_dir
     if root is None and DATA_ENVIRONMENT in os.environ:
         root = os.path.join(os.environ[DATA_ENVIRONMENT], "imagenet")  # other data lies beside it
     if root is None and not config.dataset.startswith(("hfds/", "hfids/")):  # these have a cache of their own
         raise DataError(f"no --data-dir, and no {DATA_ENVIRONMENT}: give the folder with train/ and val/")
-    parts: list[Any] = []
-    for split, training in ((config.train_split, True), (config.val_split, False)):
-        try:
-            part = create_dataset(
-                config.dataset,
-                root,
-                split=split,
-                is_training=training,
-                download=config.download,
-                batch_size=config.batch_size,
-                seed=config.seed,
-            )
-        except ImportError as error:
-            raise DataError(f"--dataset {config.dataset} needs a package that is not installed: {error}") from error
-        except (AssertionError, OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"no {split} images in {root}: {error or type(error).__name__}") from error
-        if (
-            split and root and not config.dataset and os.path.samefile(part.reader.root, root)
-        ):  # timm takes all that there is
-            raise DataError(
-                f"{root} has no folder {split}/, nor one of the names that timm knows for it. If the classes lie in it "
-                f"directly, say so by an empty --{'train' if training else 'val'}-split=''"
-            )
-        options = preprocessing
-        if training:
-            options = {k: v for k, v in preprocessing.items() if k in ("input_size", "mean", "std", "interpolation")}
-            options |= {
-                "is_training": True,
-                "scale": (config.min_scale, 1.0),
-                "color_jitter": config.color_jitter,
-                "auto_augment": config.aa or None,
-                "re_prob": config.reprob,
-            }
-        part.transform = create_transform(**options)
-        parts.append(part if isinstance(part, IterableDataset) else Seeded(part, config.seed))
-    train, test = parts
-    known, tested = (
-        getattr(getattr(getattr(part, "dataset", None), "reader", None), "class_to_idx", {}) for part in parts
+    return root
+
+
+def transform_for(config: Config, model: nn.Module, training: bool) -> Any:
+    options = resolve_data_config(model=model)
+    if not training:
+        return create_transform(**options)
+    return create_transform(
+        **{k: v for k, v in options.items() if k in ("input_size", "mean", "std", "interpolation")},
+        is_training=True,
+        scale=(config.min_scale, 1.0),
+        color_jitter=config.color_jitter,
+        auto_augment=config.aa or None,
+        re_prob=config.reprob,
     )
-    found = len(known)
-    if found > classes:
-        raise DataError(f"{root} holds {found} classes, the network knows {classes}: give --num-classes {found}")
-    if known and tested and known != tested:
-        others = sorted({*known} ^ {*tested})
-        raise DataError(
-            f"the classes of --train-split and --val-split in {root} differ, which would shift the labels: only one "
-            f"has {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}"
-        )
-    return Data("imagenet" if len(train) == 1_281_167 else "images", train, test, classes, top5=True)
+
+
+def prepared(config: Config, part: Any, transform: Any, training: bool) -> Dataset:
+    """The images of ``part`` after ``transform``, augmented in a way that a resumed run repeats."""
+    reader = getattr(part, "reader", None)
+    if isinstance(reader, ReaderWds):
+        return Shards(reader, transform, training, config.batch_size, config.workers, config.seed)
+    if reader is not None and not isinstance(part, IterableDataset):
+        return Seeded(Photographs(reader, transform), config.seed)
+    part.transform = transform
+    return part if isinstance(part, IterableDataset) else Seeded(part, config.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -167,22 +175,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if run.results is not None:
         return run.results
     set_seed(config.seed)
-    options: dict[str, Any] = {"num_classes": config.num_classes} if config.num_classes else {}
-    model: nn.Module
-    if config.model.startswith("adder_"):
-        model, teacher = create_networks(config, config.model, **options)
-    elif config.distillation != "none" or config.similarity != "adder":
-        raise RecipeError(f"--similarity and --distillation are for networks of this zoo: --model adder_{config.model}")
-    else:
-        model, teacher = create_network(config, config.model, **options), None
-    if config.img_size:  # config.json holds it then, and whoever loads the network prepares images as here
-        cfg: Any = model.pretrained_cfg
-        model.pretrained_cfg = {  # type: ignore[assignment]
-            **{k: v for k, v in cfg.items() if k not in ("test_input_size", "test_crop_pct")},
-            "input_size": (3, config.img_size, config.img_size),
-        }
-    images = data(config, model, accelerator)
-    return train(config, accelerator, run, images, model, teacher)
+    model, teacher = create(config)
+    return train(config, accelerator, run, data(config, model), model, teacher)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@
     accelerate launch recipes/mnist.py --dataset fashion_mnist --data-dir sample --epochs 2   # the bundled sample
 
 FOLDER holds the four idx files, or is torchvision's root; without --data-dir the recipe looks in the folder that
-ADDER_ZOO_DATA names and where Debian's package dataset-fashion-mnist puts its files. The defaults are the paper's.
-The same command on the same --output-dir goes on with a run that was stopped, and ends with the same weights.
+ADDER_ZOO_DATA names and where Debian's package dataset-fashion-mnist puts its files.
 
-The output folder gets model.safetensors and config.json (the last epoch's weights, with batch norm statistics taken
-anew: `timm.create_model("local-dir:FOLDER", pretrained=True)`), results.json, log.csv, curves.png and args.yaml; best/
-has the epoch that tested best.
+The defaults are the paper's; it does not name η, which is the authors' code's. The same command on the same
+--output-dir goes on with a run that was stopped, and ends with the same weights.
+
+The output folder gets model.safetensors and config.json (the last epoch's weights, with batch norm statistics
+recomputed over training images; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads them), results.json,
+log.csv, curves.png and args.yaml; best/ has the epoch that tested best.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from adder_zoo.training import (
 )
 from adder_zoo.training.data import Images, hold_out
 
+SYNTHETIC_TEST_IMAGES = 1_000  # accuracy on noise means nothing
 SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
 
 
@@ -51,13 +54,13 @@ class Config(Settings):
     held_out: int = option(0, "test on so many training images, kept out of training: to choose settings by")
     output_dir: str = option("runs/mnist", "the run's folder; a run in it is taken up", run=False)
     model: str = option("adder_lenet5_bn", "a network of this zoo")
-    epochs: int = 50  # sec. 4.1
-    batch_size: int = option(256, "for each process and accumulation step")  # sec. 4.1
-    lr: float = 0.1  # sec. 4.1, cosine decay to zero
-    momentum: float = 0.9  # Nesterov's, sec. 4.1
-    weight_decay: float = 5e-4  # sec. 4.1
-    eta: float = option(0.2, "η of Eq. 13")  # the authors' code
-    factor: float = option(100.0, "of --adder-lr increased")  # sec. 4.5
+    epochs: int = option(50, "sec. 4.1")
+    batch_size: int = option(256, "for each process and accumulation step; sec. 4.1")
+    lr: float = option(0.1, "sec. 4.1; decays to zero by a cosine")
+    momentum: float = option(0.9, "Nesterov's, sec. 4.1")
+    weight_decay: float = option(5e-4, "sec. 4.1")
+    eta: float = option(0.2, "η of Eq. 13; the paper names none; the authors' code for CIFAR")
+    factor: float = option(100.0, "of --adder-lr increased; sec. 4.5")
 
 
 def preprocessed(images: Tensor, model: nn.Module) -> Tensor:
@@ -69,7 +72,7 @@ def preprocessed(images: Tensor, model: nn.Module) -> Tensor:
 
 def data(config: Config, model: nn.Module) -> Data:
     if config.synthetic:
-        splits, part = {"train": noise(60_000), "test": noise(10_000)}, "synthetic"
+        splits, part = {"train": noise(60_000), "test": noise(SYNTHETIC_TEST_IMAGES)}, "synthetic"
     else:
         splits, part = load(
             config.dataset, SAMPLE if config.data_dir == "sample" else find(config.dataset, config.data_dir)

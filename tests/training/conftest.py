@@ -1,9 +1,12 @@
 """Runs and images that several files look at."""
 
+import mnist
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
-from recipe_runs import run
+from recipe_runs import FEW, run
 
 
 @pytest.fixture(scope="session")
@@ -12,6 +15,18 @@ def finished(tmp_path_factory):
     code, out, err = run(folder, "--epochs", "3")
     assert code == 0, err[-3000:]
     return folder, out, err
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The folder of a short run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    threads = torch.get_num_threads()
+    AcceleratorState._reset_state(True)
+    mnist.main([*FEW, "--output-dir", str(folder)])
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)
+    return folder
 
 
 @pytest.fixture

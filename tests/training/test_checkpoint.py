@@ -94,10 +94,8 @@ def test_optimizer_goes_on_alike(tmp_path, make):
     assert torch.equal(weight, want)
 
 
-def test_resuming_runs_no_code_from_the_checkpoint(alone, tmp_path, monkeypatch):
-    whole, stopped, mark = tmp_path / "whole", tmp_path / "stopped", tmp_path / "mark"
-    mnist.main([*FEW, "--output-dir", str(whole)])
-    AcceleratorState._reset_state(True)
+def test_resuming_runs_no_code_from_the_checkpoint(alone, whole, tmp_path, monkeypatch):
+    stopped, mark = tmp_path / "stopped", tmp_path / "mark"
     killed_at(monkeypatch, 6, mnist.main, [*FEW, "--output-dir", str(stopped)])
     (checkpoint,) = (stopped / "checkpoints").glob("update-*")
     assert {path.suffix for path in checkpoint.iterdir()} == {".json", ".safetensors"}

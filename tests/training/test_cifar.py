@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 import adder_zoo
 from adder_zoo.training import loop, objectives
 
+ON_CPU = ["--cpu", "--threads", "1", "--report-to", "none"]
+
 
 def test_cifar(alone, tmp_path):
-    flags = ["--synthetic", "--limit-batches", "2", "--batch-size", "16", "--bn-batches", "1", "--epochs", "1", "--cpu"]
+    flags = ["--synthetic", "--limit-batches", "2", "--batch-size", "16", "--bn-batches", "1", "--epochs", "1", *ON_CPU]
     results = cifar.main([*flags, "--dataset", "cifar100", "--output-dir", str(tmp_path)])
     assert (results["model"], results["dataset"], results["updates"]) == ("adder_resnet20.cifar100", "cifar100", 2)
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).num_classes == 100
@@ -27,7 +29,7 @@ def test_cifar_with_knowledge_transfer(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop, "set_exponent", lambda network, p: (exponents.append(p), objectives.set_exponent(network, p))
     )
-    flags = ["--synthetic", "--limit-batches", "1", "--batch-size", "8", "--bn-batches", "1", "--epochs", "2", "--cpu"]
+    flags = ["--synthetic", "--limit-batches", "1", "--batch-size", "8", "--bn-batches", "1", "--epochs", "2", *ON_CPU]
     transfer = ["--distillation", "pkkd", "--l2-to-l1", "2"]
     results = cifar.main([*flags, *transfer, "--output-dir", str(tmp_path / "pkkd")])
     assert exponents == [2.0, 1.0]
@@ -60,5 +62,5 @@ def test_cifar100_from_torchvision_files(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(kind, "test_list", [["test", sums["test"]]])
     monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": "fine_label_names", "md5": sums["meta"]})
     flags = ["--dataset", "cifar100", "--data-dir", str(tmp_path), "--model", "adder_resnet20", "--batch-size", "50"]
-    results = cifar.main([*flags, "--cpu", "--bn-batches", "1", "--epochs", "1", "--output-dir", str(tmp_path / "run")])
+    results = cifar.main([*flags, *ON_CPU, "--bn-batches", "1", "--epochs", "1", "--output-dir", str(tmp_path / "run")])
     assert (results["updates"], results["train_images"], results["test_images"]) == (4, 200, 100)

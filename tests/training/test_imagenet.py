@@ -1,5 +1,6 @@
 """recipes/imagenet.py on a few photographs that are made up, as files and as shards."""
 
+import inspect
 import io
 import json
 import tarfile
@@ -13,7 +14,7 @@ from PIL import Image
 from recipe_runs import RECIPE, assert_same_run, killed_at
 
 from adder_zoo.datasets import DataError
-from adder_zoo.training import RecipeError
+from adder_zoo.training import RecipeError, parse_settings
 
 IMAGENET = [
     "--model", "adder_resnet18", "--img-size", "32", "--num-classes", "3", "--batch-size", "6", "--bn-batches", "1",
@@ -64,6 +65,34 @@ def test_classes_that_differ_are_refused(alone, tmp_path, photographs):
     (photographs / "val" / "bird").rename(photographs / "val" / "tiger")
     with pytest.raises(DataError, match="would shift the labels: only one has bird, tiger"):
         imagenet.main([*IMAGENET, "--data-dir", str(photographs), "--output-dir", str(tmp_path / "run")])
+
+
+def test_network_is_trained_and_tested_as_the_paper_has_it():
+    """timm starts the last batch norm of a block at 0, and tests ResNets on 0.95 of each side of an image."""
+    for flags, gamma, crop in (([], 1, 0.875), (["--zero-init-last", "--crop-pct", "0"], 0, 0.95)):
+        for name in ("adder_resnet18", "resnet18"):
+            model, _ = imagenet.create(parse_settings(imagenet.Config, "", ["--model", name, *flags]))
+            assert timm.data.resolve_data_config(model=model)["crop_pct"] == crop
+            assert {float(block.bn2.weight.unique()) for block in model.layer1} == {gamma}
+    model, teacher = imagenet.create(
+        parse_settings(imagenet.Config, "", ["--model", "adder_resnet18", "--distillation", "pkkd"])
+    )
+    assert float(teacher.layer1[0].bn2.weight.unique()) == 1
+
+
+def test_noise_is_tested_on_few_images():
+    config = parse_settings(imagenet.Config, "", ["--model", "adder_resnet18", "--synthetic", "--max-steps", "100"])
+    model, _ = imagenet.create(config)
+    data = imagenet.data(config, model)
+    assert (len(data.train), len(data.test)) == (1_281_167, 1_000)
+
+
+def test_timm_is_as_it_was():
+    """Reading photographs as the recipe wants them takes no change of timm's modules."""
+    for module in (timm.data.dataset, timm.data.readers.reader_wds):
+        for function in filter(inspect.isfunction, vars(module).values()):
+            assert not function.__module__.startswith(("imagenet", "adder_zoo")), function
+    assert timm.data.dataset._ERROR_RETRY > 1
 
 
 def test_flat_folder_is_taken_where_it_is_asked_for(alone, tmp_path, photographs):

@@ -39,10 +39,12 @@ def test_killed_run_goes_on_to_the_same_weights(finished, tmp_path):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_run_stopped_within_an_epoch_goes_on_to_the_same_weights(alone, tmp_path, monkeypatch, options):
+def test_run_stopped_within_an_epoch_goes_on_to_the_same_weights(alone, whole, tmp_path, monkeypatch, options):
     argv = [*FEW, *OPTIONS[options], "--checkpointing-steps", "1"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    mnist.main([*argv, "--output-dir", str(whole)])
+    stopped = tmp_path / "stopped"
+    if OPTIONS[options]:
+        whole = tmp_path / "whole"
+        mnist.main([*argv, "--output-dir", str(whole)])
     for batch in (3, 4):  # the fourth of the first epoch, then, counted from where that went on, one of the second
         AcceleratorState._reset_state(True)
         killed_at(monkeypatch, batch, mnist.main, [*argv, "--output-dir", str(stopped)])
@@ -52,10 +54,8 @@ def test_run_stopped_within_an_epoch_goes_on_to_the_same_weights(alone, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_stops_after_a_checkpoint(alone, tmp_path, monkeypatch, capsys, number):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    mnist.main([*FEW, "--output-dir", str(whole)])
-    AcceleratorState._reset_state(True)
+def test_signal_stops_after_a_checkpoint(alone, whole, tmp_path, monkeypatch, capsys, number):
+    stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         at_batch(patch, 2, lambda: os.kill(os.getpid(), number))
         with pytest.raises(SystemExit) as stop:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import mnist
 import pytest
@@ -43,20 +44,25 @@ def test_run_leaves_what_it_promises(finished):
     assert model.pretrained_cfg["label_names"][9] == "Ankle boot"
 
 
-def test_finished_run_that_is_started_again_says_so(alone, tmp_path, capsys):
-    """Schedulers start jobs again: this is no error, and nothing in the folder changes."""
-    argv = [*FEW, "--epochs", "1", "--output-dir", str(tmp_path)]
-    first = mnist.main(argv)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    AcceleratorState._reset_state(True)
-    capsys.readouterr()
-    assert mnist.main([*argv, "--checkpoint-hist", "7"]) == first  # how it computes may differ
+def test_finished_run_that_is_started_again_says_so(alone, whole, capsys):
+    """Schedulers start jobs again: this is not an error, and nothing in the folder changes."""
+    argv = [*FEW, "--output-dir", str(whole)]
+    first = json.loads((whole / "results.json").read_text())
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert mnist.main([*argv, "--checkpoint-hist", "7"]) == first  # this setting may change on the way
     said = capsys.readouterr().out
-    assert f"the run in {tmp_path} is finished: {first['test_accuracy']:.2f} % of 160 test images" in said
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert f"the run in {whole} is finished: {first['test_accuracy']:.2f} % of 160 test images" in said
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
     AcceleratorState._reset_state(True)
     with pytest.raises(RecipeError, match=r"holds a finished run with other settings \(lr was 0\.1 and is 0\.3\)"):
         mnist.main([*argv, "--lr", "0.3"])
+
+
+def test_results_of_other_weights_are_not_a_finished_run(alone, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(RecipeError, match=r"is not of the weights beside it.*another --output-dir"):
+        mnist.main([*FEW, "--output-dir", str(tmp_path / "run")])
 
 
 def test_finished_run_exits_without_an_error(finished):
@@ -65,9 +71,8 @@ def test_finished_run_exits_without_an_error(finished):
     assert "is finished" in out
 
 
-def test_other_settings_do_not_go_on_with_a_run(tmp_path, alone):
-    mnist.main([*FEW, "--output-dir", str(tmp_path)])
-    (tmp_path / "results.json").unlink()
+def test_other_settings_do_not_go_on_with_a_run(alone, whole, tmp_path):
+    shutil.copy(whole / "args.yaml", tmp_path)
     with pytest.raises(RecipeError, match=r"lr was 0\.1 and is 0\.3"):
         mnist.main([*FEW, "--lr", "0.3", "--output-dir", str(tmp_path)])
 

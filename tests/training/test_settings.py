@@ -1,5 +1,7 @@
 """Settings from flags and files, and what is refused before anything is written."""
 
+import cifar
+import imagenet
 import mnist
 import pytest
 from recipe_runs import FEW, SMALL
@@ -26,9 +28,29 @@ def test_config_file_and_flags(tmp_path, capsys):
         parse_settings(mnist.Config, "", ["--similarity", "xor"])
 
 
-def test_paper_settings_are_the_defaults():
-    c = mnist.Config()
-    assert (c.epochs, c.batch_size, c.lr, c.momentum, c.weight_decay, c.eta) == (50, 256, 0.1, 0.9, 5e-4, 0.2)
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "weight_decay"), [(mnist, 50, 5e-4), (cifar, 400, 5e-4), (imagenet, 150, 1e-4)]
+)
+def test_paper_settings_are_the_defaults(recipe, epochs, weight_decay):
+    c = recipe.Config()
+    assert (c.epochs, c.batch_size, c.lr, c.momentum, c.weight_decay) == (epochs, 256, 0.1, 0.9, weight_decay)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (mnist, ["η of Eq. 13; the paper names none"]),
+        (cifar, ["sec. 4.2 says polynomial and no power", "names it for MNIST only", "the paper names none"]),
+        (imagenet, ["the paper names no rate for ImageNet", "η of Eq. 13; the paper names none", "He et al. crop from",
+                    "224 of 256 pixels", "as timm's ResNets do"]),
+    ],
+)  # fmt: skip
+def test_help_says_where_the_defaults_are_not_the_papers(recipe, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_settings(recipe.Config, recipe.__doc__, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert all(part in said for part in words)
 
 
 @pytest.mark.parametrize(

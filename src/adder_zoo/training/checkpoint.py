@@ -6,7 +6,9 @@ A state is what ``state_dict`` gives: dictionaries and lists of tensors, numbers
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,22 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .settings import RecipeError
+
+
+@contextlib.contextmanager
+def reported_write(what: str) -> Iterator[None]:
+    """Turns the errors of a full disk and its like into a message.
+
+    Raises:
+        RecipeError: the block could not write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(
+            f"{what} could not be written: {error}. What was there before is whole, and the same command goes on from "
+            "the last checkpoint."
+        ) from error
 
 
 def write_state(folder: Path, name: str, state: dict[str, Any]) -> None:

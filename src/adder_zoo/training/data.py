@@ -173,6 +173,8 @@ class Seeded(Dataset):
         try:
             seed_everything(self.seed, self.epoch, i)
             return self.dataset[i]
+        except DataError:
+            raise
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # what PIL raises for damaged files
             raise DataError(f"{self._name(i)} cannot be read: {error}") from error
         finally:

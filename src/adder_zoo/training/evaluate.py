@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..atomic import replace_files
 from ..batchnorm import reestimated_batch_norm
 from ..hub import save_pretrained
+from .checkpoint import reported_write
 from .data import Data, set_epoch
 from .loaders import Loaders, Stream
 from .settings import RecipeError, Settings
@@ -71,7 +72,7 @@ class Evaluator:
             check: Whether to build the network again from the folder and to compare its logits.
 
         Raises:
-            RecipeError: with ``check``: they differ.
+            RecipeError: they cannot be written, or with ``check``: the logits differ.
         """
         with self._in_objective(model), self._recomputed_statistics():
             whole = model
@@ -83,7 +84,7 @@ class Evaluator:
                         {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
                     )
             if self.accelerator.is_main_process:
-                with replace_files(folder) as part:
+                with reported_write(f"the weights in {folder}"), replace_files(folder) as part:
                     save_pretrained(whole, part)
                     if check:
                         images = next(iter(self.loaders.test))[0].to(self.accelerator.device)

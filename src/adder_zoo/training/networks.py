@@ -53,6 +53,17 @@ def resolve_model_name(model: str, dataset: str) -> str:
     return name
 
 
+def start_gammas_at_one(model: nn.Module) -> None:
+    """Sets the scales of batch norm layers that start at 0 to 1.
+
+    timm starts the last one of each residual block at 0 (``zero_init_last``), so that an untrained block adds nothing;
+    He et al. (arXiv 1512.03385) do not, and the AdderNet paper does not say that it does.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.any():
+            nn.init.ones_(module.weight)
+
+
 def full_name(model: nn.Module) -> str:
     """The name of a network with its tag, "adder_resnet20.cifar10" for example."""
     cfg: Any = model.pretrained_cfg

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..atomic import replace_file, replace_folder, write_text
 from ..results import ResultsError, read_results, write_results
-from .checkpoint import read_state, write_state
+from .checkpoint import read_state, reported_write, write_state
 from .record import environment, plot_curves
 from .settings import RecipeError, Settings
 
@@ -178,7 +178,7 @@ class Run:
         """
         place = self.checkpoints / f"update-{progress.updates:08d}"
         is_main = self.accelerator.is_main_process
-        try:
+        with reported_write(f"the checkpoint {place}"):
             with self._new_folder(place) as folder:
                 if is_main:
                     write_state(folder, "progress", progress.state_dict())
@@ -188,11 +188,6 @@ class Run:
                 for old in self.saved_checkpoints()[: -self.checkpoints_to_keep]:
                     shutil.rmtree(old)
                 self._write_log(progress.rows)
-        except OSError as error:
-            raise RecipeError(
-                f"no checkpoint could be written at update {progress.updates}: {error}. The same command goes on from "
-                "the checkpoint before it."
-            ) from error
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
@@ -223,10 +218,12 @@ class Run:
             "environment": environment(self.accelerator),
         }
         if self.accelerator.is_main_process:
-            self._write_log(progress.rows)
-            if not plot_curves(progress.rows, self.folder / "curves.png", f"{record['model']} on {record['dataset']}"):
-                self.accelerator.print("no learning curves: matplotlib is not installed")
-            record = write_results(self.folder, record)
+            with reported_write(f"the results in {self.folder}"):
+                self._write_log(progress.rows)
+                title = f"{record['model']} on {record['dataset']}"
+                if not plot_curves(progress.rows, self.folder / "curves.png", title):
+                    self.accelerator.print("no learning curves: matplotlib is not installed")
+                record = write_results(self.folder, record)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return record

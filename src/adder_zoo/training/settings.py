@@ -30,11 +30,11 @@ def option(default: Any, help: str, choices: Sequence[Any] | None = None, run: b
 
 @dataclass(frozen=True)
 class Settings:
-    """What all recipes can be told. Each sets the paper's values for its data, and names their source."""
+    """What all recipes can be told. Each sets values of its own for its data, and says which are the paper's."""
 
     # ---- data
     data_dir: str | None = option(None, "folder of the data set", run=False, type=str)
-    synthetic: bool = option(False, "noise in place of the data set, for timing")
+    synthetic: bool = option(False, "noise in place of the data set, for timing; tested on 1,000 images of it")
     limit_batches: int = option(0, "use no more batches than so many of each part of the data, for smoke runs; 0: all")
     workers: int = option(0, "processes that load images from files; 0: the training process itself", run=False)
 
@@ -54,7 +54,7 @@ class Settings:
     sched: str = option("cosine", "decay of the learning rate, to zero", ("cosine", "poly"))
     poly_power: float = option(1.0, "of --sched poly")
     warmup_epochs: float = option(0.0, "epochs in which the learning rate grows from zero")
-    momentum: float = 0.9
+    momentum: float = option(0.9, "Nesterov's with AdderSGD")
     weight_decay: float = 5e-4
     adder_lr: str = option("adaptive", "of AdderSGD: ALR (Eq. 13), ILR or neither", ADDER_LRS)
     eta: float = option(0.2, "η of Eq. 13")
@@ -83,7 +83,7 @@ class Settings:
 
     # ---- evaluation and record
     eval_every: int = option(1, "evaluate after every so many epochs, and after the last")
-    bn_batches: int = option(20, "training batches to take batch norm statistics over")
+    bn_batches: int = option(20, "training batches to recompute batch norm statistics over")
     checkpointing_steps: int = option(0, "updates between checkpoints, beside those after each epoch", run=False)
     checkpoint_hist: int = option(2, "checkpoints to keep", run=False)
     report_to: str = option(
