@@ -40,7 +40,7 @@ def main() -> None:
         print(f"  {implementation.name:12} {state:10} {implementation.detail}")
 
     images, labels = load("fashion_mnist", SAMPLE)[0]["test"]
-    model = timm.create_model("adder_lenet5_bn", pretrained=True)
+    model = timm.create_model("adder_lenet5_bn.fashion_mnist", pretrained=True)
     names: list[str] = model.pretrained_cfg["label_names"]  # type: ignore[index,assignment]
     label, probability = classify(model, images)
     print("\nThe bundled network on bundled images it has never seen:\n")

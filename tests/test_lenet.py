@@ -118,6 +118,16 @@ def test_bundled_weights_load(name, images):
     assert timm.create_model(name, pretrained=True, num_classes=4)(images).shape == (4, 4)
 
 
+def test_the_default_weights_are_the_papers():
+    model = timm.create_model("adder_lenet5_bn", pretrained=True)
+    assert model.pretrained_cfg["tag"] == "mnist"
+    assert model.pretrained_cfg["label_names"] == tuple("0123456789")
+    stored = load_file(WEIGHTS / "adder_lenet5_bn.mnist" / "model.safetensors")
+    assert all(torch.equal(stored[k], v) for k, v in model.state_dict().items())
+    data = timm.data.resolve_model_data_config(model)
+    assert (data["mean"], data["std"]) == ((0.1307,), (0.3081,))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bundled_weights_score_what_their_results_say(name, request):
     """On the whole test set, where it is at hand."""
@@ -138,7 +148,7 @@ def test_bundled_weights_score_what_their_results_say(name, request):
 
 def test_bundled_fashion_network_on_the_bundled_images():
     images, labels = load("fashion_mnist", SAMPLE)[0]["test"]
-    model = timm.create_model("adder_lenet5_bn", pretrained=True).eval()
+    model = timm.create_model("adder_lenet5_bn.fashion_mnist", pretrained=True).eval()
     x = mnist.preprocessed(images, model)
     with torch.no_grad():
         accuracy = (model(x).argmax(1) == labels).float().mean()

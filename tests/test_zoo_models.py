@@ -225,6 +225,82 @@ def test_dropout_before_the_classifier(name):
     assert torch.equal(tested_in, tested_out)
 
 
+def test_stochastic_depth_of_the_resnets():
+    x = images("adder_resnet20", n=64)
+    model = create("adder_resnet20", drop_path_rate=0.4)
+    blocks = [block for i in (1, 2, 3) for block in model.get_submodule(f"layer{i}")]
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.4 * i / 8 for i in range(9)])
+    plain = create("adder_resnet20")
+    assert list(plain.state_dict()) == list(model.state_dict())
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x[:2]), plain.eval()(x[:2]))
+        maps = torch.rand(256, 64, 8, 8)  # not negative, so that ReLU leaves a shortcut alone as it is
+        kept = (blocks[-1].train()(maps) != maps).flatten(1).any(1)
+    assert 0.6 - 0.12 < kept.float().mean() < 0.6 + 0.12  # four standard deviations
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("adder_lenet5_bn", 32), ("adder_lenetpp", 28), ("adder_vgg_small", 48), ("adder_resnet20", 64)]
+)
+def test_image_size_as_an_argument(name, fits):
+    for size in (fits, (fits, fits), None):
+        model = create(name, img_size=size).eval()
+        with torch.no_grad():
+            assert model(torch.randn(1, model.in_chans, fits, fits)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_classifier_tells_its_features(name, similarity):
+    model = create(name, similarity=similarity, num_classes=7).eval()
+    assert (model.get_classifier().in_features, model.get_classifier().out_features) == (STAGES[name][1], 7)
+    model.reset_classifier(4)
+    assert (model.get_classifier().in_features, model.get_classifier().out_features) == (STAGES[name][1], 4)
+    model.head = nn.Linear(model.get_classifier().in_features, 5)  # as people do it by hand
+    with torch.no_grad():
+        assert model(images(name)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_timm_does_not_know_either_is_a_type_error(name):
+    for argument in ("no_such", "drop_block_rate", *(() if "resnet" in name else ("drop_path_rate",))):
+        with pytest.raises(TypeError, match=argument):
+            create(name, **{argument: 0.1})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_timm_passes_around_a_network(tmp_path, name):
+    model = create(name).eval()
+    x = images(name)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    again = create(name, checkpoint_path=str(tmp_path / "weights.pth"), scriptable=False, exportable=True).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+    other = create(name, pretrained_cfg_overlay={"mean": (0.5,), "num_classes": 3}, cache_dir=str(tmp_path))
+    assert other.num_classes == 3
+    assert other.pretrained_cfg["mean"] == (0.5,)
+    assert model.default_cfg is model.pretrained_cfg
+
+
+@pytest.mark.parametrize("feature_cls", ["fx", "hook", "getter"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_by_each_of_timms_wrappers(name, feature_cls):
+    model = create(name, features_only=True, feature_cls=feature_cls, out_indices=(-2, -1)).eval()
+    with torch.no_grad():
+        maps = model(images(name))
+    assert [y.shape[1:3] for y in maps] == STAGES[name][0][-2:]
+    with pytest.raises((IndexError, AssertionError)):
+        create(name, features_only=True, feature_cls=feature_cls, out_indices=(9,))
+
+
+@pytest.mark.parametrize("name", LENETS)
+def test_symbolic_trace_keeps_the_check_of_the_size(name):
+    with pytest.raises(ValueError, match="takes images of"):
+        torch.fx.symbolic_trace(create(name, similarity="conv").eval())(torch.zeros(1, 1, 20, 20))
+
+
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_features_only(name, similarity):

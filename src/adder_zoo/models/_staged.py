@@ -32,6 +32,8 @@ class StagedNet(nn.Module):
             cross-correlation of ``nn.Conv2d`` and ``nn.Linear``; "xnor", that of one-bit values. All else is the same.
         global_pool: "avg"; "" with num_classes = 0 returns the last stage's map.
         drop_rate: Dropout before the classifier.
+        img_size: The size of images, a number or (height, width), where a subclass has a ``fixed_size`` only that; a
+            network without one takes images of any size, whatever it is.
 
     A subclass sets ``stages`` (or says by ``run_stage`` and ``drop_stages`` what they are), ``feature_info``, one entry
     for each, ``num_features``, ``head_hidden_size`` and ``pre_logits``, and says of what similarity the classifier is.
@@ -43,9 +45,20 @@ class StagedNet(nn.Module):
     num_features: int
     head_hidden_size: int
     classifier_similarity: str
+    fixed_size: int | None = None
 
-    def __init__(self, num_classes: int, in_chans: int, similarity: str, global_pool: str, drop_rate: float) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_chans: int,
+        similarity: str,
+        global_pool: str,
+        drop_rate: float,
+        img_size: int | Sequence[int] | None,
+    ) -> None:
         super().__init__()
+        if self.fixed_size is not None and img_size is not None:
+            square(img_size, self.fixed_size, type(self).__name__)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.similarity = self.classifier_similarity = similarity
@@ -56,6 +69,8 @@ class StagedNet(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raises ValueError for images that do not fit."""
+        if self.fixed_size is not None:
+            check_size(x, self.fixed_size, type(self).__name__)
 
     def run_stage(self, i: int, x: Tensor) -> Tensor:
         """Stage ``i``, whose output ``feature_info[i]`` describes."""
@@ -77,7 +92,7 @@ class StagedNet(nn.Module):
         if num_classes == 0:
             return nn.Identity()
         fc = linear(self.classifier_similarity, self.head_hidden_size, num_classes, **dd)
-        return nn.Sequential(OrderedDict(fc=fc, bn=nn.BatchNorm1d(num_classes, **dd)))
+        return classifier(fc=fc, bn=nn.BatchNorm1d(num_classes, **dd))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -90,7 +105,10 @@ class StagedNet(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last layer together with its batch norm: neither means anything without the other."""
+        """The last layer together with its batch norm: neither means anything without the other.
+
+        Like the ``nn.Linear`` of other networks it has ``in_features`` and ``out_features``.
+        """
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -159,6 +177,14 @@ class StagedNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+def classifier(**layers: nn.Module) -> nn.Sequential:
+    """A head of layers one after another, among them ``fc``, with the attributes that users of timm read of it."""
+    head: Any = nn.Sequential(OrderedDict(layers))
+    weight: Any = layers["fc"].weight
+    head.out_features, head.in_features = weight.shape[:2]
+    return head
+
+
 def filter_for(first: str) -> Any:
     """A checkpoint filter for a network whose first layer is ``first``.
 
@@ -196,6 +222,7 @@ def square(size: int | Sequence[int], wanted: int, name: str) -> None:
         raise ValueError(f"{name} takes images of {wanted} x {wanted} pixels, not img_size={size!r}")
 
 
+@torch.fx.wrap  # a condition on the shape, which a symbolic trace cannot follow
 def check_size(x: Tensor, wanted: int, name: str) -> None:
     """Raises ValueError for images of other sizes than ``wanted`` x ``wanted``."""
     if has_torch_function_unary(x):  # a proxy of torch.fx: the graph checks when it is run

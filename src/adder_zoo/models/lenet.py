@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
-from timm.models import register_notrace_function as leaf
-from torch import Tensor, nn
+from torch import nn
 
 from ._pretrained import PAPER, build_model, bundled
 from ._similarity import conv2d, linear
-from ._staged import StagedNet, check_size, filter_for, square
+from ._staged import StagedNet, filter_for
 
 __all__ = ["AdderLeNet5"]
 
@@ -52,17 +51,12 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
+        "adder_lenet5_bn.mnist": _cfg("adder_lenet5_bn.mnist", mean=(0.1307,), std=(0.3081,), label_names=DIGITS),
         "adder_lenet5_bn.fashion_mnist": _cfg(
             "adder_lenet5_bn.fashion_mnist", mean=(0.2860,), std=(0.3530,), label_names=CLOTHES
         ),
-        "adder_lenet5_bn.mnist": _cfg("adder_lenet5_bn.mnist", mean=(0.1307,), std=(0.3081,), label_names=DIGITS),
     }
 )
-
-
-@leaf
-def _check_size(x: Tensor) -> None:
-    check_size(x, SIZE, "adder_lenet5_bn")
 
 
 class AdderLeNet5(StagedNet):
@@ -70,12 +64,13 @@ class AdderLeNet5(StagedNet):
 
     Args:
         num_classes: Classes; 0 leaves the classifier out and returns the hidden layer, [N, 84].
-        in_chans, similarity, drop_rate: See ``StagedNet``.
+        in_chans, similarity, drop_rate, img_size: See ``StagedNet``.
         global_pool: "avg", which is nothing to do on a 1 x 1 map; "" with num_classes = 0 returns the map, [N, 120, 1,
             1].
-        img_size: 32, for timm's sake; nothing else fits.
         device, dtype: Of the parameters.
     """
+
+    fixed_size = SIZE
 
     def __init__(
         self,
@@ -84,12 +79,11 @@ class AdderLeNet5(StagedNet):
         similarity: str = "adder",
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        img_size: int | Sequence[int] = SIZE,
+        img_size: int | Sequence[int] | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate)
-        square(img_size, SIZE, "adder_lenet5_bn")
+        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate, img_size)
         self.num_features = CHANNELS[-1]
         self.head_hidden_size = HIDDEN
         dd = {"device": device, "dtype": dtype}
@@ -117,15 +111,12 @@ class AdderLeNet5(StagedNet):
         )
         self.head = self._classifier(num_classes, **dd)
 
-    def check_input(self, x: Tensor) -> None:
-        _check_size(x)
-
 
 @register_model
 def adder_lenet5_bn(pretrained: bool = False, **kwargs: Any) -> AdderLeNet5:
     """LeNet-5-BN of arXiv 1912.13200, sec. 4.1; ``similarity="conv"`` is the convolutional network it is held against.
 
-    Weights: ``adder_lenet5_bn.fashion_mnist`` (default) and ``adder_lenet5_bn.mnist``, both in the package.
+    Weights: ``adder_lenet5_bn.mnist`` (default), the paper's, and ``adder_lenet5_bn.fashion_mnist``, in the package.
     """
     out_indices = kwargs.pop("out_indices", tuple(range(len(CHANNELS))))
     return build_model(

@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
-from timm.models import register_notrace_function as leaf
-from torch import Tensor, nn
+from torch import nn
 
 from ._pretrained import PAPER, build_model, bundled
 from ._similarity import linear
-from ._staged import StagedNet, check_size, conv_stage, filter_for, square
+from ._staged import StagedNet, conv_stage, filter_for
 from .lenet import DIGITS
 
 __all__ = ["AdderLeNetPP"]
@@ -51,22 +50,18 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({"adder_lenetpp.mnist": _cfg(mean=(0.1307,), std=(0.3081,), label_names=DIGITS)})
 
 
-@leaf
-def _check_size(x: Tensor) -> None:
-    check_size(x, SIZE, "adder_lenetpp")
-
-
 class AdderLeNetPP(StagedNet):
     """LeNet++ with adder layers, or its convolutional or binary twin.
 
     Args:
         num_classes: Classes; 0 leaves the classifier out and returns the two features, [N, 2].
-        in_chans, similarity, drop_rate: See ``StagedNet``.
+        in_chans, similarity, drop_rate, img_size: See ``StagedNet``.
         global_pool: "avg": the map goes flat into the fully connected layer; "" with num_classes = 0 returns it, [N,
             128, 3, 3].
-        img_size: 28, for timm's sake; nothing else fits.
         device, dtype: Of the parameters.
     """
+
+    fixed_size = SIZE
 
     def __init__(
         self,
@@ -75,12 +70,11 @@ class AdderLeNetPP(StagedNet):
         similarity: str = "adder",
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        img_size: int | Sequence[int] = SIZE,
+        img_size: int | Sequence[int] | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate)
-        square(img_size, SIZE, "adder_lenetpp")
+        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate, img_size)
         self.num_features = CHANNELS[-1]
         self.head_hidden_size = FEATURES
         dd = {"device": device, "dtype": dtype}
@@ -101,9 +95,6 @@ class AdderLeNetPP(StagedNet):
             )
         )
         self.head = self._classifier(num_classes, **dd)
-
-    def check_input(self, x: Tensor) -> None:
-        _check_size(x)
 
 
 @register_model

@@ -11,17 +11,17 @@ Shapes: x [N, in_chans, H, W], 32 x 32 in training; features [N, 64, H/4, W/4]; 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import SelectAdaptivePool2d
+from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rates
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ._pretrained import CIFAR10_CLASSES, CIFAR_PREPROCESSING, PAPER, build_model, bundled
 from ._similarity import conv2d
-from ._staged import StagedNet, filter_for
+from ._staged import StagedNet, classifier, filter_for
 
 __all__ = ["AdderResNetCifar"]
 
@@ -57,13 +57,16 @@ default_cfgs = generate_default_cfgs(
 class Block(nn.Module):
     """Two 3x3 layers with batch norm around a shortcut; [N, C, H, W] to [N, K, H/stride, W/stride]."""
 
-    def __init__(self, similarity: str, in_channels: int, channels: int, stride: int, **dd: Any) -> None:
+    def __init__(
+        self, similarity: str, in_channels: int, channels: int, stride: int, drop_path: float = 0.0, **dd: Any
+    ) -> None:
         super().__init__()
         self.conv1 = conv2d(similarity, in_channels, channels, 3, stride=stride, padding=1, **dd)
         self.bn1 = nn.BatchNorm2d(channels, **dd)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = conv2d(similarity, channels, channels, 3, padding=1, **dd)
         self.bn2 = nn.BatchNorm2d(channels, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.act2 = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:
@@ -74,7 +77,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
+        x = self.drop_path(self.bn2(self.conv2(x)))
         return self.act2(x + shortcut)
 
 
@@ -84,9 +87,11 @@ class AdderResNetCifar(StagedNet):
     Args:
         depth: Layers with weights, 6n + 2.
         num_classes: Classes; 0 leaves the classifier out and returns the pooled features, [N, 64].
-        in_chans, similarity, drop_rate: See ``StagedNet``.
+        in_chans, similarity, drop_rate, img_size: See ``StagedNet``.
         global_pool: "avg" as in the paper, or another of timm's; "" with num_classes = 0 returns the map, [N, 64, H/4,
             W/4].
+        drop_path_rate: Stochastic depth (arXiv 1603.09382): how often the last block is left out for an image in
+            training, those before it less often in proportion to their place.
         device, dtype: Of the parameters.
     """
 
@@ -98,10 +103,12 @@ class AdderResNetCifar(StagedNet):
         similarity: str = "adder",
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        img_size: int | Sequence[int] | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate)
+        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate, img_size)
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"AdderResNetCifar: depth must be 6n + 2 (8, 14, 20, ...), got {depth}")
         dd = {"device": device, "dtype": dtype}
@@ -111,10 +118,13 @@ class AdderResNetCifar(StagedNet):
         self.act1 = nn.ReLU(inplace=True)
         self.feature_info.append({"num_chs": CHANNELS[0], "reduction": 1, "module": "act1"})
         previous = CHANNELS[0]
+        rates: Any = calculate_drop_path_rates(drop_path_rate, (depth - 2) // 2)
+        drop_paths = iter(rates)
         for i, channels in enumerate(CHANNELS):
             blocks = []
             for j in range((depth - 2) // 6):
-                blocks.append(Block(similarity, previous, channels, 2 if i and not j else 1, **dd))
+                stride = 2 if i and not j else 1
+                blocks.append(Block(similarity, previous, channels, stride, next(drop_paths), **dd))
                 previous = channels
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": channels, "reduction": 2**i, "module": f"layer{i + 1}"})
@@ -139,13 +149,12 @@ class AdderResNetCifar(StagedNet):
         """A 1x1 convolution, as the authors have it, on the pooled features."""
         if num_classes == 0:
             return nn.Identity()
-        layers = OrderedDict(
+        return classifier(
             unflatten=nn.Unflatten(1, (self.head_hidden_size, 1, 1)),
             fc=nn.Conv2d(self.head_hidden_size, num_classes, 1, bias=False, **dd),
             bn=nn.BatchNorm2d(num_classes, **dd),
             flatten=nn.Flatten(1),
         )
-        return nn.Sequential(layers)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -13,6 +13,7 @@ is of another size; hidden layer [N, 8192]; logits [N, num_classes].
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -52,7 +53,7 @@ class AdderVggSmall(StagedNet):
 
     Args:
         num_classes: Classes; 0 leaves the classifier out and returns the hidden layer, [N, 8192].
-        in_chans, similarity, drop_rate: See ``StagedNet``.
+        in_chans, similarity, drop_rate, img_size: See ``StagedNet``.
         global_pool: "avg": the map goes flat into the classifier, after average pooling to 4 x 4; "" with num_classes
             = 0 returns it, [N, 512, H/8, W/8].
         device, dtype: Of the parameters.
@@ -65,10 +66,11 @@ class AdderVggSmall(StagedNet):
         similarity: str = "adder",
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        img_size: int | Sequence[int] | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate)
+        super().__init__(num_classes, in_chans, similarity, global_pool, drop_rate, img_size)
         self.classifier_similarity = "conv"
         self.num_features = CHANNELS[-1]
         self.head_hidden_size = CHANNELS[-1] * POOLED**2
