@@ -14,11 +14,12 @@ from timm.models import build_model_with_cfg, register_notrace_module
 from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from ..datasets.profiles import profile
 from ..hub.download import ORGANISATION, download, organisation
 from ..hub.errors import HubError
-from ..hub.records import WEIGHTS_FILE
 from ..layers import Adder2d, AdderLinear
 from ..paths import WEIGHTS
+from ..results import WEIGHTS_FILE
 from ._similarity import SIMILARITIES
 
 # What every default_cfg of the paper's networks says.
@@ -27,16 +28,17 @@ PAPER: dict[str, Any] = {
     "paper_ids": "arXiv:1912.13200",
     "paper_name": "AdderNet: Do We Really Need Multiplications in Deep Learning?",
 }
-CIFAR_PREPROCESSING: dict[str, Any] = {  # mean and standard deviation are those of the authors' code
-    "input_size": (3, 32, 32),
-    "crop_pct": 1.0,
-    "interpolation": "bicubic",
-    "mean": (0.4914, 0.4822, 0.4465),
-    "std": (0.2023, 0.1994, 0.2010),
-}
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+
+
+def trained_on(dataset: str) -> dict[str, Any]:
+    """What a default_cfg says of the data set that the network is made for: preprocessing and classes.
+
+    A hundred names are left out: they would fill every config.json and card.
+    """
+    known = profile(dataset)
+    names = {"label_names": known.classes} if len(known.classes) < 100 else {}
+    return {**known.resizing, "mean": known.mean, "std": known.std, "num_classes": len(known.classes), **names}
+
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -17,7 +17,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ._pretrained import PAPER, build_model, bundled
+from ._pretrained import PAPER, build_model, bundled, trained_on
 from ._similarity import conv2d, linear
 from ._staged import StagedNet, filter_for
 
@@ -27,11 +27,6 @@ SIZE = 32
 CHANNELS = (6, 16, 120)
 HIDDEN = 84
 
-DIGITS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-CLOTHES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-
 
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return {
@@ -39,9 +34,6 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
         "input_size": (1, SIZE, SIZE),
         "fixed_input_size": True,
         "pool_size": (1, 1),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "num_classes": 10,
         "first_conv": "stages.0.conv",
         "classifier": ("head.fc", "head.bn"),
         **PAPER,
@@ -51,10 +43,8 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        "adder_lenet5_bn.mnist": _cfg("adder_lenet5_bn.mnist", mean=(0.1307,), std=(0.3081,), label_names=DIGITS),
-        "adder_lenet5_bn.fashion_mnist": _cfg(
-            "adder_lenet5_bn.fashion_mnist", mean=(0.2860,), std=(0.3530,), label_names=CLOTHES
-        ),
+        "adder_lenet5_bn.mnist": _cfg("adder_lenet5_bn.mnist", **trained_on("mnist")),
+        "adder_lenet5_bn.fashion_mnist": _cfg("adder_lenet5_bn.fashion_mnist", **trained_on("fashion_mnist")),
     }
 )
 

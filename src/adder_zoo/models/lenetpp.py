@@ -19,10 +19,9 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ._pretrained import PAPER, build_model, bundled
+from ._pretrained import PAPER, build_model, bundled, trained_on
 from ._similarity import linear
 from ._staged import StagedNet, conv_stage, filter_for
-from .lenet import DIGITS
 
 __all__ = ["AdderLeNetPP"]
 
@@ -31,23 +30,20 @@ CHANNELS = (32, 64, 128)
 FEATURES = 2
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
+def _cfg(dataset: str) -> dict[str, Any]:
     return {
         "file": bundled("adder_lenetpp.mnist"),
         "input_size": (1, SIZE, SIZE),
         "fixed_input_size": True,
         "pool_size": (3, 3),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "num_classes": 10,
         "first_conv": "stages.0.conv1",
         "classifier": ("head.fc", "head.bn"),
+        **trained_on(dataset),
         **PAPER,
-        **kwargs,
     }
 
 
-default_cfgs = generate_default_cfgs({"adder_lenetpp.mnist": _cfg(mean=(0.1307,), std=(0.3081,), label_names=DIGITS)})
+default_cfgs = generate_default_cfgs({"adder_lenetpp.mnist": _cfg("mnist")})
 
 
 class AdderLeNetPP(StagedNet):

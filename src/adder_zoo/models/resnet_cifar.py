@@ -19,7 +19,7 @@ from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rate
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ._pretrained import CIFAR10_CLASSES, CIFAR_PREPROCESSING, PAPER, build_model, bundled
+from ._pretrained import PAPER, build_model, bundled, trained_on
 from ._similarity import conv2d
 from ._staged import StagedNet, classifier, filter_for
 
@@ -29,14 +29,13 @@ CHANNELS = (16, 32, 64)
 DEPTHS = (20, 32, 44, 56, 110)
 
 
-def _cfg(name: str, classes: int, label_names: tuple[str, ...] | None = None, weights: bool = False) -> dict[str, Any]:
+def _cfg(name: str, weights: bool = False) -> dict[str, Any]:
     return {
-        **CIFAR_PREPROCESSING,
+        "input_size": (3, 32, 32),
         "pool_size": (8, 8),
-        "num_classes": classes,
         "first_conv": "conv1",
         "classifier": ("head.fc", "head.bn"),
-        **({"label_names": label_names} if label_names else {}),
+        **trained_on(name.partition(".")[2]),
         **({"file": bundled(name)} if weights else {}),
         **PAPER,
     }
@@ -46,10 +45,9 @@ SHIPPED = {"adder_resnet20.cifar10"}  # with weights in the package
 
 default_cfgs = generate_default_cfgs(
     {
-        cfg: _cfg(cfg, classes, names, cfg in SHIPPED)
+        name: _cfg(name, name in SHIPPED)
         for depth in DEPTHS
-        for tag, classes, names in (("cifar10", 10, CIFAR10_CLASSES), ("cifar100", 100, None))
-        for cfg in (f"adder_resnet{depth}.{tag}",)
+        for name in (f"adder_resnet{depth}.cifar10", f"adder_resnet{depth}.cifar100")
     }
 )
 

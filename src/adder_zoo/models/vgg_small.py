@@ -19,7 +19,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from ._pretrained import CIFAR10_CLASSES, CIFAR_PREPROCESSING, PAPER, build_model
+from ._pretrained import PAPER, build_model, trained_on
 from ._staged import StagedNet, conv_stage, filter_for
 
 __all__ = ["AdderVggSmall"]
@@ -28,22 +28,21 @@ CHANNELS = (128, 256, 512)
 POOLED = 4
 
 
-def _cfg(classes: int, **kwargs: Any) -> dict[str, Any]:
+def _cfg(dataset: str) -> dict[str, Any]:
     return {
-        **CIFAR_PREPROCESSING,
+        "input_size": (3, 32, 32),
         "pool_size": (POOLED, POOLED),
-        "num_classes": classes,
         "first_conv": "stages.0.conv1",
         "classifier": ("head.fc", "head.bn"),
+        **trained_on(dataset),
         **PAPER,
-        **kwargs,
     }
 
 
 default_cfgs = generate_default_cfgs(
     {
-        "adder_vgg_small.cifar10": _cfg(10, label_names=CIFAR10_CLASSES),
-        "adder_vgg_small.cifar100": _cfg(100),
+        "adder_vgg_small.cifar10": _cfg("cifar10"),
+        "adder_vgg_small.cifar100": _cfg("cifar100"),
     }
 )
 
