@@ -1,87 +1,223 @@
-"""Checkpoints of others: read without running code, brought into the zoo's names, checked, and written as safetensors.
+"""Other people's checkpoints: brought into the zoo's names, checked, described, and written as safetensors.
 
-Readable are safetensors and torch files that hold tensors only. The keys may bear the prefixes of wrappers
-(``module.``, ``_orig_mod.``), lie in a dictionary (``state_dict``, ``model``, ...), and be named as in the authors'
-code: ``.adder`` for the filters of an adder layer, ``fc`` and ``bn2`` for the classifier of their ResNets and its batch
-norm.
+The keys may be named as in the authors' code: ``.adder`` and ``.b`` for the filters and the bias of an adder layer,
+``fc`` and ``bn2`` for the classifier of their ResNets and its batch norm. Where that batch norm follows a classifier
+that has none in the zoo (their ResNet-50 for ImageNet), it becomes part of the classifier's weights.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .hub.records import WEIGHTS_FILE
+from . import atomic, preprocessing
+from .checkpoint_files import SHOWN, CheckpointError, read_state_dict
 from .hub.save import save_pretrained
+from .layers import AdderLayer
+from .preprocessing import Stated, StatementError
+from .results import RESULTS_FILE, WEIGHTS_FILE
 
-# Where trainers put the weights in a checkpoint, those that are to be used first: averaged ones.
-NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "net", "weights")
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-# Parts of keys in the authors' code and its copies, and the zoo's.
-RENAMED = ((".adder", ".weight"),)
+__all__ = [
+    "AssumptionWarning", "CheckpointError", "converted", "import_checkpoint", "load_checkpoint", "read_state_dict",
+    "write_network",
+]  # fmt: skip
+
+# Endings of keys in the authors' code and its copies, and the zoo's.
+RENAMED = ((".adder", ".weight"), (".b", ".bias"))
 RENAMED_HEADS = (("fc.", "head.fc."), ("bn2.", "head.bn."), ("linear.", "head.fc."), ("classifier.", "head.fc."))
-SHOWN = 8  # keys in a message
+BATCH_NORM = "bn2."  # of the authors' classifier
+BATCH_NORM_EPS = 1e-5  # torch's, which they left
+# What a folder of a network may hold besides: the record of its training, which ends with its weights.
+RECORD = (RESULTS_FILE, "results-conv.json", "args.yaml", "log.csv", "curves.png")
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or that does not fit. The message names the file and says what to do."""
+class AssumptionWarning(UserWarning):
+    """How images are to be prepared for an imported network was not stated, and is assumed."""
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by key, on the CPU, free of wrappers; no code in the file is run.
+def load_checkpoint(
+    path: str | Path,
+    model: str,
+    similarity: str = "adder",
+    *,
+    dataset: str | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    input_size: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
+) -> nn.Module:
+    """The zoo's network ``model`` with the weights of a checkpoint; its shapes tell classes and input channels.
+
+    How images were prepared, and what the classes are called, a checkpoint does not tell: state it, by a data set, by
+    the tag of ``model`` or by values, which have precedence. What is not stated is assumed to be as in the network's
+    configuration; ``pretrained_cfg["notes"]`` of the network says so, and no class has a name.
+
+    Args:
+        path: A safetensors or torch file; half-precision weights become float32.
+        model: A name in timm's registry, such as "adder_resnet20", maybe with a tag.
+        similarity: That which the checkpoint was trained with.
+        dataset: "mnist", "fashion_mnist", "cifar10", "cifar100" or "imagenet".
+        mean, std: Of the training's normalisation, on the scale from 0 to 1: one value, or one for each channel.
+        input_size: Of the images: [C, H, W], [H, W] or [size].
+        labels: The name of each class, in order.
 
     Raises:
-        CheckpointError: the file is missing or damaged, is a pickle of more than tensors, or holds no state dict.
+        CheckpointError: it cannot be read, or is one of another network; names the keys that differ. Or what was
+            stated does not fit it.
+
+    Warns:
+        AssumptionWarning: how images are to be prepared was not stated.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is no file")
+    state = read_state_dict(path)
+    arch = model.partition(".")[0]
+    template = _template(arch, similarity)
+    cfg: dict[str, Any] = template.pretrained_cfg  # type: ignore[assignment]
+    state = folded(renamed(state, set(template.state_dict())), template)
+    first, classifier = (state.get(f"{_first(cfg[layer])}.weight") for layer in ("first_conv", "classifier"))
+    channels = first.shape[1] if first is not None and first.dim() == 4 else cfg["input_size"][0]
+    classes = classifier.shape[0] if classifier is not None and classifier.dim() else cfg["num_classes"]
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; fetch it again") from error
-    except pickle.UnpicklingError as error:
+        stated = _stated(channels, dataset, mean, std, input_size, labels)
+        name, certain = preprocessing.named(model, classes, channels, stated)
+        known = timm.get_pretrained_cfg(name)
+        begin = known.to_dict() if known is not None else cfg
+        new, assumed = preprocessing.described(begin, classes, channels, stated, certain)
+    except StatementError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    # The weights are from the file, and not from where those of the tag are.
+    overlay = {**new, "file": None, "url": None, "hf_hub_id": None}
+    try:
+        network = timm.create_model(
+            name, similarity=similarity, num_classes=classes, in_chans=channels, pretrained_cfg_overlay=overlay
+        )
+    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit {model}: {error}") from error
+    _check_fits(path, model, state, network)
+    wanted = network.state_dict()
+    for key, value in wanted.items():
+        state.setdefault(key, value)  # num_batches_tracked, which files from before torch 0.4.1 lack
+    network.load_state_dict({key: value.to(wanted[key].dtype) for key, value in state.items()})
+    if assumed:
+        warnings.warn(assumption_text(network), AssumptionWarning, stacklevel=2)
+    return network.eval()
+
+
+def import_checkpoint(
+    path: str | Path, model: str, directory: str | Path, similarity: str = "adder", force: bool = False, **stated: Any
+) -> nn.Module:
+    """Writes other people's checkpoint as ``model.safetensors`` and ``config.json``, and returns the network.
+
+    ``timm.create_model(f"local-dir:{directory}", pretrained=True)`` loads them. Arguments and errors are those of
+    ``load_checkpoint`` and ``write_network``.
+    """
+    check_folder(directory, force)
+    network = load_checkpoint(path, model, similarity, **stated)
+    write_network(network, directory, force)
+    return network
+
+
+def converted(source: nn.Module, name: str, keep_weights: bool = False, **stated: Any) -> nn.Module:
+    """The zoo's untrained network ``name`` with what the convolutional network ``source`` has besides its filters.
+
+    What stays a convolution, batch norm and the classifier keep their weights; the preparation of images and the names
+    of the classes are those of ``source``, as far as nothing else is stated.
+
+    Args:
+        source: From ``timm.create_model``, such as a "resnet18".
+        name: Of the same network in the zoo, "adder_resnet18".
+        keep_weights: Adder filters begin as the convolutions' do, and not at random.
+        stated: ``dataset``, ``mean``, ``std``, ``input_size`` and ``labels`` of ``load_checkpoint``.
+
+    Raises:
+        CheckpointError: ``source`` has other layers than the zoo's network, or what is stated does not fit it.
+    """
+    cfg: dict[str, Any] = source.pretrained_cfg  # type: ignore[assignment]
+    channels, classes = _channels(source), int(source.num_classes)  # type: ignore[arg-type]
+    recorded = getattr(source, "_model_args", {})  # what timm built it with
+    try:
+        said = _stated(channels, **{**dict.fromkeys(("dataset", "mean", "std", "input_size", "labels")), **stated})
+        new, _ = preprocessing.described(cfg, classes, channels, said, certain=True)
+    except StatementError as error:
+        raise CheckpointError(str(error)) from error
+    stays = {key: cfg[key] for key in preprocessing.KEYS if cfg.get(key) is not None}
+    notes = None if said.mean or said.dataset else cfg.get("notes")
+    overlay = {**stays, **new, "notes": notes, "file": None, "url": None, "hf_hub_id": None}
+    options = {**recorded, "num_classes": classes, "in_chans": channels}
+    network = timm.create_model(name, **options, pretrained_cfg_overlay=overlay).eval()
+    state = source.state_dict()
+    if not keep_weights:
+        adders = {f"{key}.weight" for key, module in network.named_modules() if isinstance(module, AdderLayer)}
+        state |= {key: value for key, value in network.state_dict().items() if key in adders}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors (a whole module, perhaps): reading it would run code that came with it. "
-            "If you trust where it is from, save its tensors alone: "
-            "torch.save(torch.load(file, weights_only=False).state_dict(), new_file)"
+            f"the network has other layers than the zoo's {name}, so timm could not build it again from a folder: use "
+            f"adder_zoo.convert_to_adder in Python. ({' '.join(str(error).split())})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}; fetch it again") from error
-    state = _tensors(content)
-    if state is None:
-        keys = ", ".join(map(str, list(content)[:SHOWN])) if isinstance(content, Mapping) else ""
-        found = type(content).__name__ + (f" with {keys}" if keys else "")
-        raise CheckpointError(f"{path} holds no state dict, but a {found}")
-    return _unwrapped(state)
+    return network
 
 
-def _tensors(content: Any) -> dict[str, Tensor] | None:
-    if not isinstance(content, Mapping):
-        return None
-    for name in NESTED:
-        if isinstance(content.get(name), Mapping):
-            return _tensors(content[name])
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    return tensors or None
+def assumption_text(network: nn.Module) -> str:
+    """What was assumed of an imported network, and how to state it; for people."""
+    cfg: Any = network.pretrained_cfg
+    return (
+        f"assumed, since a checkpoint does not say it: {preprocessing.assumption(cfg)}. If it was trained on images "
+        "that were prepared otherwise, its answers are wrong: import it again with --dataset, or with --mean, --std "
+        "and --input-size (in Python dataset=, mean=, std=, input_size=)."
+    )
 
 
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in WRAPPERS:
-        if all(key.startswith(prefix) for key in state):
-            return _unwrapped({key[len(prefix) :]: value for key, value in state.items()})
-    return state
+# ---- folders
+
+
+def check_folder(directory: str | Path, force: bool = False) -> None:
+    """Refuses to replace a folder that holds weights, unless ``force`` is given, or anything but a network.
+
+    Raises:
+        CheckpointError: see above, or ``directory`` is a file.
+    """
+    folder = Path(directory)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{directory} is a file; give a folder")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    others = [name for name in names if name not in (WEIGHTS_FILE, "config.json", *RECORD)]
+    if others:
+        raise CheckpointError(
+            f"{directory} holds other things than a network ({', '.join(others[:SHOWN])}"
+            f"{', ...' if len(others) > SHOWN else ''}), which are not touched; give a new folder"
+        )
+    if names and not force:
+        raise CheckpointError(
+            f"{directory} holds {'weights' if WEIGHTS_FILE in names else ', '.join(names)}; give another folder, or "
+            "--force to replace them with all that was recorded of them"
+        )
+
+
+def write_network(network: nn.Module, directory: str | Path, force: bool = False) -> None:
+    """Writes a network as a folder, whole or not at all; what was recorded of weights that were there goes with them.
+
+    Args:
+        network: From ``timm.create_model``.
+        directory: Made if it is missing.
+        force: Replaces the network in the folder.
+
+    Raises:
+        CheckpointError: the folder holds weights and ``force`` is not given, or other things than a network.
+        OSError: the folder cannot be written, or the disk is full; it is as it was.
+    """
+    check_folder(directory, force)
+    with atomic.replace_folder(directory) as part:
+        save_pretrained(network, part)
+
+
+# ---- keys
 
 
 def renamed(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
@@ -90,7 +226,8 @@ def renamed(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     for key, value in state.items():
         new = key
         for old, ours in RENAMED:
-            new = new.replace(old, ours) if new.endswith(old) else new
+            if new not in wanted and new.endswith(old):
+                new = new.removesuffix(old) + ours
         if new not in wanted:
             for old, ours in RENAMED_HEADS:
                 if new.startswith(old) and ours + new[len(old) :] in wanted:
@@ -99,61 +236,71 @@ def renamed(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     return result
 
 
-def load_checkpoint(path: str | Path, model: str, similarity: str = "adder") -> nn.Module:
-    """The zoo's network ``model`` with the weights of a checkpoint; its shapes tell classes and input channels.
+def folded(state: dict[str, Tensor], template: nn.Module) -> dict[str, Tensor]:
+    """``state`` with a classifier of the authors' ImageNet networks, a 1x1 convolution and batch norm, as one layer.
 
-    Args:
-        path: A safetensors or torch file; half-precision weights become float32.
-        model: A name in timm's registry, such as "adder_resnet20"; without a tag the one that fits the classes is used.
-        similarity: That which the checkpoint was trained with.
+    They compute the same in evaluation: W x becomes (W g/σ) x + (b - μ g/σ), with σ = sqrt(variance + 1e-5).
+    """
+    cfg: Any = template.pretrained_cfg
+    names = (cfg["classifier"],) if isinstance(cfg["classifier"], str) else tuple(cfg["classifier"])
+    wanted = template.state_dict()
+    weight, bias = (state.get(f"{names[0]}.{what}") for what in ("weight", "bias"))
+    if len(names) > 1 or weight is None or weight.shape[2:] != (1, 1) or wanted[f"{names[0]}.weight"].dim() != 2:
+        return state
+    weight = weight.flatten(1).double()
+    shift = bias.double() if bias is not None else torch.zeros(len(weight), dtype=torch.float64)
+    statistics = [state.get(BATCH_NORM + what) for what in ("weight", "bias", "running_mean", "running_var")]
+    if f"{BATCH_NORM}weight" not in wanted and all(s is not None and s.shape == shift.shape for s in statistics):
+        g, b, mean, variance = (s.double() for s in statistics if s is not None)
+        scale = g / (variance + BATCH_NORM_EPS).sqrt()
+        weight, shift = weight * scale[:, None], (shift - mean) * scale + b
+        state = {key: value for key, value in state.items() if not key.startswith(BATCH_NORM)}
+    return {**state, f"{names[0]}.weight": weight.float(), f"{names[0]}.bias": shift.float()}
+
+
+def _template(arch: str, similarity: str) -> nn.Module:
+    """The network on no device, for its keys and its configuration.
 
     Raises:
-        CheckpointError: it cannot be read, or is one of another network; names the keys that differ.
+        CheckpointError: it is not one of the zoo.
     """
-    state = read_state_dict(path)
-    arch = model.partition(".")[0]
+    if not timm.is_model(arch) or not arch.startswith("adder_"):
+        twin = f"adder_{arch}"
+        hint = (
+            f"; the zoo's is {twin}, whose similarity 'conv' (--similarity conv) is {arch} itself"
+            if timm.is_model(twin)
+            else "; `adder-zoo list` shows its networks"
+        )
+        raise CheckpointError(f"{arch} is not a network of the zoo{hint}")
     with torch.device("meta"):
-        template = timm.create_model(model, similarity=similarity)
-    cfg: dict[str, Any] = template.pretrained_cfg  # type: ignore[assignment]
-    state = renamed(state, set(template.state_dict()))
-    options: dict[str, Any] = {"similarity": similarity}
-    first = state.get(f"{_first(cfg['first_conv'])}.weight")
-    classifier = state.get(f"{_first(cfg['classifier'])}.weight")
-    if first is not None and first.dim() == 4:
-        options["in_chans"] = first.shape[1]
-    if classifier is not None:
-        options["num_classes"] = classifier.shape[0]
-    name = model
-    if "." not in model and "num_classes" in options:
-        for tagged in timm.list_models(f"{arch}.*", include_tags=True):
-            known = timm.get_pretrained_cfg(tagged)
-            if known is not None and known.num_classes == options["num_classes"]:
-                name = tagged
-                break
-    try:
-        network = timm.create_model(name, **options)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise CheckpointError(f"{path} does not fit {model}: {error}") from error
-    _check_fits(path, model, state, network)
-    for key, value in network.state_dict().items():
-        state.setdefault(key, value)  # num_batches_tracked, which files from before torch 0.4.1 lack
-    network.load_state_dict({key: value.to(network.state_dict()[key].dtype) for key, value in state.items()})
-    return network.eval()
+        return timm.create_model(arch, similarity=similarity)
 
 
-def import_checkpoint(
-    path: str | Path, model: str, directory: str | Path, similarity: str = "adder", force: bool = False
-) -> nn.Module:
-    """Writes a checkpoint of others as ``model.safetensors`` and ``config.json``, and returns the network.
+def _stated(
+    channels: int,
+    dataset: str | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+    input_size: Sequence[int] | None,
+    labels: Sequence[str] | None,
+) -> Stated:
+    mean, std = ((v,) if isinstance(v, (int, float)) else None if v is None else tuple(v) for v in (mean, std))
+    size = None
+    if input_size is not None:
+        if not 1 <= len(input_size) <= 3 or not all(n > 0 for n in input_size):
+            raise StatementError(f"input_size must be [C, H, W], [H, W] or [size], got {input_size}")
+        height, width = (*input_size, *input_size)[:2] if len(input_size) < 3 else input_size[1:]
+        size = (input_size[0] if len(input_size) == 3 else channels, height, width)
+    return Stated(dataset, mean, std, size, labels)
 
-    ``timm.create_model(f"local-dir:{directory}", pretrained=True)`` loads them. Arguments and errors are those of
-    ``load_checkpoint``; a folder that holds weights is left alone, with a CheckpointError, unless ``force`` is given.
-    """
-    if (Path(directory) / WEIGHTS_FILE).exists() and not force:
-        raise CheckpointError(f"{directory} holds weights; give another folder, or --force to replace them")
-    network = load_checkpoint(path, model, similarity)
-    save_pretrained(network, directory)
-    return network
+
+def _channels(network: nn.Module) -> int:
+    """The input channels of a network that timm built."""
+    cfg: Any = network.pretrained_cfg
+    known = getattr(network, "in_chans", None)
+    if not isinstance(known, int) and cfg.get("first_conv"):
+        known = getattr(network.get_submodule(_first(cfg["first_conv"])), "in_channels", None)
+    return known if isinstance(known, int) else int(cfg["input_size"][0])
 
 
 def _first(names: str | tuple[str, ...]) -> str:

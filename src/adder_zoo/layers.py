@@ -75,6 +75,13 @@ class AdderLayer(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Takes the keys of the authors' code as well, ``adder`` for the filters and ``b`` for the bias."""
+        for theirs, ours in (("adder", "weight"), ("b", "bias")):
+            if prefix + theirs in state_dict and prefix + ours not in state_dict:
+                state_dict[prefix + ours] = state_dict.pop(prefix + theirs)  # the dictionary is load_state_dict's own
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _operator_repr(self) -> str:
         defaults = {"weight_grad": "full", "input_grad": "clipped", "p": 1.0, "impl": None}
         return "".join(

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 import click
+from safetensors import SafetensorError
 
 from .. import __version__
-from . import bench, checkpoints, hub, models, predict
+from . import bench, checkpoints, hub, models, predict, validate
+from ._common import Failure
+
+
+class Commands(click.Group):
+    """Ends with a line, and not with a traceback, where the machine is at fault: a full disk, a file without rights."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has gone, `| head` say: click ends quietly
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise Failure(f"{where}{error.strerror or error}") from error
+        except SafetensorError as error:
+            raise Failure(f"weights cannot be read or written: {error}") from error
+        except MemoryError as error:
+            raise Failure("there is not enough memory") from error
 
 
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="""
     \b
@@ -32,7 +55,7 @@ for command in (
     models.list_models,
     models.info,
     predict.predict,
-    predict.validate,
+    validate.validate,
     checkpoints.import_file,
     checkpoints.convert,
     checkpoints.export,

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import timm
+import torch
 from click.shell_completion import CompletionItem
 from torch import nn
 
@@ -53,6 +54,25 @@ class ModelName(click.ParamType):
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+class ZooModel(ModelName):
+    """The name of a network of the zoo, maybe with a tag."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if ":" in value or Path(value).is_dir():
+            self.fail(f"{value!r} is not the name of a network; `adder-zoo list` shows those of the zoo", param)
+        value = super().convert(value, param, ctx)
+        arch = value.partition(".")[0]
+        if not arch.startswith("adder_"):
+            twin = f"adder_{arch}"
+            hint = (
+                f"Give {twin}; with --similarity conv that is {arch} itself."
+                if timm.is_model(twin)
+                else "`adder-zoo list` shows those that are."
+            )
+            self.fail(f"{arch} is not a network of the zoo. {hint}", param)
+        return value
+
+
 def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """``timm.create_model`` in evaluation mode, whose errors become messages."""
     try:
@@ -60,6 +80,16 @@ def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return timm.create_model(name, pretrained=pretrained, **given).eval()
     except (ValueError, FileNotFoundError, RuntimeError, TypeError, OSError) as error:
         raise Failure(f"{name} cannot be built: {error}") from error
+
+
+def on_device(network: nn.Module, device: str) -> nn.Module:
+    """The network on a device, in the memory format that is fast there; an unknown or missing device is a message."""
+    try:
+        if torch.device(device).type == "meta":
+            raise Failure("--device meta holds no numbers, so nothing can be computed there")
+        return network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Failure(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import implementations
 from ..report import report
-from ._common import Failure, ModelName, create, json_option, significant, write_json
+from ._common import Failure, ModelName, create, json_option, on_device, significant, write_json
 
 
 @click.command(
@@ -39,9 +39,7 @@ def bench(
         raise Failure(f"{model} is no network of the zoo, so it has no twin; `adder-zoo list` shows those that have")
     if threads:
         torch.set_num_threads(threads)
-    networks = {s: create(model, similarity=s).train(train) for s in ("adder", "conv")}
-    for network in networks.values():
-        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    networks = {s: on_device(create(model, similarity=s).train(train), device) for s in ("adder", "conv")}
     size = report(networks["adder"]).input_size
     x = torch.randn(batch_size, *size, device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(batch_size, device=device) % networks["adder"].num_classes  # type: ignore[operator]

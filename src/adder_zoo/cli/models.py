@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,35 @@ import timm
 import torch
 
 from ..counts import counts
+from ..labels import assumption, labels_of
 from ..paths import WEIGHTS
+from ..preprocessing import in_words
 from ..report import report, table
+from ..results import ResultsError, read_results
 from ._common import Failure, ModelName, config_of, create, json_option, similarity_option, write_json
 from .hub import show_hub
 
+SHOWN = 10  # classes in a line
 
-def results(name: str) -> dict[str, Any] | None:
-    """The record of the training of a network whose weights are bundled: what its ``results.json`` holds."""
-    arch = name.partition(".")[0]
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(arch) else None
-    path = WEIGHTS / (f"{arch}.{cfg.tag}" if cfg and cfg.tag else name) / "results.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+
+def results(name: str, similarity: str = "adder") -> dict[str, Any] | None:
+    """What was measured of a network whose weights are in the package or in a folder; None where nothing was.
+
+    Results that are not of the weights beside them, or of a network of another similarity, are not shown; the first are
+    told on standard error.
+    """
+    if name.startswith("local-dir:"):
+        folder = Path(name.partition(":")[2])
+    else:
+        arch = name.partition(".")[0]
+        cfg = timm.get_pretrained_cfg(name) if timm.is_model(arch) else None
+        folder = WEIGHTS / (f"{arch}.{cfg.tag}" if cfg and cfg.tag else name)
+    try:
+        record = read_results(folder)
+    except ResultsError as error:
+        click.echo(f"note: {error}", err=True)
+        return None
+    return record if record is None or record.get("similarity", "adder") == similarity else None
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -121,10 +137,12 @@ def info(model: str, image_size: int | None, similarity: str | None, as_json: bo
     """Shows a network: its layers, the operations of each for one image, and where its weights come from."""
     with torch.device("meta"):
         network = create(model, similarity=similarity)
+        own = getattr(create(model), "similarity", None) if similarity else similarity
+    other = own != similarity  # a twin, for which the weights mean nothing
     cfg = config_of(network)
     size = (cfg["input_size"][0], image_size, image_size) if image_size else None
     count = report(network, size)
-    record = results(model) or _results_of_folder(model)
+    record = results(model, getattr(network, "similarity", "conv"))
     if as_json:
         config = {k: v for k, v in dataclasses.asdict(_cfg(cfg)).items() if v not in (None, "", ())}
         write_json({"model": model, "config": config, "results": record, "counts": count.to_dict()})
@@ -136,21 +154,28 @@ def info(model: str, image_size: int | None, similarity: str | None, as_json: bo
         f"{count.weighted.energy('int8', 'int32'):,.1f} uJ in int8 with int32 sums.\n"
         "Memory traffic is left out; a GPU gains nothing, it multiplies as fast as it adds."
     )
-    if record:
-        click.echo(f"\nTrained on {record['dataset']}: {record['test_accuracy']:.2f} % of the test images.")
-    weights = cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url")
+    if record and isinstance(record.get("test_accuracy"), (int, float)):
+        click.echo(f"\nTrained on {record.get('dataset')}: {record['test_accuracy']:.2f} % of the test images.")
+    click.echo(f"\n{_about(network)}")
+    weights = None if other else cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url")
     click.echo(f"\nWeights: {weights or 'none; train them with a recipe, or `adder-zoo import` a checkpoint'}")
+
+
+def _about(network: torch.nn.Module) -> str:
+    """How images are prepared for a network, and what its classes are called."""
+    cfg = config_of(network)
+    known = labels_of(cfg, network.num_classes)  # type: ignore[arg-type]
+    classes = "not named" if known.names is None else ", ".join(known.shown()[:SHOWN]) + ", ..." * (known.count > SHOWN)
+    assumed = assumption(cfg)
+    return (
+        f"Preprocessing: {in_words(cfg, ('input_size', 'mean', 'std'))}\n"
+        + (f"Assumed when it was imported, and never stated: {assumed}\n" if assumed else "")
+        + f"Classes: {known.count}, {classes}"
+    )
 
 
 def _cfg(cfg: dict[str, Any]) -> Any:
     return timm.models.PretrainedCfg(**cfg)
-
-
-def _results_of_folder(model: str) -> dict[str, Any] | None:
-    if not model.startswith("local-dir:"):
-        return None
-    path = Path(model.partition(":")[2]) / "results.json"
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def millions(count: int) -> str:

@@ -17,12 +17,13 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from .._version import __version__
+from ..results import RESULTS_FILE, WEIGHTS_FILE, read_results, write_results
 from . import cards
 from .download import download_if_there
 from .errors import HubError, explained
 from .merge import merge
 from .patience import patience
-from .records import CARD_FILE, RESULTS_FILE, RUN_FILES, TWIN_FILE, WEIGHTS_FILE, find_twin
+from .records import CARD_FILE, RUN_FILES, TWIN_FILE, find_twin
 from .save import save_pretrained
 
 
@@ -83,7 +84,7 @@ def push_to_hub(
 
     Raises:
         ValueError: the name is none, the folder holds no finished run, the weights do not load, the network cannot be
-            built again by timm, or the twin is another network's.
+            built again by timm, the results are not of these weights, or the twin is another network's.
         HubError: the Hub refused or failed; the message says what to do.
     """
     _check_repo_id(repo_id)
@@ -91,7 +92,7 @@ def push_to_hub(
         if isinstance(model, nn.Module):
             folder = save_pretrained(model, scratch)
             if results is not None:
-                (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
+                results = write_results(folder, results)
         else:
             folder = Path(model)
             if results is not None:
@@ -218,7 +219,9 @@ def _check_run(folder: Path) -> dict[str, Any]:
         timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{folder} is not pushed, since its network does not load: {error}") from error
-    return json.loads((folder / RESULTS_FILE).read_text())
+    results = read_results(folder)
+    assert results is not None
+    return results
 
 
 def models_of(author: str, token: str | None = None) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..paths import WEIGHTS, checkout
+from ..results import RESULTS_FILE, read_results
 
-WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
-RESULTS_FILE = "results.json"
 TWIN_FILE = "results-conv.json"  # results.json of the convolutional twin, which the card compares with
 RUN_FILES = (RESULTS_FILE, TWIN_FILE, "args.yaml", "log.csv")
+
 
 def trained_alike(results: Mapping[str, Any], twin: Mapping[str, Any]) -> bool:
     """Whether ``twin`` is of the convolutional twin, with the same data and settings."""
@@ -30,22 +30,20 @@ def find_twin(folder: Path, results: Mapping[str, Any] | None) -> dict[str, Any]
     if results is None or results.get("similarity") != "adder":
         return None
     name = str(results["model"])
-    places = [folder / TWIN_FILE, folder.resolve().with_name(folder.resolve().name + "-conv") / RESULTS_FILE]
+    twins = [json.loads((folder / TWIN_FILE).read_text())] if (folder / TWIN_FILE).is_file() else []
+    places = [folder.resolve().with_name(folder.resolve().name + "-conv")]
     root = checkout()
     if root is not None:
-        places.append(root / "docs" / "results" / f"{name.removeprefix('adder_')}-conv" / RESULTS_FILE)
-    for path in places:
-        if path.is_file():
-            twin = json.loads(path.read_text())
-            if trained_alike(results, twin):
-                return twin
-    return None
+        places.append(root / "docs" / "results" / f"{name.removeprefix('adder_')}-conv")
+    twins += [twin for twin in map(read_results, places) if twin is not None]
+    return next((twin for twin in twins if trained_alike(results, twin)), None)
 
 
 def shipped() -> list[tuple[str, Path, dict[str, Any], dict[str, Any] | None]]:
     """Every checkpoint in the package: its name, folder, results, and those of its twin (in a checkout)."""
     found = []
-    for path in sorted(WEIGHTS.glob("*/results.json")):
-        results = json.loads(path.read_text())
+    for path in sorted(WEIGHTS.glob(f"*/{RESULTS_FILE}")):
+        results = read_results(path.parent)
+        assert results is not None
         found.append((path.parent.name, path.parent, results, find_twin(path.parent, results)))
     return found
