@@ -54,7 +54,7 @@ def main() -> None:
         data.samples = data.samples[:: len(data) // args.images][: args.images]
     right = dict.fromkeys(networks, 0)
     seconds: dict[str, list[float]] = {name: [] for name in networks}
-    for x, labels in tqdm(DataLoader(data, args.batch_size)):
+    for x, labels in tqdm(DataLoader(data, args.batch_size), disable=None):
         x = x.contiguous(memory_format=torch.channels_last)
         for name, network in networks.items():
             if not seconds[name]:

@@ -41,7 +41,7 @@ def _known() -> dict[str, dict[str, int]]:
 
 def main() -> None:
     names = timm.list_models("adder_*", include_tags=True)
-    lines = [f"{json.dumps(name)}: {json.dumps(count(name))}" for name in tqdm(names, unit="model")]
+    lines = [f"{json.dumps(name)}: {json.dumps(count(name))}" for name in tqdm(names, unit="model", disable=None)]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 

@@ -74,8 +74,11 @@ def test_option_trains(alone, tmp_path, flags):
         assert results["test_accuracy"] > 80
 
 
-def test_compiled_network_trains_alike(alone, tmp_path):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_network_trains_alike(alone, tmp_path, monkeypatch, backend):
     """Under --compile the same losses within rounding, and saved weights that bear no names of the compiler's."""
+    compiles = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiles(module, backend=backend))
     plain = mnist.main([*FEW, "--epochs", "1", "--output-dir", str(tmp_path / "plain")])
     AcceleratorState._reset_state(True)
     torch._dynamo.reset()

@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
-from recipe_runs import FEW, killed_at, run, start, wait_for
+from recipe_runs import FEW, SMALL, killed_at, run, start, wait_for
 
 from adder_zoo.training import RecipeError
 from adder_zoo.training.run import Progress
@@ -77,14 +77,13 @@ def test_other_settings_do_not_go_on_with_a_run(alone, whole, tmp_path):
         mnist.main([*FEW, "--lr", "0.3", "--output-dir", str(tmp_path)])
 
 
-def test_second_run_in_a_folder_is_refused(tmp_path):
-    first = start(tmp_path, "--epochs", "100", "--report-to", "none")
+def test_second_run_in_a_folder_is_refused(alone, tmp_path):
+    flags = ["--epochs", "100", "--report-to", "none"]
+    first = start(tmp_path, *flags)
     try:
-        wait_for(tmp_path / "checkpoints" / "lock", first)
-        code, _, err = run(tmp_path, "--epochs", "100", "--report-to", "none")
-        assert code == 1
-        assert f"process {first.pid} on" in err
-        assert "trains in" in err
+        wait_for(tmp_path / "args.yaml", first)
+        with pytest.raises(RecipeError, match=f"process {first.pid} on .* trains in"):
+            mnist.main([*SMALL, *flags, "--output-dir", str(tmp_path)])
     finally:
         first.kill()
         first.communicate()

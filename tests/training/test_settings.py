@@ -1,11 +1,15 @@
 """Settings from flags and files, and what is refused before anything is written."""
 
+import importlib
+import sys
+
 import cifar
 import imagenet
 import mnist
 import pytest
 from recipe_runs import FEW, SMALL
 
+import adder_zoo.training
 from adder_zoo.training import RecipeError, parse_settings
 
 
@@ -84,3 +88,9 @@ def test_what_cannot_be_met_is_refused(alone, tmp_path, flags, words):
     with pytest.raises(RecipeError, match=words):
         mnist.main([*FEW, "--output-dir", str(tmp_path / "run"), *flags])
     assert not (tmp_path / "run").exists()
+
+
+def test_library_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"needs accelerate: pip install 'adder_zoo\[recipes\]'"):
+        importlib.reload(adder_zoo.training)

@@ -77,7 +77,8 @@ def _read_folder(folder: Path, classes: int, quiet: bool) -> tuple[np.ndarray, l
     if len(data.classes) != classes:
         raise DataError(f"{folder} holds {len(data.classes)} classes, expected {classes}")
     images = np.empty((len(data), SIZE, SIZE, 3), np.uint8)
-    for i, (path, _) in enumerate(tqdm(data.samples, desc=f"reading {folder.name}", unit="img", disable=quiet)):
+    hidden = True if quiet else None  # None: hidden where stderr is not a terminal
+    for i, (path, _) in enumerate(tqdm(data.samples, desc=f"reading {folder.name}", unit="img", disable=hidden)):
         try:
             image = data.loader(path)
         except (OSError, ValueError) as error:

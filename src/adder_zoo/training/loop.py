@@ -103,7 +103,8 @@ class Training:
         objective: nn.Module = make_objective(config, model, teacher)
         if config.sync_bn:
             objective = convert_sync_batchnorm(objective)  # in place, the teacher's and PKKD's own as well
-        objective = objective.to(memory_format=self.layout)  # type: ignore[call-overload]
+        if not self.sharded:  # FSDP takes no filters in channels_last; the images are
+            objective = objective.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.skeleton = copy.deepcopy(model) if self.sharded else model
         self.ema = None
         if config.model_ema:
