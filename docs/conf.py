@@ -6,12 +6,14 @@ has to be fetched.
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util.inspect import stringify_signature
 
 from adder_zoo import __version__
 
@@ -78,7 +80,17 @@ def examples_as_code(app: Sphinx, context: Any, lines: list[str]) -> None:
     lines[:] = [".. code-block:: text", "", *(f"   {line}" for line in text), ""] if any(text) else []
 
 
+def constructor(app: Sphinx, what: str, name: str, obj: Any, *rest: Any) -> tuple[str, None] | None:
+    """The arguments of ``__init__`` also where a class has a ``__new__`` that takes whatever comes."""
+    if what != "class" or "__new__" not in {key for base in obj.__mro__[:-1] for key in vars(base)}:
+        return None
+    signature = inspect.signature(obj.__init__)
+    arguments = [p.replace(annotation=p.empty) for p in list(signature.parameters.values())[1:]]
+    return stringify_signature(inspect.Signature(arguments)), None
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", constructor)
     app.connect("sphinx-click-process-epilog", examples_as_code)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
 

@@ -38,7 +38,8 @@ def adder2d(
 ) -> Tensor:
     """Negative L1 distance between each patch of ``x`` and each filter of ``weight``::
 
-        y[n, k, i, j] = bias[k] - Σ_{c,r,s} |x[n, c, i·stride + r·dilation, j·stride + s·dilation] - weight[k, c, r, s]|
+        y[n, k, i, j] = bias[k] - Σ_{c,r,s} |x[n, c, i·stride + r·dilation, j·stride + s·dilation]
+                                             - weight[k, c, r, s]|
 
     (AdderNet, arXiv 1912.13200, Eq. 2.) Padding counts as x = 0, so a padded tap adds ``-|weight|``.
 

@@ -42,3 +42,37 @@ def speed_rows(ranges: bool = False) -> list[str]:
 
 def speeds() -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in speed_rows()]
+
+
+# The rows of the table of machine code in docs/design/gpu-kernels.md: kernel, layout, type, whether for many filters.
+MACHINE_CODE = {
+    "forward, more than 64 filters": ("forward", "nchw", "float32", True),
+    "forward, up to 64": ("forward", "nchw", "float32", False),
+    "forward, channels_last, more than 64": ("forward", "channels_last", "float32", True),
+    "forward, channels_last, up to 64": ("forward", "channels_last", "float32", False),
+    "forward, float16": ("forward", "channels_last", "float16", True),
+    "forward, bfloat16, more than 64": ("forward", "channels_last", "bfloat16", True),
+    "forward, bfloat16, up to 64": ("forward", "channels_last", "bfloat16", False),
+    "dx, more than 64 channels": ("dx", "nchw", "float32", True),
+    "dx, up to 64": ("dx", "nchw", "float32", False),
+    "dx, channels_last, more than 64": ("dx", "channels_last", "float32", True),
+    "dx, channels_last, up to 64": ("dx", "channels_last", "float32", False),
+}
+
+
+def machine_code_rows() -> list[str]:
+    """Share, slots, registers and spills (in the loop, in all) of each kernel, from benchmarks/results/sass.json."""
+    counted = json.loads((RESULTS / "sass.json").read_text())["kernels"]
+    rows = []
+    for label, (kernel, layout, dtype, many) in MACHINE_CODE.items():
+        cells = []
+        for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
+            found = [k for k in counted if (k["kernel"], k["arch"]) == (kernel, arch)]
+            found = [k for k in found if k["configuration"].endswith(f"-{layout}-{dtype}")]
+            found.sort(key=lambda k: int(k["configuration"].split("x")[1]))  # filters of a tile
+            count = found[-1 if many else 0]
+            share = "" if arch == "gfx942" else f"{count['share']:.1%}, ".replace("%", " %")
+            spills = f"{count['spills_in_loop']}/{count['spills']}"
+            cells.append(f"{share}{count['slots']:.2f}, {count['registers']}, {spills}")
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    return rows

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from figures import RESULTS, WEIGHTS, speed_rows, whole_measurements
+from figures import RESULTS, WEIGHTS, machine_code_rows, speed_rows, whole_measurements
 from pages import ROOT, SITE
 
 import adder_zoo
@@ -46,6 +46,9 @@ def test_settings_of_the_trainings():
     assert f"**LeNet++** trained for {lenetpp['epochs']} epochs with η {lenetpp['config']['eta']}." in text
     resnet = record(WEIGHTS / "adder_resnet20.cifar10")
     assert f"**ResNet-20** trained for {resnet['epochs']} epochs at batch {resnet['config']['batch_size']}." in text
+    convolutional = record(SITE / "results/resnet20.cifar10-conv")
+    behind = convolutional["test_accuracy"] - resnet["test_accuracy"]
+    assert f"with {resnet['epochs']} epochs the adder network is {behind:.1f} points behind" in text
     binary = record(SITE / "results/resnet20.cifar10-xnor")
     assert f"Its binary network, trained in the same way, has {binary['test_accuracy']:.2f} %" in text
 
@@ -138,6 +141,12 @@ def test_predicted_times():
                 card["card"],
                 name,
             )
+
+
+def test_machine_code():
+    text = (SITE / "design/gpu-kernels.md").read_text()
+    for row in machine_code_rows():
+        assert f"\n{row}\n" in text
 
 
 def test_recipes_beside_a_bare_step():
