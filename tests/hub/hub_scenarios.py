@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import urllib.request
@@ -30,6 +31,7 @@ from torch import nn
 
 import adder_zoo
 from adder_zoo.cli import main as command_line
+from adder_zoo.cli._common import create
 from adder_zoo.hub import cards, patience
 from adder_zoo.hub import push as pushing
 
@@ -246,11 +248,16 @@ def pull(repo_id: str, cache: str | None = None, **kwargs):
     return timm.create_model(f"hf-hub:{repo_id}", pretrained=True, cache_dir=cache, **kwargs)
 
 
+def pull_by_command(repo_id: str, cache: str | None):
+    """As the command line does, which fetches config.json itself; in Python timm does, before this package is asked."""
+    return create(f"hf-hub:{repo_id}", pretrained=True, cache_dir=cache)
+
+
 def pull_faults(repo_id: str, times: str) -> list:
     """Every fault at every call of a pull, then the same pull without it, from the same cache."""
     hurry()
     server("/_calls")
-    want = logits(pull(repo_id, tempfile.mkdtemp()), "adder_lenet5_bn")
+    want = logits(pull_by_command(repo_id, tempfile.mkdtemp()), "adder_lenet5_bn")
     calls = [call for call in dict.fromkeys(server("/_calls")) if "agent" not in call]
     outcomes = []
     for call in calls:
@@ -258,10 +265,13 @@ def pull_faults(repo_id: str, times: str) -> list:
         for kind in KINDS:
             cache = tempfile.mkdtemp()
             set_fault(f"^{method} .*{name}", kind, int(times), 0.2)
-            model, error, seconds = attempt(pull, repo_id, cache)
+            model, error, seconds = attempt(pull_by_command, repo_id, cache)
             server("/_faults", [])
             same = None if model is None else torch.equal(logits(model, "adder_lenet5_bn"), want)
-            second, failed, _ = attempt(pull, repo_id, cache)
+            for thread in threading.enumerate():  # a call that was given up holds the lock of its file until it ends
+                if thread.name == "adder_zoo.hub":
+                    thread.join()
+            second, failed, _ = attempt(pull_by_command, repo_id, cache)
             outcomes.append(
                 {
                     "call": call, "kind": kind, "error": error, "seconds": seconds, "same": same, "second": failed,
@@ -286,11 +296,12 @@ def pull_ways(public: str, private: str) -> dict:
     said["features"] = [list(f.shape) for f in pull(public, features_only=True)(torch.randn(2, 1, 32, 32))]
     said["origin"] = [newest.pretrained_cfg[key] for key in ("source", "hf_hub_id", "file")]
     for what, repo_id in (("no repository", "org/none"), ("no revision", f"{public}@none"), ("private", private)):
-        said[what] = attempt(pull, repo_id)[1]
+        said[what] = attempt(pull_by_command, repo_id, None)[1]
+    said["no repository, timm"] = attempt(pull, "org/none")[1]
     os.environ["HF_TOKEN"] = os.environ["READ_TOKEN"]
     said["private with token"] = attempt(pull, private)[1]
     os.environ["HF_TOKEN"] = "hf_wrongTokenOfTheTests"
-    said["wrong token"] = attempt(pull, private, tempfile.mkdtemp())[1]
+    said["wrong token"] = attempt(pull_by_command, private, tempfile.mkdtemp())[1]
     del os.environ["HF_TOKEN"]
     said["other similarity"] = attempt(pull, public, similarity="conv")[1]
 
@@ -318,7 +329,7 @@ def pulls(public: str, private: str, *with_pickles: str) -> dict:
 def pull_cached(repo_id: str) -> dict:
     """In a process of its own, offline or with a server that is gone."""
     cached = attempt(pull, repo_id)
-    missing = attempt(pull, "org/none")
+    missing = attempt(pull_by_command, "org/none", None)
     return {"cached": cached[1], "seconds": cached[2], "missing": missing[1]}
 
 
@@ -330,11 +341,46 @@ def damaged_cache(repo_id: str) -> dict:
         data = bytearray(stored.read_bytes())
         data[len(data) // 2] ^= 1
         stored.write_bytes(data)
-    return {"same": torch.equal(logits(pull(repo_id, cache), "adder_lenet5_bn"), want)}
+    mended = torch.equal(logits(pull_by_command(repo_id, cache), "adder_lenet5_bn"), want)
+    # timm reads a config.json that says something else, and would not know.
+    (stored,) = (path for path in Path(cache).rglob("blobs/*") if path.read_bytes().startswith(b"{"))
+    stored.write_bytes(stored.read_bytes().replace(b"0.1307", b"0.1407").replace(b"0.286", b"0.287"))
+    other = attempt(pull, repo_id, cache)[1]
+    again = torch.equal(logits(pull(repo_id, cache), "adder_lenet5_bn"), want)
+    return {"same": mended, "config": other, "again": again}
 
 
 def pickles(*repositories: str) -> dict:
     return {repo_id: attempt(pull, repo_id)[1] for repo_id in repositories}
+
+
+# ---- what is not ours
+
+
+def client_of_the_user(repo_id: str, run: str) -> dict:
+    """The process-wide HTTP client, one of the user's own, while a network is pulled and pushed."""
+    import huggingface_hub
+    from huggingface_hub.utils._http import default_client_factory
+
+    seen = []
+
+    def factory():
+        client = default_client_factory()
+        before = {what: list(hooks) for what, hooks in client.event_hooks.items()}
+        send = client.send
+
+        def watched(*args, **kwargs):
+            now = {what: list(hooks) for what, hooks in client.event_hooks.items()}
+            seen.append([now == before, client.timeout.read])
+            return send(*args, **kwargs)
+
+        client.send = watched
+        return client
+
+    huggingface_hub.set_client_factory(factory)
+    pull(repo_id, tempfile.mkdtemp())
+    adder_zoo.push_to_hub(run, "org/with-a-client-of-the-user")
+    return {"requests": seen, "client": huggingface_hub.get_session().send.__name__}
 
 
 # ---- the command line
@@ -348,6 +394,16 @@ def commands(*lines: str) -> list:
         result = CliRunner().invoke(command_line, json.loads(line), prog_name="adder-zoo")
         told = {"status": result.exit_code, "output": result.output, "unexpected": repr(result.exception)}
         said.append({**told, "seconds": time.monotonic() - began})
+    return said
+
+
+def commands_of_an_organisation(images: str, *lines: str) -> dict:
+    """The commands with ADDER_ZOO_HUB_ORG, with a Hub that does not have what is asked for, and without one."""
+    os.environ["ADDER_ZOO_HUB_ORG"] = "zoo"
+    said = {"organisation": commands(*lines)}
+    server("/_calls")
+    said["missing"] = commands(json.dumps(["predict", "adder_resnet110", images]))
+    said["missing calls"] = server("/_calls")
     return said
 
 

@@ -12,6 +12,7 @@ import timm
 import torch
 from hub_scenarios import KINDS, WRAPPINGS
 from hub_server import READ_TOKEN, TOKENS, WRITE_TOKEN, HubServer
+from PIL import Image
 from safetensors.torch import load as load_safetensors
 
 import adder_zoo
@@ -303,13 +304,14 @@ def test_ways_to_pull(stocked, pulls):
     assert [f[1] for f in said["features"]] == [6, 16, 120]
     assert said["origin"] == ["hf-hub", "org/public", None]
     for what, words in {
-        "no repository": "hf auth login",
-        "no revision": "not that revision",
+        "no repository": "org/none: fetching config.json failed.*hf auth login",
+        "no repository, timm": "org/none/resolve/main/config.json",
+        "no revision": "org/public: fetching config.json failed.*not that revision",
         "private": "hf auth login",
         "wrong token": "hf auth login",
         "other similarity": "mean nothing to",
         "without organisation": "adder_resnet32.cifar10 has no.*recipes/.*import.*local-dir:.*hf-hub:.*_HUB_ORG",
-        "organisation, missing": "zoo/adder_resnet110",
+        "organisation, missing": "zoo/adder_resnet110.cifar10: fetching config.json failed",
         "organisation, other network": "weights of 'adder_resnet20'",
         "organisation, twin": "similarity='conv'",
     }.items():
@@ -328,7 +330,8 @@ def test_ways_to_pull(stocked, pulls):
 
 @pytest.mark.parametrize("times", [1, pytest.param(1000, marks=pytest.mark.slow)], ids=["once", "for good"])
 def test_every_fault_at_every_call_of_a_pull(stocked, home, times):
-    outcomes = scenario(stocked, home, "pull_faults", "org/public", times, HF_TOKEN=READ_TOKEN, TALKATIVE="1")
+    settings = {"HF_TOKEN": READ_TOKEN, "TALKATIVE": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    outcomes = scenario(stocked, home, "pull_faults", "org/public", times, **settings)
     calls = {(o["call"].split()[0], o["call"].rpartition("/")[2]) for o in outcomes}
     assert calls == {(method, name) for method in ("HEAD", "GET") for name in ("config.json", "model.safetensors")}
     assert len(outcomes) == len(calls) * len(KINDS)
@@ -347,7 +350,48 @@ def test_every_fault_at_every_call_of_a_pull(stocked, home, times):
 
 
 def test_damage_in_the_cache_is_mended(pulls):
-    assert pulls["said"]["damaged"]["same"] is True
+    said = pulls["said"]["damaged"]
+    assert said["same"] is True
+    assert re.search("org/public: config.json was damaged.*run the same again", said["config"]["message"])
+    assert said["again"] is True
+
+
+def test_the_http_client_of_the_process_is_left_alone(stocked, home):
+    said = scenario(stocked, home, "client_of_the_user", "org/public", RUN, HF_TOKEN=WRITE_TOKEN)
+    assert len(said["requests"]) > 8
+    assert said["requests"] == [[True, None]] * len(said["requests"])
+    assert said["client"] == "watched"
+
+
+def test_import_changes_nothing_of_other_packages():
+    """Every attribute of timm's, huggingface_hub's and torch's modules and classes is what it was."""
+    code = """
+import sys, types, timm, torch, huggingface_hub, huggingface_hub.file_download, huggingface_hub.hf_api
+import timm.models._hub, timm.optim, timm.data, torch._dynamo, torch.fx, torch.utils.flop_counter, safetensors.torch
+OURS = ("timm", "torch", "huggingface_hub", "safetensors", "httpx", "httpx2")
+
+def attributes():
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in OURS and isinstance(module, types.ModuleType):
+            for key, value in list(vars(module).items()):
+                if key == "__warningregistry__":
+                    continue
+                found[name, key] = value
+                if isinstance(value, type) and value.__module__ == name:
+                    found.update({(name, key, k): v for k, v in vars(value).items()})
+    return found
+
+before = attributes()
+import adder_zoo
+from huggingface_hub import get_session
+after = attributes()
+changed = [key for key, value in before.items() if after.get(key, before) is not value and key[1] != "_GLOBAL_CLIENT"]
+print(len(before), changed, [len(h) for h in get_session().event_hooks.values()])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(" ", 1)
+    assert int(out[0]) > 20_000
+    assert out[1] == "[] [1, 0]\n"
 
 
 def test_no_pickle_is_read(pulls):
@@ -387,11 +431,12 @@ def test_nothing_waits_for_more_than_a_minute(tmp_path, stocked):
         return start(hub, tmp_path / f"home{len(servers)}", name, *args, HF_TOKEN=WRITE_TOKEN)
 
     push = json.dumps(["push", str(RUN), "org/new"])
+    pull = json.dumps(["export", "hf-hub:org/public", "-o", str(tmp_path / "net.pt2")])
     started = {
-        "pull, HEAD": run("pickles", "HEAD .*config.json", "stall", "org/public"),
+        "pull, HEAD": run("commands", "HEAD .*config.json", "stall", pull),
         "pull, GET": run("pickles", "GET .*model.safetensors", "stall", "org/public"),
-        "pull, 429": run("pickles", "HEAD", "429", "org/public", seconds=3600),
-        "pull, 500": run("pickles", "HEAD", "500", "org/public"),
+        "pull, 429": run("commands", "HEAD", "429", pull, seconds=3600),
+        "pull, 500": run("commands", "HEAD", "500", pull),
         "push, create": run("commands", "POST .*create", "stall", push),
         "push, PUT": run("commands", "PUT", "stall", push),
         "push, commit": run("commands", "POST .*commit", "stall", push),
@@ -401,8 +446,8 @@ def test_nothing_waits_for_more_than_a_minute(tmp_path, stocked):
     for hub in servers:
         hub.__exit__()
     for what, answer in said.items():
-        told = answer["org/public"] if what.startswith("pull") else answer[0]
-        message = told["message"] if what.startswith("pull") else told["output"]
+        told = answer["org/public"] if what == "pull, GET" else answer[0]
+        message = told["message"] if what == "pull, GET" else told["output"]
         assert re.search("try again|does not answer|rate limit", message), (what, message)
         assert told["seconds"] < 60, (what, told)
 
@@ -439,11 +484,14 @@ def test_commands(tmp_path):
         ["push", str(tmp_path), "org/one"],
         ["list", "--card"],
         ["push", "--help"],
+        ["push", str(RUN), "org/one", "--dry-run", "--json"],
+        ["push", str(RUN), "org/one", "--json"],
+        ["push", "--all", "zoo", "--json"],
     ]
     with HubServer(tmp_path / "hub") as hub:
         said = scenario(hub, tmp_path / "home", "commands", *map(json.dumps, lines), HF_TOKEN=WRITE_TOKEN)
         out = [answer["output"] for answer in said]
-        assert [answer["status"] for answer in said] == [0] * 10 + [1, 2, 2, 2, 1, 2, 0], said
+        assert [answer["status"] for answer in said] == [0] * 10 + [1, 2, 2, 2, 1, 2, 0, 0, 0, 0], said
         assert "model.safetensors  252,136" in out[0]
         assert "model-index:" in out[0]
         assert out[1].startswith(f"org/one: pushed, {hub.url}/org/one/commit/")
@@ -479,6 +527,62 @@ def test_commands(tmp_path):
         assert "no finished run" in out[14]
         assert "Examples:" in out[16]
         assert "HF_TOKEN" in out[16]
+        dry, again, everything = (json.loads(text) for text in out[17:])
+        assert [dry["dry_run"], dry["pushed"], dry["url"], dry["card"][:4]] == [True, False, None, "---\n"]
+        assert set(dry["files"]) == RUN_FILES
+        assert [again[key] for key in ("repo_id", "branch", "dry_run", "pushed")] == ["org/one", "main", False, False]
+        assert len(everything) == len(shipped) + 3
+        assert [row["branch"] for row in everything if row["repo_id"] == "zoo/adder2d"] == ["main", "v1"]
+
+
+def test_commands_know_the_organisation(stocked, tmp_path):
+    """What `timm.create_model("adder_resnet32", pretrained=True)` loads, the commands load."""
+    image = tmp_path / "data" / "a" / "image.png"
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(image)
+    names = str(tmp_path / "names.txt")
+    Path(names).write_text("".join(f"{name}\n" for name in "abcdefghij"))
+    lines = [
+        ["predict", "adder_resnet32", str(image), "--json"],
+        ["validate", "adder_resnet32.cifar10", "--data-dir", str(tmp_path / "data"), "--class-map", names, "--json"],
+        ["export", "adder_resnet32", "-o", str(tmp_path / "net.pt2"), "--json"],
+        ["list", "resnet*", "--pretrained", "--json"],
+        ["info", "adder_resnet32"],
+        ["info", "adder_resnet20"],
+    ]
+    said = scenario(stocked, tmp_path / "home", "commands_of_an_organisation", image, *map(json.dumps, lines))
+    out = [answer["output"] for answer in said["organisation"]]
+    assert [answer["status"] for answer in said["organisation"]] == [0] * len(lines), out
+    assert len(json.loads(out[0])[0]["predictions"]) == 5
+    assert json.loads(out[1])["images"] == 1
+    assert json.loads(out[2])["largest_difference"] < 1e-2
+    weights = {row["model"]: row["weights"] for row in json.loads(out[3])}
+    assert weights["adder_resnet20.cifar10"] == "package"
+    assert weights["adder_resnet32.cifar10"] == "zoo/adder_resnet32.cifar10"
+    assert "adder_resnet110.cifar10" not in weights
+    assert "Weights: zoo/adder_resnet32.cifar10" in out[4]
+    assert "weights/adder_resnet20.cifar10/model.safetensors" in out[5]
+    (missing,) = said["missing"]
+    assert missing["status"] == 1
+    assert "zoo/adder_resnet110.cifar10: fetching config.json failed" in missing["output"]
+    assert len(said["missing calls"]) == 1, "the first answer told it"
+
+
+def test_commands_without_a_hub(tmp_path):
+    """At once, and with the repository and the file; a push's advice has no place there."""
+    with HubServer(tmp_path / "hub") as hub:
+        pass
+    lines = [["export", name, "-o", str(tmp_path / "net.pt2")] for name in ("hf-hub:org/x@next", "adder_resnet32")]
+    lines.append(["list", "resnet32", "--json"])
+    said = scenario(hub, tmp_path / "one", "commands", *map(json.dumps, lines), ADDER_ZOO_HUB_ORG="zoo")
+    for answer, repository in zip(said, ("org/x", "zoo/adder_resnet32.cifar10"), strict=False):
+        assert answer["status"] == 1
+        assert f"{repository}: fetching config.json failed" in answer["output"]
+        assert "cannot be reached" in answer["output"]
+        assert "half changed" not in answer["output"]
+        assert answer["seconds"] < 10
+    assert said[2]["status"] == 0  # the list is that of the package, with a warning
+    assert "warning: ADDER_ZOO_HUB_ORG is set" in said[2]["output"]
 
 
 def test_public_names():

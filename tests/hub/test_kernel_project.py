@@ -122,6 +122,31 @@ def test_build_again_leaves_nothing_of_before(built):
     assert not (built / "build" / "torch-cpu" / "old.py").exists()
 
 
+@pytest.mark.parametrize(
+    "files",
+    [["thesis.tex"], ["README.md"], ["build/main.o"], ["build/torch-cpu/metadata.json"], ["sub/build/torch-cpu/a.py"]],
+    ids=lambda files: files[0],
+)
+def test_build_deletes_nothing_that_it_did_not_make(tmp_path, files):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"not an earlier build of the kernels.*name a new or an empty folder"):
+        kernel_project.build(tmp_path)
+    assert all((tmp_path / name).read_text() == "mine" for name in files)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({Path(name).parts[0] for name in files})
+
+
+def test_build_over_a_file_beside_an_earlier_build(tmp_path):
+    built = kernel_project.build(tmp_path / "kernel")
+    (built / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        kernel_project.build(built)
+    assert (built / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="it is a file"):
+        kernel_project.build(built / "notes.txt")
+
+
 def test_metadata_is_read_by_kernels(built):
     from kernels._rust import Build, Metadata
 

@@ -14,6 +14,8 @@ import torch
 from click.shell_completion import CompletionItem
 from torch import nn
 
+from ..hub.download import download, organisation_repository
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 similarity_option = click.option(
     "--similarity",
@@ -75,7 +77,11 @@ class ZooModel(ModelName):
 
 def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """``timm.create_model`` in evaluation mode, whose errors become messages."""
+    source, _, model_id = name.partition(":")
     try:
+        if source in ("hf-hub", "hf_hub"):  # timm would fetch it too, but tries for minutes, and holds no checksum
+            repo_id, _, revision = model_id.partition("@")
+            download(repo_id, "config.json", revision or None, cache_dir=kwargs.get("cache_dir"))
         given = {key: value for key, value in kwargs.items() if value is not None}
         return timm.create_model(name, pretrained=pretrained, **given).eval()
     except (ValueError, FileNotFoundError, RuntimeError, TypeError, OSError) as error:
@@ -98,8 +104,20 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 
 def has_weights(name: str) -> bool:
-    """Whether ``name`` comes with weights: bundled ones, or those of a folder or a Hub repository."""
-    return ":" in name or timm.models.is_model_pretrained(name)
+    """Whether ``name`` comes with weights: bundled ones, or those of a folder or a Hub repository.
+
+    Where the environment variable ADDER_ZOO_HUB_ORG is set, every network of the zoo may have some there.
+    """
+    return ":" in name or timm.models.is_model_pretrained(name) or hub_repository(name) is not None
+
+
+def hub_repository(name: str) -> str | None:
+    """Where the organisation of ADDER_ZOO_HUB_ORG has the weights of a network of the zoo that comes without."""
+    if ":" in name or not name.startswith("adder_") or timm.models.is_model_pretrained(name):
+        return None
+    cfg = timm.get_pretrained_cfg(name)
+    arch = name.partition(".")[0]
+    return organisation_repository(f"{arch}.{cfg.tag}" if cfg and cfg.tag else arch)
 
 
 def significant(value: float, digits: int = 4) -> float:

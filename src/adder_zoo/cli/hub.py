@@ -12,10 +12,11 @@ import click
 
 from .. import hub
 from ..hub import kernel_project
+from ..hub.download import ORGANISATION
 from ..hub.index import index, render_shipped
 from ..hub.records import shipped
 from ..report import table
-from ._common import Failure, write_json
+from ._common import Failure, hub_repository, json_option, write_json
 
 
 @click.command(
@@ -41,6 +42,7 @@ from ._common import Failure, write_json
 @click.option("--create-pr", is_flag=True, help="Open a pull request in the place of pushing.")
 @click.option("--commit-message", metavar="TEXT", help="First line of the commit.")
 @click.option("--dry-run", is_flag=True, help="Show what would go up, and the card; calls nobody.")
+@json_option
 def push(
     run_dir: Path | None,
     repo: str | None,
@@ -50,6 +52,7 @@ def push(
     create_pr: bool,
     commit_message: str | None,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Puts the finished run in RUN_DIR on the Hugging Face Hub as ORG/NAME, in one commit.
 
@@ -69,36 +72,62 @@ def push(
         if revision:
             raise click.UsageError("--all pushes to main; --revision is for a single run")
         with _failures():
-            _push_all(organisation, options)
+            pushed = _push_all(organisation, options, quiet=as_json)
+        if as_json:
+            write_json([_record(done, branch) for done, branch in pushed])
         return
     if run_dir is None or repo is None:
         raise click.UsageError("give a run's folder and ORG/NAME, or --all ORG")
     with _failures():
         done = hub.push_to_hub(run_dir, repo, **options)
+    if as_json:
+        write_json(_record(done, revision))
+        return
     _say(done)
     if dry_run:
         click.echo(f"\n{done.card}")
 
 
-def _push_all(organisation: str, options: dict[str, Any]) -> None:
+def _push_all(organisation: str, options: dict[str, Any], quiet: bool) -> list[tuple[hub.Push, str | None]]:
+    """What was pushed, and to which branch; each is told as soon as it is done, unless ``quiet``."""
     options = {k: v for k, v in options.items() if k != "revision"}
     project = kernel_project.source()  # first of all: outside of a checkout the cards would have no twins to tell of
+    pushed: list[tuple[hub.Push, str | None]] = []
+
+    def note(done: hub.Push, branch: str | None = None) -> None:
+        pushed.append((done, branch))
+        if not quiet:
+            _say(done, branch)
+
     for name, folder, _, twin in shipped():
-        _say(hub.push_to_hub(folder, f"{organisation}/{name}", twin=twin, **options))
+        note(hub.push_to_hub(folder, f"{organisation}/{name}", twin=twin, **options))
     with tempfile.TemporaryDirectory() as scratch:
-        built = kernel_project.build(scratch, organisation)
+        built = kernel_project.build(Path(scratch) / "kernel", organisation)
         about = kernel_project.describe(project)
         repo_id = f"{organisation}/{about['name']}"
         # `get_kernel(..., version=N)` reads the branch vN.
         for branch in ("main", f"v{about['version']}"):
             message = options["commit_message"] or "Update the kernels"
             kernel = {**options, "revision": branch, "commit_message": message}
-            _say(hub.push_folder(built, repo_id, repo_type="kernel", **kernel), branch)
+            note(hub.push_folder(built, repo_id, repo_type="kernel", **kernel), branch)
     with tempfile.TemporaryDirectory() as scratch:
         page = render_shipped(organisation)["README.md"]
         message = options["commit_message"] or "Update the table of models"
         space = {**options, "commit_message": message}
-        _say(hub.push_folder(scratch, f"{organisation}/README", repo_type="space", readme=page, **space))
+        note(hub.push_folder(scratch, f"{organisation}/README", repo_type="space", readme=page, **space))
+    return pushed
+
+
+def _record(done: hub.Push, branch: str | None) -> dict[str, Any]:
+    return {
+        "repo_id": done.repo_id,
+        "branch": branch or "main",
+        "pushed": bool(done.changed),
+        "dry_run": done.changed is None,
+        "url": done.url,
+        "files": done.files,
+        "card": done.card,
+    }
 
 
 def _say(done: hub.Push, branch: str | None = None) -> None:
@@ -111,6 +140,23 @@ def _say(done: hub.Push, branch: str | None = None) -> None:
         click.echo(f"{where}: pushed, {done.url}")
     else:
         click.echo(f"{where}: up to date")
+
+
+def of_organisation(names: list[str]) -> dict[str, str]:
+    """Those of the zoo's networks ``names`` that the organisation of ADDER_ZOO_HUB_ORG has, with their repositories.
+
+    None where no organisation is set; with a warning, where the Hub does not tell.
+    """
+    repositories = {repo_id: name for name in names if (repo_id := hub_repository(name))}
+    if not repositories:
+        return {}
+    owner = next(iter(repositories)).partition("/")[0]
+    try:
+        published = hub.repositories_of(owner)
+    except hub.HubError as error:
+        click.echo(f"warning: {ORGANISATION} is set, but not known is what it has: {error}", err=True)
+        return {}
+    return {repositories[repo_id]: repo_id for repo_id in published if repo_id in repositories}
 
 
 def show_hub(author: str, as_json: bool, as_card: bool) -> None:

@@ -16,8 +16,8 @@ from ..paths import WEIGHTS
 from ..preprocessing import in_words
 from ..report import report, table
 from ..results import ResultsError, read_results
-from ._common import Failure, ModelName, config_of, create, json_option, similarity_option, write_json
-from .hub import show_hub
+from ._common import Failure, ModelName, config_of, create, hub_repository, json_option, similarity_option, write_json
+from .hub import of_organisation, show_hub
 
 SHOWN = 10  # classes in a line
 
@@ -90,10 +90,17 @@ def list_models(pattern: str, pretrained: bool, author: str | None, as_card: boo
         raise click.UsageError("--card goes with --hub ORG")
     pattern = pattern if pattern.startswith(("adder_", "*")) else f"adder_{pattern}"
     names = timm.list_models(pattern, include_tags=True)
-    names = [n for n in names if n.startswith("adder_") and (not pretrained or timm.models.is_model_pretrained(n))]
+    on_hub = of_organisation(names)
+    names = [
+        n
+        for n in names
+        if n.startswith("adder_") and (not pretrained or timm.models.is_model_pretrained(n) or n in on_hub)
+    ]
     if not names:
         raise Failure(f"no network of the zoo fits {pattern!r}" + (" and has weights" if pretrained else ""))
     rows = [describe(name) for name in names]
+    for row in rows:
+        row["weights"] = row["weights"] or on_hub.get(row["model"])
     if as_json:
         write_json(rows)
         return
@@ -157,7 +164,7 @@ def info(model: str, image_size: int | None, similarity: str | None, as_json: bo
     if record and isinstance(record.get("test_accuracy"), (int, float)):
         click.echo(f"\nTrained on {record.get('dataset')}: {record['test_accuracy']:.2f} % of the test images.")
     click.echo(f"\n{_about(network)}")
-    weights = None if other else cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url")
+    weights = None if other else cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url") or hub_repository(model)
     click.echo(f"\nWeights: {weights or 'none; train them with a recipe, or `adder-zoo import` a checkpoint'}")
 
 

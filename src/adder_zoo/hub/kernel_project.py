@@ -14,6 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
+from .. import atomic
 from ..paths import checkout
 
 _OPS = '''\
@@ -58,20 +59,52 @@ def backends(project: Path) -> list[str]:
 
 
 def build(target: str | Path, organisation: str | None = None) -> Path:
-    """Writes what is uploaded into ``target``, in the place of what was there.
+    """Writes what is uploaded into ``target``, in the place of an earlier build.
 
     Args:
-        target: Folder to write.
+        target: Folder to write: a new or an empty one, or one that this function made.
         organisation: Under which it goes up; by default that of ``build.toml``. The card names it.
 
     Returns:
         ``target``; ``kernels.get_local_kernel`` takes it.
+
+    Raises:
+        ValueError: ``target`` holds something else. It is left as it is.
+        OSError: it cannot be written; what was there before is there still.
     """
     project, target = source(), Path(target)
     about = describe(project)
+    _check_ours(target, about["name"])
+    with atomic.replace_folder(target) as part:
+        _write(part, project, about, organisation)
+    return target
+
+
+def _check_ours(target: Path, name: str) -> None:
+    """Refuses to delete what is not an earlier build."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    others = ["it is a file"] if not target.is_dir() else []
+    for path in target.rglob("*") if target.is_dir() else ():
+        part = path.relative_to(target).parts
+        ours = part in (("README.md",), ("build",)) or (part[0] == "build" and part[1].startswith("torch-"))
+        others += [] if ours else [path.relative_to(target).as_posix()]
+    found = list(target.glob("build/torch-*/metadata.json"))
+    if others or not found or any(_name_of(path) != name for path in found):
+        what = ", ".join(others[:3]) or f"no build of {name}"
+        raise ValueError(f"{target} is not an earlier build of the kernels ({what}): name a new or an empty folder")
+
+
+def _name_of(metadata: Path) -> str | None:
+    try:
+        return json.loads(metadata.read_text()).get("name")
+    except (ValueError, AttributeError):
+        return None
+
+
+def _write(target: Path, project: Path, about: dict[str, str], organisation: str | None) -> None:
     files = sorted((project / "torch-ext" / about["name"]).glob("*.py"))
     digest = hashlib.sha1(b"".join(f.name.encode() + f.read_bytes() for f in files)).hexdigest()[:8]
-    shutil.rmtree(target, ignore_errors=True)
     for backend in backends(project):
         folder = target / "build" / f"torch-{backend}"
         folder.mkdir(parents=True)
@@ -93,4 +126,3 @@ def build(target: str | Path, organisation: str | None = None) -> Path:
     if organisation:
         card = card.replace(about["repo-id"], f"{organisation}/{about['name']}")
     (target / "README.md").write_text(card)
-    return target

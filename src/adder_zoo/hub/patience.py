@@ -1,62 +1,81 @@
-"""How long a call may take."""
+"""How long a call to the Hub may go unanswered: huggingface_hub waits for ever in some of them, for minutes in others.
+
+Its HTTP client is one for the whole process, so nothing is set there. A call runs in a thread of its own, and is given
+up when nothing was heard of it for too long.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import re
+import contextvars
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
+from huggingface_hub.utils import tqdm
 
 from .errors import HubError
 
-PATIENCE = 40.0  # seconds that one call may take until it is answered, retries included
+PATIENCE = 40.0  # seconds
+SLOWEST = 100_000  # bytes a second, which an upload may be expected to make
+
+T = TypeVar("T")
 
 
-@contextlib.contextmanager
-def patience() -> Iterator[None]:
-    """Bounds how long a call may go unanswered; huggingface_hub's own client waits for ever in some of them.
+class Pulse:
+    """The last sign of life of a call."""
 
-    The clock of a call starts with its first try. Each try gets what is left as its timeout, and none starts when
-    nothing is left, or when the Hub says that the next one has to wait for longer.
+    def __init__(self) -> None:
+        self.beat()
+
+    def beat(self) -> None:
+        self.last = time.monotonic()
+
+
+def within_patience(call: Callable[[Pulse], T], what: str, upload: int = 0) -> T:
+    """``call(pulse)``, given up after PATIENCE seconds without ``pulse.beat()``.
+
+    Args:
+        call: Runs in a thread; what it raises is raised here. If it is given up it may still end by itself later.
+        what: Named in the message.
+        upload: Bytes that it sends, which allow it more time.
+
+    Raises:
+        HubError: it was given up.
     """
-    client = get_session()
-    started: dict[Any, float] = {}
-    lock = threading.Lock()
+    pulse, done = Pulse(), threading.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+    context = contextvars.copy_context()
+    patience = PATIENCE + upload / SLOWEST
 
-    def key(request: Any) -> Any:
-        return request.method, str(request.url), request.headers.get("Range")
+    def run() -> None:
+        try:
+            results.append(context.run(call, pulse))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
 
-    def left(request: Any) -> float:
-        with lock:
-            return PATIENCE - (time.monotonic() - started.setdefault(key(request), time.monotonic()))
+    # A daemon: a call that never ends does not keep the program from ending.
+    threading.Thread(target=run, name="adder_zoo.hub", daemon=True).start()
+    while not done.wait(min(0.5, patience)):
+        if time.monotonic() - pulse.last > patience:
+            raise HubError(
+                f"{what}: {constants.ENDPOINT} does not answer, or asks to wait for longer (its rate limit): nothing "
+                f"was heard for {patience:.0f} s. Check the network and try again later."
+            )
+    if errors:
+        raise errors.pop()
+    return results.pop()
 
-    def before(request: Any) -> None:
-        rest = left(request)
-        if rest <= 0:
-            raise HubError(f"{request.url.host} does not answer; check the network and {constants.ENDPOINT}, try later")
-        timeout = request.extensions.get("timeout") or {}
-        request.extensions["timeout"] = {
-            what: min(timeout.get(what) or rest, rest) for what in ("connect", "read", "write", "pool")
-        }
 
-    def after(response: Any) -> None:
-        if response.status_code == 429:
-            reset = re.search(r"\bt=(\d+)", response.headers.get("ratelimit", ""))
-            said = response.headers.get("Retry-After", reset[1] if reset else "")
-            if said.isdigit() and int(said) > left(response.request):
-                raise HubError(f"the Hub's rate limit is reached: try again in {said} s. A login raises it.")
-        elif response.request.method == "PUT" or (response.is_success and response.request.method != "GET"):
-            with lock:  # answered: the same call again has its own time; a GET's content is still to come
-                started.pop(key(response.request), None)
+def progress_bar(pulse: Pulse) -> type[Any]:
+    """A class of progress bars for huggingface_hub that beat ``pulse`` with every piece that arrives."""
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            pulse.beat()
+            return super().update(n)
 
-    client.event_hooks["request"].append(before)
-    client.event_hooks["response"].append(after)
-    try:
-        yield
-    finally:
-        client.event_hooks["request"].remove(before)
-        client.event_hooks["response"].remove(after)
+    return Bar

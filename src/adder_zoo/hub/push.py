@@ -22,7 +22,7 @@ from . import cards
 from .download import download_if_there
 from .errors import HubError, explained
 from .merge import merge
-from .patience import patience
+from .patience import within_patience
 from .records import CARD_FILE, RUN_FILES, TWIN_FILE, find_twin
 from .save import save_pretrained
 
@@ -170,22 +170,18 @@ def _push(
     if not re.fullmatch(r"[!-~]+", token):  # a client would print it in its own error
         raise HubError("the token has a space, a line break or a foreign character in it: copy it again, whole")
     api = HfApi(token=token, library_name="adder_zoo", library_version=__version__)
+    branch = revision if revision and revision != "main" and not create_pr else None
     with explained(repo_id, token):
-        with patience():
-            sdk = {"space_sdk": "static"} if repo_type == "space" else {}
-            api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **sdk)  # type: ignore[arg-type]
-            if revision and revision != "main" and not create_pr:
-                api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-            base = api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+        base = _prepare(api, repo_id, branch, revision, private, repo_type)
         with tempfile.TemporaryDirectory() as cache:
             path = download_if_there(repo_id, CARD_FILE, base, cache_dir=cache, token=token, repo_type=repo_type)
             old = path.read_bytes().decode() if path else None
         text = card(old)
         operations = [CommitOperationAdd(CARD_FILE, text.encode())]
         operations += [CommitOperationAdd(name, f) for name, f in files.items() if name != CARD_FILE]
-        with patience():
-            # With its parent named, a commit is refused if somebody else changed the card since it was read.
-            commit = api.create_commit(
+        # With its parent named, a commit is refused if somebody else changed the card since it was read.
+        commit = within_patience(
+            lambda pulse: api.create_commit(
                 repo_id,
                 operations,
                 commit_message=commit_message or "Update",
@@ -193,9 +189,28 @@ def _push(
                 revision=revision,
                 create_pr=create_pr,
                 parent_commit=base,
-            )
+            ),
+            f"pushing to {repo_id}",
+            upload=sum(sizes.values()),
+        )
     url = commit.pr_url or commit.commit_url
     return Push(repo_id, {CARD_FILE: len(text.encode()), **sizes}, text, url, commit.oid != base)
+
+
+def _prepare(
+    api: HfApi, repo_id: str, branch: str | None, revision: str | None, private: bool | None, repo_type: str
+) -> str | None:
+    """Makes the repository and the branch where they are missing; returns the commit that a push is based on."""
+    sdk: dict[str, Any] = {"space_sdk": "static"} if repo_type == "space" else {}
+    what = f"pushing to {repo_id}"
+    within_patience(
+        lambda pulse: api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **sdk), what
+    )
+    if branch:
+        within_patience(
+            lambda pulse: api.create_branch(repo_id, branch=branch, repo_type=repo_type, exist_ok=True), what
+        )
+    return within_patience(lambda pulse: api.repo_info(repo_id, revision=revision, repo_type=repo_type), what).sha
 
 
 def _check_repo_id(repo_id: str) -> None:
@@ -224,6 +239,22 @@ def _check_run(folder: Path) -> dict[str, Any]:
     return results
 
 
+def repositories_of(author: str, token: str | None = None) -> list[str]:
+    """The names of the model repositories that an organisation or a user has on the Hub.
+
+    Raises:
+        HubError: the Hub refused or failed.
+    """
+    return [info.id for info in _found(author, token, None)]
+
+
+def _found(author: str, token: str | None, tag: str | None) -> list[Any]:
+    api = HfApi(token=token, library_name="adder_zoo", library_version=__version__)
+    with explained(author, token, pushing=False):
+        found = within_patience(lambda pulse: list(api.list_models(author=author, filter=tag)), author)
+    return sorted(found, key=lambda info: info.id)
+
+
 def models_of(author: str, token: str | None = None) -> list[dict[str, Any]]:
     """The adder networks that an organisation or a user has on the Hub.
 
@@ -233,12 +264,9 @@ def models_of(author: str, token: str | None = None) -> list[dict[str, Any]]:
     Raises:
         HubError: the Hub refused or failed.
     """
-    api = HfApi(token=token, library_name="adder_zoo", library_version=__version__)
     rows = []
-    with explained(author, token):
-        with patience():
-            found = sorted(api.list_models(author=author, filter=cards.TAG), key=lambda info: info.id)
-        for info in found:
+    with explained(author, token, pushing=False):
+        for info in _found(author, token, cards.TAG):
             config, *records = (
                 download_if_there(info.id, name, info.sha, token=token)
                 for name in ("config.json", RESULTS_FILE, TWIN_FILE)

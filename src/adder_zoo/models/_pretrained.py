@@ -15,7 +15,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from ..datasets.profiles import profile
-from ..hub.download import ORGANISATION, download, organisation
+from ..hub.download import ORGANISATION, download, forget, intact, organisation_repository
 from ..hub.errors import HubError
 from ..layers import Adder2d, AdderLinear
 from ..paths import WEIGHTS
@@ -125,15 +125,15 @@ def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple
     elif cfg.url:
         raise ValueError(f"{name}: no weights are loaded from {cfg.url}; give a file, a folder or a Hub repository")
     else:
-        owner = organisation()
-        if owner is None:
+        repository = organisation_repository(name)
+        if repository is None:
             raise FileNotFoundError(
                 f"{name} has no weights in the package. Train it with a recipe (recipes/), make a folder of a "
                 "checkpoint with `adder-zoo import`, name a folder ('local-dir:FOLDER') or a repository "
                 f"('hf-hub:ORG/NAME') in the place of {variant!r}, or set {ORGANISATION} to the Hub organisation "
                 f"that has {name}."
             )
-        repo_id, revision = f"{owner}/{name}", ""
+        repo_id, revision = repository, ""
     cache_dir = kwargs.get("cache_dir")
     filename = cfg.hf_hub_filename or WEIGHTS_FILE
     if not filename.endswith(".safetensors"):
@@ -142,6 +142,11 @@ def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple
     if cfg.source == "hf-hub":
         known = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache_dir, revision=revision or None)
         config = Path(known) if isinstance(known, str) else None
+        if config and not intact(config):  # timm itself holds no checksum against what it fetches
+            forget(config)
+            raise HubError(
+                f"{repo_id}: config.json was damaged on its way or in the cache. It is not kept: run the same again."
+            )
     else:
         config = download(repo_id, "config.json", revision or None, cache_dir=cache_dir)
         told = json.loads(config.read_text())
