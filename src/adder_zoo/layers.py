@@ -41,7 +41,7 @@ class AdderLayer(nn.Module):
         return layer
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("weight", "bias"):
+        if name in ("weight", "bias") and not torch.compiler.is_compiling():  # pruning sets it at each call
             _refuse_folding(sys._getframe(1).f_code.co_name)
         super().__setattr__(name, value)
 
