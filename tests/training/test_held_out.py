@@ -38,7 +38,7 @@ def test_an_empty_part_is_refused(count):
         hold_out(numbered(100), count)
 
 
-def test_a_recipe_says_what_it_tested_on(tmp_path):
+def test_a_recipe_says_what_it_tested_on(alone, tmp_path):
     flags = ["--held-out", "16", "--limit-batches", "1", "--batch-size", "8", "--epochs", "1", "--bn-batches", "1"]
     flags += ["--cpu", "--report-to", "none", "--threads", "1", "--output-dir", str(tmp_path)]
     mnist.main([*flags, "--dataset", "fashion_mnist", "--data-dir", "sample"])
