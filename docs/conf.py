@@ -52,9 +52,9 @@ napoleon_use_ivar = True
 # Every reference must be found. The documentation of other projects cannot be looked up without a network.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|nn|timm|collections|huggingface_hub|pathlib|typing)\..*"),
+    (r"py:.*", r"(accelerate|torch|nn|timm|collections|huggingface_hub|pathlib|typing)\..*"),
     (r"py:.*", r"adder_zoo\.models\..*"),  # classes of networks, which timm.create_model builds
-    (r"py:.*", r"(Tensor|Any|Callable|Iterable|Iterator|Sequence|Path|optional|Module)"),
+    (r"py:.*", r"(.*ConfigT|Tensor|Any|Callable|Iterable|Iterator|Sequence|Path|optional|Module)"),
 ]
 
 
