@@ -1,5 +1,7 @@
 """Handles by which fvcore counts adder layers; it passes over operators that it does not know.
 
+To use them::
+
     from adder_zoo.fvcore import HANDLES
     from fvcore.nn import FlopCountAnalysis
 
