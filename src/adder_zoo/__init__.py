@@ -12,6 +12,7 @@ from .fuse import fuse
 from .hub import push_to_hub
 from .implementations import implementations
 from .layers import Adder2d, AdderLinear, adder_parameters
+from .norms import float32_norms
 from .optim import AdderSGD
 from .report import report
 
@@ -23,6 +24,7 @@ __all__ = [
     "adder2d",
     "adder_parameters",
     "convert_to_adder",
+    "float32_norms",
     "fuse",
     "implementations",
     "models",

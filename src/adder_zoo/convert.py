@@ -19,6 +19,7 @@ from torchvision.ops import SqueezeExcitation
 from .architecture import rename_converted
 from .binary import BinaryConv2d
 from .layers import Adder2d, Adder2dSame
+from .norms import put_in_float32
 
 # Methods by which blocks of timm fold themselves together for inference.
 FUSIONS = ("fuse", "reparameterize", "switch_to_deploy")
@@ -72,6 +73,8 @@ def convert_to_adder(
     A network of timm gets the name that timm builds it again by, "adder_<name>", where the zoo has it with the same
     layers; else one that timm refuses, so that no saved file leads back to convolutions.
 
+    Normalisations become such that stay in float32 in half precision, see ``adder_zoo.float32_norms``.
+
     Args:
         model: Any network. Its device, dtypes and training mode are kept.
         filter_fn: Called with the name and the module of every convolution; True converts it. None: as above.
@@ -93,6 +96,7 @@ def convert_to_adder(
     """
     options = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
     converted = replace_convolutions(model, lambda conv: _adder_layer(conv, reset_weights, options), filter_fn)
+    put_in_float32(converted)
     rename_converted(converted)
     return converted
 

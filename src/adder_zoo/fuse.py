@@ -25,14 +25,17 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, DropPath, get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
+from . import norms
 from .architecture import rename_fused
 from .convert import _some
 from .fused import adder2d_and_rest
 from .layers import Adder2d, Adder2dSame, AdderLayer
+from .norms import InFloat32, Kept, cast, half_of
+from .precision import HALF
 from .reference import compute_dtype
 
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # what they do in eval mode
-NORMS = (nn.BatchNorm2d, BatchNormAct2d)
+NORMS = (nn.BatchNorm2d, BatchNormAct2d, norms.BatchNorm2d, norms.BatchNormAct2d)
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 IN_PLACE_ADDITIONS = (operator.iadd, "add_")
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -81,14 +84,15 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
-class FusedAdder2d(Adder2d):
+class FusedAdder2d(Kept, Adder2d):
     """An adder layer, the batch norm behind it, and perhaps a shortcut and a ReLU, in one pass; for inference only.
 
     ``adder_zoo.fuse`` makes it. ``weight`` are the layer's filters; ``scale`` and ``shift``, [K], are batch norm in
-    eval mode with the layer's bias in it.
+    eval mode with the layer's bias in it; they stay in float32 in half precision.
 
     Shapes: input [N, C, H, W] and, where a shortcut is added, that, [N, K, P, Q]; output [N, K, P, Q], float32 (float64
-    for float64).
+    for float64). Where the batch norm was one of ``norms.py``, and the network is in half precision or under autocast,
+    the output is cast to that.
     """
 
     scale: Tensor
@@ -102,6 +106,8 @@ class FusedAdder2d(Adder2d):
         self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
         self.same = isinstance(layer, Adder2dSame)
         self.relu = relu
+        self.casts = isinstance(norm, InFloat32)  # to autocast's precision, which a plain one does not
+        self.precision = getattr(norm, "precision", None) or half_of(norm.weight)
         # channels_last, so that what comes out is, and only the first layer has to convert what it is given.
         self.weight = nn.Parameter(layer.weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.register_parameter("bias", None)
@@ -119,12 +125,16 @@ class FusedAdder2d(Adder2d):
         self.register_buffer("shift", shift.to(dtype))
         self.eval()
 
+    def _kept(self) -> list[Tensor]:
+        return [self.scale, self.shift]
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         x, padding = Adder2dSame.padded(self, x) if self.same else self.padded(x)  # type: ignore[arg-type]
-        return adder2d_and_rest(
+        y = adder2d_and_rest(
             x, self.weight, self.scale, self.shift, residual, self.stride, padding, self.dilation, self.groups,
             relu=self.relu, impl=self.impl,
         )  # fmt: skip
+        return cast(y, y, None, self.precision) if self.casts or self.precision else y
 
     def train(self, mode: bool = True) -> FusedAdder2d:
         """Raises RuntimeError for ``mode = True``: batch norm is a constant here."""
@@ -370,7 +380,9 @@ def _is_constant(module: nn.Module | None) -> bool:
     assert isinstance(module, nn.BatchNorm2d)
     if isinstance(module, BatchNormAct2d) and type(module.drop) not in NOTHING:
         return False
-    return not module.training and module.running_mean is not None and module.running_var is not None
+    if module.running_mean is None or module.running_var is None or module.running_mean.dtype in HALF:
+        return False
+    return not module.training
 
 
 def _is_adder(module: nn.Module | None) -> bool:

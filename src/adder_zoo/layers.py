@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from .functional import INPUT_GRADS, WEIGHT_GRADS, adder2d, adder_linear
 from .implementations import IMPLEMENTATIONS
 from .living import LAYERS
+from .precision import HALF
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -34,6 +36,7 @@ class AdderLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    float32_behind = False  # whether what follows is known to take float32, see norms.py
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AdderLayer:
         layer = super().__new__(cls)
@@ -82,6 +85,17 @@ class AdderLayer(nn.Module):
                 state_dict[prefix + ours] = state_dict.pop(prefix + theirs)  # the dictionary is load_state_dict's own
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _warn_in_half(self) -> None:
+        """What follows the layer cannot be seen from here, but torch's errors there do not tell what to do."""
+        if self.weight.dtype in HALF and not self.float32_behind and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{type(self).__name__} answers in float32 though its filters are in {self.weight.dtype}, for its sums "
+                "do not fit into that, and a batch norm in half precision behind it fails. Call "
+                "adder_zoo.float32_norms(model): normalisations stay in float32 then and cast to half precision behind "
+                "it. (If what follows takes float32 already, the call only ends this warning.)",
+                stacklevel=3,
+            )
+
     def _operator_repr(self) -> str:
         defaults = {"weight_grad": "full", "input_grad": "clipped", "p": 1.0, "impl": None}
         return "".join(
@@ -107,7 +121,8 @@ class Adder2d(AdderLayer):
 
     Constructor, attributes, state-dict keys and ``repr`` are those of ``nn.Conv2d``; the operator is
     ``adder_zoo.adder2d``, which describes ``weight_grad``, ``input_grad``, ``p`` and ``impl``. Follow it with batch
-    norm: the output is never positive and large, and without normalisation nothing trains.
+    norm: the output is never positive and large, and without normalisation nothing trains. In half precision, that has
+    to stay in float32: see ``adder_zoo.float32_norms``.
 
     Args:
         in_channels, out_channels: C and K.
@@ -164,6 +179,7 @@ class Adder2d(AdderLayer):
         return x, self.padding
 
     def forward(self, x: Tensor) -> Tensor:
+        self._warn_in_half()
         x, padding = self.padded(x)
         return adder2d(
             x,
@@ -244,6 +260,7 @@ class AdderLinear(AdderLayer):
         self._add_parameters((out_features, in_features), bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        self._warn_in_half()
         return adder_linear(
             x,
             self.weight,

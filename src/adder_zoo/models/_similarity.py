@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..binary import BinaryConv2d, BinaryLinear
-from ..layers import Adder2d, AdderLinear
+from ..layers import Adder2d, AdderLayer, AdderLinear
 
 CONVOLUTIONS: dict[str, type[nn.Module]] = {"adder": Adder2d, "conv": nn.Conv2d, "xnor": BinaryConv2d}
 LINEARS: dict[str, type[nn.Module]] = {"adder": AdderLinear, "conv": nn.Linear, "xnor": BinaryLinear}
@@ -21,9 +21,16 @@ SIMILARITIES = tuple(CONVOLUTIONS)
 
 def conv2d(similarity: str, in_channels: int, out_channels: int, kernel_size: Any, **kwargs: Any) -> nn.Module:
     """A layer that compares patches by ``similarity``, without bias if not told otherwise; batch norm is to follow."""
-    return CONVOLUTIONS[similarity](in_channels, out_channels, kernel_size, **{"bias": False, **kwargs})
+    return _settled(CONVOLUTIONS[similarity](in_channels, out_channels, kernel_size, **{"bias": False, **kwargs}))
 
 
 def linear(similarity: str, in_features: int, out_features: int, **kwargs: Any) -> nn.Module:
     """A fully connected layer without bias that compares features by ``similarity``; batch norm is to follow."""
-    return LINEARS[similarity](in_features, out_features, bias=False, **kwargs)
+    return _settled(LINEARS[similarity](in_features, out_features, bias=False, **kwargs))
+
+
+def _settled(layer: nn.Module) -> nn.Module:
+    """Says of an adder layer that one of ``norms.py`` follows."""
+    if isinstance(layer, AdderLayer):
+        layer.float32_behind = True
+    return layer

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..functional import numbers
+from ..norms import BatchNorm1d, BatchNorm2d
 from ._pretrained import check_input_channels, without
 from ._similarity import conv2d, linear
 
@@ -92,7 +93,7 @@ class StagedNet(nn.Module):
         if num_classes == 0:
             return nn.Identity()
         fc = linear(self.classifier_similarity, self.head_hidden_size, num_classes, **dd)
-        return classifier(fc=fc, bn=nn.BatchNorm1d(num_classes, **dd))
+        return classifier(fc=fc, bn=BatchNorm1d(num_classes, **dd))
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def conv_stage(
     for j, similarity in enumerate(similarities, 1):
         layers += [
             (f"conv{j}", conv2d(similarity, in_channels, channels, kernel_size, padding=kernel_size // 2, **dd)),
-            (f"bn{j}", nn.BatchNorm2d(channels, **dd)),
+            (f"bn{j}", BatchNorm2d(channels, **dd)),
             (f"act{j}", nn.ReLU(inplace=True)),
         ]
         in_channels = channels

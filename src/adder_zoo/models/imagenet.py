@@ -21,6 +21,7 @@ from timm.models import generate_default_cfgs, get_pretrained_cfg, model_entrypo
 from torch import nn
 
 from ..convert import _adder_layer, is_convolution, kept, replace_convolutions, without_norm
+from ..norms import put_in_float32
 from ._pretrained import PAPER, build_model
 from ._similarity import conv2d
 
@@ -78,6 +79,8 @@ def _network(parent: str, similarity: str, **kwargs: Any) -> nn.Module:
         replace_convolutions(model, functools.partial(_adder_layer, reset_weights=True, options={}), chosen)
     elif similarity != "conv":
         replace_convolutions(model, functools.partial(_like, similarity), chosen)
+    if similarity != "conv":
+        put_in_float32(model)
     model.similarity = similarity
     return model
 

@@ -17,6 +17,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from ..norms import BatchNorm1d, BatchNorm2d
 from ._pretrained import PAPER, build_model, bundled, trained_on
 from ._similarity import conv2d, linear
 from ._staged import StagedNet, filter_for
@@ -84,7 +85,7 @@ class AdderLeNet5(StagedNet):
             layers: list[tuple[str, nn.Module]] = [("pool", nn.MaxPool2d(2))] if i else []
             layers += [
                 ("conv", conv2d(similarity, previous, channels, 5, **dd)),
-                ("bn", nn.BatchNorm2d(channels, **dd)),
+                ("bn", BatchNorm2d(channels, **dd)),
                 ("act", nn.ReLU(inplace=True)),
             ]
             stages.append(nn.Sequential(OrderedDict(layers)))
@@ -95,7 +96,7 @@ class AdderLeNet5(StagedNet):
             OrderedDict(
                 flatten=nn.Flatten(1),
                 fc=linear(similarity, CHANNELS[-1], HIDDEN, **dd),
-                bn=nn.BatchNorm1d(HIDDEN, **dd),
+                bn=BatchNorm1d(HIDDEN, **dd),
                 act=nn.ReLU(inplace=True),
             )
         )

@@ -19,6 +19,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from ..norms import BatchNorm1d
 from ._pretrained import PAPER, build_model, bundled, trained_on
 from ._similarity import linear
 from ._staged import StagedNet, conv_stage, filter_for
@@ -87,7 +88,7 @@ class AdderLeNetPP(StagedNet):
             OrderedDict(
                 flatten=nn.Flatten(1),
                 fc=linear(similarity, width, FEATURES, **dd),
-                bn=nn.BatchNorm1d(FEATURES, **dd),
+                bn=BatchNorm1d(FEATURES, **dd),
             )
         )
         self.head = self._classifier(num_classes, **dd)

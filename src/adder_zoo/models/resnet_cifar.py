@@ -19,6 +19,7 @@ from timm.layers import DropPath, SelectAdaptivePool2d, calculate_drop_path_rate
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..norms import BatchNorm2d
 from ._pretrained import PAPER, build_model, bundled, trained_on
 from ._similarity import conv2d
 from ._staged import StagedNet, classifier, filter_for
@@ -60,16 +61,16 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = conv2d(similarity, in_channels, channels, 3, stride=stride, padding=1, **dd)
-        self.bn1 = nn.BatchNorm2d(channels, **dd)
+        self.bn1 = BatchNorm2d(channels, **dd)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = conv2d(similarity, channels, channels, 3, padding=1, **dd)
-        self.bn2 = nn.BatchNorm2d(channels, **dd)
+        self.bn2 = BatchNorm2d(channels, **dd)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.act2 = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                conv2d(similarity, in_channels, channels, 1, stride=stride, **dd), nn.BatchNorm2d(channels, **dd)
+                conv2d(similarity, in_channels, channels, 1, stride=stride, **dd), BatchNorm2d(channels, **dd)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class AdderResNetCifar(StagedNet):
         dd = {"device": device, "dtype": dtype}
         self.num_features = CHANNELS[-1]
         self.conv1 = nn.Conv2d(in_chans, CHANNELS[0], 3, padding=1, bias=False, **dd)
-        self.bn1 = nn.BatchNorm2d(CHANNELS[0], **dd)
+        self.bn1 = BatchNorm2d(CHANNELS[0], **dd)
         self.act1 = nn.ReLU(inplace=True)
         self.feature_info.append({"num_chs": CHANNELS[0], "reduction": 1, "module": "act1"})
         previous = CHANNELS[0]
@@ -150,7 +151,7 @@ class AdderResNetCifar(StagedNet):
         return classifier(
             unflatten=nn.Unflatten(1, (self.head_hidden_size, 1, 1)),
             fc=nn.Conv2d(self.head_hidden_size, num_classes, 1, bias=False, **dd),
-            bn=nn.BatchNorm2d(num_classes, **dd),
+            bn=BatchNorm2d(num_classes, **dd),
             flatten=nn.Flatten(1),
         )
 
