@@ -14,11 +14,14 @@ import yaml
 from hub_server import WRITE_TOKEN, HubServer, card_errors
 from mnist import SAMPLE
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_hub import scenario
 
+from adder_zoo import convert_to_adder
 from adder_zoo.datasets.idx import load
 from adder_zoo.hub import cards
 from adder_zoo.hub.index import ORGANISATION, render_shipped
+from adder_zoo.hub.measured import DATASETS
 from adder_zoo.hub.merge import merge, merge_metadata
 from adder_zoo.hub.records import find_twin, trained_alike
 from adder_zoo.hub.save import save_pretrained
@@ -137,9 +140,9 @@ def test_code_runs(tmp_path):
 
 
 def test_every_recipe_of_the_table_exists():
-    for title, dataset, recipe in cards.DATASETS.values():
+    for title, dataset, recipe in DATASETS.values():
         assert title
-        assert "/" in dataset
+        assert dataset is None or "/" in dataset
         assert recipe is None or (ROOT / recipe).is_file()
 
 
@@ -187,6 +190,139 @@ def test_twin_must_be_trained_alike(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "results.json").write_text(json.dumps(text))
     assert find_twin(tmp_path / "run", results)["test_accuracy"] == 1.0
+
+
+# ---- other trainings: a card must say nothing that is not so
+
+IMAGENET = {
+    **json.loads((ROOT / "docs/results/resnet18.hundred-images/results.json").read_text()),
+    "dataset": "imagenet", "train_images": 1_281_167, "test_images": 50_000,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    return save_pretrained(timm.create_model("adder_resnet18"), tmp_path_factory.mktemp("resnet18"))
+
+
+def changed(**changes):
+    return {**IMAGENET, **changes, "config": {**IMAGENET["config"], **changes.get("config", {})}}
+
+
+def sentence(card):
+    """What stands in bold: the accuracy, and of what it is."""
+    return " ".join(card.partition("\n**")[2].partition("\n\n")[0].split())
+
+
+def test_full_imagenet_run(resnet18):
+    card = cards.render(resnet18, "org/x", IMAGENET)
+    assert "sample" not in card
+    assert sentence(card) == (
+        "89.00 %** of the 50000 validation images of ImageNet-1k are classified right, 99.00 % are right within five "
+        "guesses."
+    )
+    assert rows(card)["top-5 accuracy"] == ["99.00 %", "not trained yet"]
+    (result,) = front(card)["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "ImageNet-1k", "type": "ILSVRC/imagenet-1k", "split": "validation"}
+    assert [(m["type"], m["value"]) for m in result["metrics"]] == [("accuracy", 89.0), ("top_5_accuracy", 99.0)]
+    assert card_errors(front(card)) == []
+    assert front(card)["datasets"] == ["ILSVRC/imagenet-1k"]
+    merged = merge(card, cards.render(resnet18, "org/x", changed(test_accuracy=90.0, test_top5_accuracy=98.0)))
+    (result,) = front(merged)["model-index"][0]["results"]
+    assert [m["value"] for m in result["metrics"]] == [90.0, 98.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "split"),
+    [
+        ({"test_images": 100}, "of the 100 validation images of ImageNet-1k (a sample of the data set)", "validation"),
+        ({"train_images": 640}, "validation images of ImageNet-1k (a sample of the data set)", "validation"),
+        ({"config": {"limit_batches": 2}}, "ImageNet-1k (a sample of the data set)", "validation"),
+        ({"dataset": "images"}, "of the 50000 test images of a folder of images are", "test"),
+        ({"dataset": "cifar10", "data": "full"}, "of the 50000 test images of CIFAR-10 are", "test"),
+        ({"dataset": "cifar10", "data": "part"}, "test images of CIFAR-10 (a sample of the data set)", "test"),
+        (
+            {"dataset": "cifar10", "data": "5000 training images held out", "test_images": 5000},
+            "of the 5000 training images of CIFAR-10 that were held out (to choose settings by; not the test set)",
+            "train",
+        ),
+        ({"dataset": "flowers"}, "of the 50000 test images of flowers (a sample of the data set)", "test"),
+    ],
+)
+def test_which_images_the_accuracy_is_of(resnet18, changes, said, split):
+    card = cards.render(resnet18, "org/x", changed(**changes))
+    assert said in sentence(card)
+    dataset = front(card)["model-index"][0]["results"][0]["dataset"]
+    assert dataset["split"] == split
+    assert ("sample of" in dataset["name"]) == ("(" in said)
+    listed = {"imagenet": "ILSVRC/imagenet-1k", "cifar10": "uoft-cs/cifar10"}.get(changes.get("dataset", "imagenet"))
+    assert front(card).get("datasets") == (listed and [listed])  # and no name that the Hub does not have
+
+
+@pytest.mark.parametrize("changes", [{"dataset": "synthetic"}, {"data": "synthetic"}, {"config": {"synthetic": True}}])
+def test_training_on_noise_has_no_accuracy_on_a_data_set(resnet18, changes):
+    card = cards.render(resnet18, "org/x", changed(**changes))
+    assert "of the 50000 images of noise (for timing: it says nothing else)" in sentence(card)
+    assert not {"model-index", "datasets", "metrics"} & front(card).keys()
+    assert "ImageNet" not in card
+
+
+def test_how_it_was_trained(resnet18, tmp_path):
+    plain = cards.render(resnet18, "org/x", IMAGENET)
+    assert "trained before" not in plain
+    assert "taught" not in plain
+    assert "args.yaml" not in plain  # there is none
+    assert "log.csv" not in plain
+    assert "trained before" in cards.render(resnet18, "org/x", changed(config={"pretrained": True}))
+    card = cards.render(resnet18, "org/x", changed(config={"distillation": "pkkd"}))
+    assert "A convolutional network taught it" in card
+    assert "one seed (7)" in cards.render(resnet18, "org/x", changed(config={"seed": 7}))
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((resnet18 / name).read_bytes())
+    (tmp_path / "args.yaml").write_text("")
+    card = cards.render(tmp_path, "org/x", IMAGENET)
+    assert "accelerate launch recipes/imagenet.py --config args.yaml" in card
+    assert "`args.yaml` the settings." in card
+
+
+def test_network_of_unknown_origin(resnet18):
+    """Imported weights, say: nothing tells how they were trained, nor under which licence they are."""
+    card = cards.render(resnet18, "org/x")
+    assert "trained with" not in card
+    assert "How it was trained, and on which images, is not recorded." in card
+    assert "license" not in front(card)
+    assert "Apache" not in card
+
+
+def test_networks_that_are_not_of_the_zoo(tmp_path, monkeypatch):
+    save_pretrained(timm.create_model("resnet18"), tmp_path / "timm")
+    card = cards.render(tmp_path / "timm", "org/x", IMAGENET)
+    assert "A convolutional image classifier. Built and trained with" in card
+    assert "twin" not in card
+    assert "registers it" not in card
+
+    def adder_resnet10t(pretrained=False, **kwargs):
+        return convert_to_adder(timm.create_model("resnet10t", **kwargs))
+
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "adder_resnet10t", adder_resnet10t)
+    save_pretrained(timm.create_model("adder_resnet10t"), tmp_path / "own")
+    config = json.loads((tmp_path / "own/config.json").read_text())
+    config["model_args"].pop("similarity", None)  # which a network of one's own need not know
+    (tmp_path / "own/config.json").write_text(json.dumps(config))
+    card = cards.render(tmp_path / "own", "org/x")
+    assert "without multiplications" in card
+    assert "the import of the module that registers `adder_resnet10t`" in card
+    assert "similarity-conv" not in front(card)["tags"]
+    assert "convolutional twin |" not in card
+
+
+def test_half_precision_is_told(tmp_path):
+    save_pretrained(timm.create_model("adder_lenet5_bn"), tmp_path)
+    assert "stored in" not in cards.render(tmp_path, "org/x")
+    path = tmp_path / "model.safetensors"
+    state = {k: v.bfloat16() if k.endswith("conv.weight") else v for k, v in load_file(path).items()}
+    save_file(state, path)
+    assert "Some or all weights are stored in bfloat16." in cards.render(tmp_path, "org/x")
 
 
 # ---- merging

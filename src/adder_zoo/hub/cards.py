@@ -10,29 +10,42 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+from torch import nn
 
+from ..binary import BinaryConv2d, BinaryLinear
+from ..layers import AdderLayer
 from ..report import Count, report
+from ..results import WEIGHTS_FILE
+from .measured import Measured, measured
 from .records import trained_alike
 
 TAG = "addernet"  # what all repositories of adder networks are tagged with
 HUB = "https://huggingface.co"
 TEMPLATE = Path(__file__).with_name("card.md")
 
-# What a data set is called, its name on the Hub, and the recipe that trains on it.
-DATASETS: dict[str, tuple[str, str, str | None]] = {
-    "mnist": ("MNIST", "ylecun/mnist", "recipes/mnist.py"),
-    "fashion_mnist": ("Fashion-MNIST", "zalando-datasets/fashion_mnist", "recipes/mnist.py"),
-    "cifar10": ("CIFAR-10", "uoft-cs/cifar10", "recipes/cifar.py"),
-    "cifar100": ("CIFAR-100", "uoft-cs/cifar100", "recipes/cifar.py"),
-    "imagenet": ("ImageNet-1k", "ILSVRC/imagenet-1k", "recipes/imagenet.py"),
-}
+
+def build(folder: Path, **options: Any) -> nn.Module:
+    """The network that is saved in ``folder``, on "meta"."""
+    with torch.device("meta"):
+        return timm.create_model(f"local-dir:{folder}", **options)
+
 
 def counts(folder: Path, similarity: str | None = None) -> tuple[Count, int]:
     """Operations for one image, and parameters, of the network that is saved in ``folder``, or of its twin."""
-    options: dict[str, Any] = {"similarity": similarity} if similarity else {}
-    with torch.device("meta"):
-        counted = report(timm.create_model(f"local-dir:{folder}", **options))
+    counted = report(build(folder, **({"similarity": similarity} if similarity else {})))
     return counted.weighted, counted.parameters
+
+
+def similarity_of(config: Mapping[str, Any], folder: Path) -> str:
+    """What compares a patch with a filter in the network of ``folder``: "adder", "xnor" or "conv"."""
+    said = config.get("model_args", {}).get("similarity")
+    if said is not None:
+        return str(said)
+    layers = list(build(folder).modules())
+    if any(isinstance(layer, AdderLayer) for layer in layers):
+        return "adder"
+    return "xnor" if any(isinstance(layer, (BinaryConv2d, BinaryLinear)) for layer in layers) else "conv"
 
 
 def headline(folder: Path, results: Mapping[str, Any] | None) -> str:
@@ -40,7 +53,7 @@ def headline(folder: Path, results: Mapping[str, Any] | None) -> str:
     name = _name(json.loads((folder / "config.json").read_text()), results)
     if results is None:
         return f"Add {name}"
-    return f"{name}: {_percent(results['test_accuracy'])} % on {_dataset(results)[0]}"
+    return f"{name}: {_percent(results['test_accuracy'])} % on {measured(results).title}"
 
 
 def render(
@@ -58,73 +71,119 @@ def render(
         ValueError: ``twin`` is another network's, or was trained otherwise.
     """
     config = json.loads((folder / "config.json").read_text())
-    cfg = config["pretrained_cfg"]
-    similarity = config.get("model_args", {}).get("similarity", "conv")
     if twin is not None and (results is None or not trained_alike(results, twin)):
         raise ValueError(f"{repo_id}: the twin was not trained alike: it needs the same model, data and settings")
+    similarity = similarity_of(config, folder)
     columns = [(*counts(folder), results)]
-    if similarity == "adder":
+    if similarity == "adder" and "similarity" in config.get("model_args", {}):
         columns.append((*counts(folder, "conv"), twin))
-    name = _name(config, results)
-    channels, height, width = cfg["input_size"]
-    dataset, _, recipe = _dataset(results)
     card = ModelCard.from_template(
-        _metadata(name, repo_id, similarity, cfg, results),
+        _metadata(_name(config, results), repo_id, similarity, config["pretrained_cfg"], results),
         template_path=str(TEMPLATE),
-        model=name,
         repo_id=repo_id,
-        similarity=similarity,
         results=results,
-        twin=twin,
-        accuracy=_percent(results["test_accuracy"]) if results else None,
-        twin_accuracy=_percent(twin["test_accuracy"]) if twin else None,
-        running=_percent(results.get("test_accuracy_running_statistics")) if results else None,
-        dataset=dataset,
-        mode="L" if channels == 1 else "RGB",
-        labels=cfg.get("label_names"),
         columns=len(columns),
         table=_table(columns),
-        input_size=f"{channels} x {height} x {width}",
-        command=recipe and f"accelerate launch {recipe} --config args.yaml --data-dir FOLDER --output-dir runs/{name}",
-        settings=list(results["config"].items()) if results else [],
-        seconds=f"{results['training_seconds']:,.0f}" if results else None,
-        environment=results["environment"] if results else None,
-        license={"apache-2.0": "Apache-2.0"}.get(cfg.get("license"), cfg.get("license") or "Apache-2.0"),
+        **_about_network(config, folder, similarity, _name(config, results)),
+        **_about_training(results, twin, folder, _name(config, results)),
     )
     return card.content + "\n"
+
+
+def _about_network(config: Mapping[str, Any], folder: Path, similarity: str, name: str) -> dict[str, Any]:
+    """What the template says of the network itself."""
+    cfg = config["pretrained_cfg"]
+    channels, height, width = cfg["input_size"]
+    module = timm.models.model_entrypoint(config["architecture"]).__module__
+    return {
+        "model": name,
+        "similarity": similarity,
+        "architecture": config["architecture"],
+        # Who registers it with timm: this package, timm, or somebody whose module has to be imported as well.
+        "registry": next((owner for owner in ("adder_zoo", "timm") if module.startswith(f"{owner}.")), "other"),
+        "mode": "L" if channels == 1 else "RGB",
+        "labels": cfg.get("label_names"),
+        "input_size": f"{channels} x {height} x {width}",
+        "half": _half_precision(folder / WEIGHTS_FILE),
+        "license": {"apache-2.0": "Apache-2.0"}.get(cfg.get("license"), cfg.get("license") or "Apache-2.0"),
+    }
+
+
+def _about_training(
+    results: Mapping[str, Any] | None, twin: Mapping[str, Any] | None, folder: Path, name: str
+) -> dict[str, Any]:
+    """What the template says of the training, where there are results."""
+    if results is None:
+        return {}
+    data = measured(results)
+    files = [name for name in ("args.yaml", "log.csv") if (folder / name).is_file()]
+    command = None
+    if data.recipe and "args.yaml" in files:
+        command = f"accelerate launch {data.recipe} --config args.yaml --data-dir FOLDER --output-dir runs/{name}"
+    return {
+        "data": data,
+        "accuracy": _percent(results["test_accuracy"]),
+        "top5": _percent(results.get("test_top5_accuracy")),
+        "running": _percent(results.get("test_accuracy_running_statistics")),
+        "twin": twin,
+        "twin_accuracy": _percent(twin["test_accuracy"]) if twin else None,
+        "files": files,
+        "command": command,
+        "settings": list(results["config"].items()),
+        "seconds": f"{results['training_seconds']:,.0f}",
+        "environment": results["environment"],
+    }
+
+
+def _half_precision(weights: Path) -> str | None:
+    """In which precision weights are stored, if it is less than float32's."""
+    if not weights.is_file():
+        return None
+    with safe_open(weights, "pt") as file:
+        found = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118, it is not a dictionary
+    names = {"F16": "float16", "BF16": "bfloat16"}
+    return " and ".join(sorted(names[dtype] for dtype in found & names.keys())) or None
 
 
 def _metadata(
     name: str, repo_id: str, similarity: str, cfg: Mapping[str, Any], results: Mapping[str, Any] | None
 ) -> ModelCardData:
-    title, dataset_id, _ = _dataset(results)
-    evaluation = None
-    if results is not None:
-        sample = "" if results.get("data") == "full" else f" (sample of {results['test_images']} images)"
-        evaluation = [
-            EvalResult(
-                task_type="image-classification",
-                task_name="Image classification",
-                dataset_type=dataset_id,
-                dataset_name=f"{title}{sample}",
-                dataset_split="test",
-                metric_type="accuracy",
-                metric_name="Top-1 accuracy (%)",
-                metric_value=results["test_accuracy"],
-                source_name="results.json of the training",
-                source_url=f"{HUB}/{repo_id}/blob/main/results.json",
-            )
-        ]
+    data = measured(results) if results else None
+    evaluation = _evaluation(repo_id, results, data) if results and data and not data.noise else None
     return ModelCardData(
-        license=cfg.get("license") or "apache-2.0",
+        # Without a training nothing tells whose weights these are: the owner of the repository has to.
+        license=cfg.get("license") or "apache-2.0" if results else None,
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["timm", "image-classification", TAG, *([f"similarity-{similarity}"] if similarity != "adder" else [])],
-        datasets=[dataset_id] if results else None,
-        metrics=["accuracy"] if results else None,
-        model_name=name if results else None,
+        datasets=[data.hub_id] if data and data.hub_id else None,
+        metrics=[result.metric_type for result in evaluation] if evaluation else None,
+        model_name=name if evaluation else None,
         eval_results=evaluation,
     )
+
+
+def _evaluation(repo_id: str, results: Mapping[str, Any], data: Measured) -> list[EvalResult]:
+    """The accuracies for the front matter."""
+    metrics = {"accuracy": ("Top-1 accuracy (%)", results["test_accuracy"])}
+    if results.get("test_top5_accuracy") is not None:
+        metrics["top_5_accuracy"] = ("Top-5 accuracy (%)", results["test_top5_accuracy"])
+    sample = f" (sample of {results['test_images']} images)" if data.remark else ""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=data.hub_id or str(results["dataset"]),
+            dataset_name=f"{data.title}{sample}",
+            dataset_split=data.split,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=value,
+            source_name="results.json of the training",
+            source_url=f"{HUB}/{repo_id}/blob/main/results.json",
+        )
+        for metric, (name, value) in metrics.items()
+    ]
 
 
 def _table(columns: Sequence[tuple[Count, int, Mapping[str, Any] | None]]) -> list[tuple[str, ...]]:
@@ -132,6 +191,9 @@ def _table(columns: Sequence[tuple[Count, int, Mapping[str, Any] | None]]) -> li
     if any(results for *_, results in columns):
         found = (f"{_percent(r['test_accuracy'])} %" if r else "not trained yet" for *_, r in columns)
         rows.append(("top-1 accuracy", *found))
+    if any(results and results.get("test_top5_accuracy") is not None for *_, results in columns):
+        found = (f"{_percent(r.get('test_top5_accuracy'))} %" if r else "not trained yet" for *_, r in columns)
+        rows.append(("top-5 accuracy", *found))
     rows.append(("parameters", *(f"{parameters:,}" for _, parameters, _ in columns)))
     for what in ("multiplications", "additions", "xnors"):
         numbers = [getattr(count, what) for count, _, _ in columns]
@@ -149,11 +211,6 @@ def _name(config: Mapping[str, Any], results: Mapping[str, Any] | None) -> str:
     return f"{config['architecture']}.{tag}" if tag else config["architecture"]
 
 
-def _dataset(results: Mapping[str, Any] | None) -> tuple[str, str, str | None]:
-    name = str(results["dataset"]) if results else ""
-    return DATASETS.get(name, (name, name, None))
-
-
 def _percent(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f}"
 
@@ -164,8 +221,8 @@ def row(folder: Path, results: Mapping[str, Any] | None, twin: Mapping[str, Any]
     count, parameters = counts(folder)
     return {
         "model": _name(config, results),
-        "similarity": config.get("model_args", {}).get("similarity", "conv"),
-        "dataset": _dataset(results)[0] or None,
+        "similarity": similarity_of(config, folder),
+        "dataset": measured(results).title if results else None,
         "accuracy": results["test_accuracy"] if results else None,
         "twin_accuracy": twin["test_accuracy"] if twin else None,
         "parameters": parameters,

@@ -20,7 +20,8 @@ def trained_alike(results: Mapping[str, Any], twin: Mapping[str, Any]) -> bool:
 
     def record(r: Mapping[str, Any]) -> Any:
         config = {key: value for key, value in r["config"].items() if key != "similarity"}
-        return [r.get(key) for key in ("model", "dataset", "data", "test_images", "epochs", "updates")], config
+        data = ("dataset", "data", "train_images", "test_images")
+        return [r.get(key) for key in ("model", *data, "epochs", "updates")], config
 
     return twin.get("similarity") == "conv" and record(results) == record(twin)
 
