@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -346,3 +347,98 @@ def test_bench(options):
     rates = told["images_per_second"]
     assert told["speed_against_twin"] == pytest.approx(rates["adder"] / rates["conv"], rel=2e-3)  # four digits each
     assert "no twin" in run("bench", "resnet18", code=1).stderr
+
+
+# ---- what users get wrong: a line that says so, and not a traceback
+
+
+def damaged(tmp_path, name="net", **changes):
+    """A folder of a network whose pretrained_cfg is changed, or the top of config.json by names with "top_"."""
+    folder = tmp_path / name
+    save_pretrained(timm.create_model("adder_lenet5_bn", pretrained=True), folder)
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        target = config if key.startswith("top_") else config["pretrained_cfg"]
+        if value is None:
+            del target[key.removeprefix("top_")]
+        else:
+            target[key.removeprefix("top_")] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_architecture": None}, r"config.json is damaged \(KeyError\('architecture'\)\)"),
+        ({"top_architecture": 3}, "config.json is damaged"),
+        ({"top_model_args": [1]}, "config.json is damaged"),
+        ({"mean": "x"}, "no valid mean"),
+        ({"mean": None}, "no valid mean"),
+        ({"std": [0]}, "no valid std"),
+        ({"interpolation": "round"}, "no valid interpolation"),
+        ({"label_names": 5}, "no valid label_names"),
+        ({"crop_pct": "all"}, "no valid crop_pct"),
+    ],
+)
+def test_damaged_configurations(tmp_path, changes, message):
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    folder = damaged(tmp_path, **changes)
+    for command in (["info"], ["predict", tmp_path / "a.png"]):
+        refused = run(command[0], folder, *command[1:], code=1)
+        assert re.search(message, refused.stderr), refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00\x80", b"[1]", b"null"])
+def test_configurations_that_are_none(tmp_path, content):
+    folder = damaged(tmp_path)
+    (folder / "config.json").write_bytes(content)
+    assert "cannot be built" in run("info", folder, code=1).stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "gpu", "meta", "hpu", "cuda:-1"])
+def test_devices_that_are_not_there(tmp_path, device):
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    for args in (["bench", FASHION, "--batch-size", 1], ["predict", FASHION, tmp_path / "a.png"]):
+        assert f"--device {device}" in run(*args, "--device", device, code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["import", "x.pth", "--model", "resnet18", "-o", "o"], 2, "Give adder_resnet18; with --similarity conv"),
+        (["import", "x.pth", "--model", "local-dir:x", "-o", "o"], 2, "is not the name of a network"),
+        (["import", "x.pth", "--model", "adder_resnet20.", "-o", "o"], 2, "a tag must follow the dot"),
+        (["import", "x.pth", "--model", "adder_lenet5_bn", "-o", "x.pth/o"], 1, "Error: "),
+        (["bench", FASHION, "--batch-size", 10**11], 1, "too large for the memory"),
+        (["bench", FASHION, "--threads", 10**11], 2, "--threads"),
+        (["info", FASHION, "--image-size", 64], 1, "cannot be counted for these images"),
+        (["info", "adder_resnet18", "--image-size", 10**9], 1, "cannot be counted for these images"),
+        (["predict", FASHION, "a.png", "--class-map", "utf16.txt"], 1, "not text in UTF-8"),
+        (["validate", FASHION, "--data-dir", ".", "--class-map", "utf16.txt"], 1, "not text in UTF-8"),
+        (["import", "page.pth", "--model", "adder_lenet5_bn", "-o", "o"], 1, "but a web page; fetch it again"),
+        (["import", "lfs.pth", "--model", "adder_lenet5_bn", "-o", "o"], 1, "git lfs pull"),
+        (["import", "f8.pth", "--model", "adder_lenet5_bn", "-o", "o"], 1, "stages.0.conv.weight (float8_e4m3fn)"),
+        (["import", "sparse.pth", "--model", "adder_lenet5_bn", "-o", "o"], 1, "(float32, sparse)"),
+        (["import", "whole.pth", "--model", "adder_lenet5_bn", "-o", "o"], 1, "whole numbers ("),
+        (["import", "none.pth", "--model", "adder_lenet5_bn", "-o", "o"], 1, "0 input channel(s)"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(tmp_path, monkeypatch, args, code, message):
+    monkeypatch.chdir(tmp_path)
+    key = "stages.0.conv.weight"
+    state = timm.create_model("adder_lenet5_bn").state_dict()
+    torch.save(state, "x.pth")
+    torch.save({**state, key: state[key].to(torch.float8_e4m3fn)}, "f8.pth")
+    torch.save({**state, key: state[key].to_sparse()}, "sparse.pth")
+    torch.save({**state, key: state[key].long()}, "whole.pth")
+    torch.save({**state, key: state[key][:, :0]}, "none.pth")
+    (tmp_path / "utf16.txt").write_bytes("a\nb\n".encode("utf-16"))
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
+    Image.new("L", (28, 28)).save("a.png")
+    refused = run(*args, code=code)
+    assert message in " ".join(refused.stderr.split())
+    assert not (tmp_path / "o").exists()

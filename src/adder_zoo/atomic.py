@@ -70,8 +70,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(_old(path), ignore_errors=True)  # of a process that was killed while it removed it
     if path.exists():
         _check_replaceable(path)
-    part = _part(path)
-    part.mkdir()
+    part = _made(path)
     try:
         yield part
         _tree_to_disk(part)
@@ -108,8 +107,7 @@ def replace_files(folder: str | Path) -> Iterator[Path]:
     """
     folder = _target(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    part = _part(folder / "files")
-    part.mkdir()
+    part = _made(folder / "files")
     try:
         yield part
         _tree_to_disk(part)
@@ -153,6 +151,16 @@ def _part(path: Path) -> Path:
         if pid.isdecimal() and not _lives(int(pid)):
             _remove(left)
     return path.with_name(f"{start}{os.getpid()}-{uuid.uuid4().hex[:8]}{MARK}{path.suffix[:_NAME_LENGTH]}")
+
+
+def _made(path: Path) -> Path:
+    """A temporary folder; an error names the target, which the user knows."""
+    part = _part(path)
+    try:
+        part.mkdir()
+    except OSError as error:
+        raise type(error)(error.errno, f"a folder cannot be made here ({error.strerror})", str(path)) from error
+    return part
 
 
 def _old(path: Path) -> Path:

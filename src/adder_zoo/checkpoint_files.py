@@ -28,6 +28,7 @@ from torch import Tensor
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 SHOWN = 8  # keys in a message
+REASON = 200  # characters of torch's in one
 
 
 class CheckpointError(ValueError):
@@ -45,6 +46,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is a folder, not a file: name the checkpoint inside it")
     if not path.exists():
         raise CheckpointError(f"{path} is no file")
+    _check_kind(path)
     content = _read(path)
     state = _tensors(content)
     if state is None:
@@ -52,6 +54,23 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         found = type(content).__name__ + (f" with {keys}" if keys else "")
         raise CheckpointError(f"{path} holds no state dict, but a {found}")
     return _unwrapped(state)
+
+
+def _check_kind(path: Path) -> None:
+    """Refuses what is no checkpoint by its first bytes: a web page, a pointer of Git LFS, an image."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a pointer of Git LFS, not the file itself: fetch it by `git lfs pull`")
+    # torch writes zip files, and before 1.6 pickles, which begin with their version.
+    if path.suffix != ".safetensors" and not head.startswith((b"PK\x03\x04", b"\x80")):
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint: it is no file of torch.save"
+            f"{' but a web page' if head.lstrip().startswith(b'<') else ''}; fetch it again"
+        )
 
 
 def _read(path: Path) -> Any:
@@ -66,10 +85,8 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             f"{path} holds more than tensors: reading it would run code that came with it. {_advice(path)}"
         ) from error
-    except PermissionError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:REASON] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}; fetch it again") from error
 
 

@@ -75,6 +75,7 @@ def load_checkpoint(
         AssumptionWarning: how images are to be prepared was not stated.
     """
     state = read_state_dict(path)
+    _check_numbers(path, state)
     arch = model.partition(".")[0]
     template = _template(arch, similarity)
     cfg: dict[str, Any] = template.pretrained_cfg  # type: ignore[assignment]
@@ -82,6 +83,8 @@ def load_checkpoint(
     first, classifier = (state.get(f"{_first(cfg[layer])}.weight") for layer in ("first_conv", "classifier"))
     channels = first.shape[1] if first is not None and first.dim() == 4 else cfg["input_size"][0]
     classes = classifier.shape[0] if classifier is not None and classifier.dim() else cfg["num_classes"]
+    if not channels or not classes:
+        raise CheckpointError(f"{path} has weights for {channels} input channel(s) and {classes} classes")
     try:
         stated = _stated(channels, dataset, mean, std, input_size, labels)
         name, certain = preprocessing.named(model, classes, channels, stated)
@@ -303,6 +306,21 @@ def _channels(network: nn.Module) -> int:
     return known if isinstance(known, int) else int(cfg["input_size"][0])
 
 
+def _check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Refuses tensors that are no plain numbers: weights in 8 bits without their scales, sparse or complex ones."""
+    plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+    odd = [
+        f"{key} ({str(value.dtype).removeprefix('torch.')}{', sparse' if value.layout != torch.strided else ''})"
+        for key, value in state.items()
+        if value.dtype not in plain or value.layout != torch.strided or value.is_meta
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{path} holds tensors that are no plain numbers: {', '.join(odd[:SHOWN])}{', ...' * (len(odd) > SHOWN)}. "
+            "Save it dense, in float32."
+        )
+
+
 def _first(names: str | tuple[str, ...]) -> str:
     return names if isinstance(names, str) else names[0]
 
@@ -317,12 +335,17 @@ def _check_fits(path: str | Path, model: str, state: Mapping[str, Tensor], netwo
         for key, value in state.items()
         if key in wanted and value.shape != wanted[key].shape
     ]
+    whole = [
+        key
+        for key, value in state.items()
+        if key in wanted and wanted[key].is_floating_point() and not value.is_floating_point()
+    ]
     infinite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     lines = [
         f"\n  {what} ({len(keys)}): {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
         for what, keys in (
             ("missing", missing), ("not in the model", unexpected), ("of another shape", shapes),
-            ("not finite", infinite),
+            ("not finite", infinite), ("whole numbers", whole),
         )
         if keys
     ]  # fmt: skip

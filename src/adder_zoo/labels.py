@@ -118,7 +118,8 @@ def labels_of(cfg: Mapping[str, Any], count: int, class_map: str | Path | None =
 
 def assumption(cfg: Mapping[str, Any]) -> str | None:
     """What of a network's preprocessing was assumed when it was imported; None where it was stated."""
-    for note in cfg.get("notes") or ():
+    notes = cfg.get("notes") or ()
+    for note in [notes] if isinstance(notes, str) else notes:
         if str(note).startswith(ASSUMED):
             return str(note).removeprefix(ASSUMED)
     return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import timm
 import torch
 from click.shell_completion import CompletionItem
 from torch import nn
+from torchvision import transforms
 
 from ..hub.download import download, organisation_repository
 
@@ -36,6 +39,8 @@ class ModelName(click.ParamType):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if ":" in value:
             return value
+        if value.endswith("."):
+            self.fail(f"there is no model {value!r}: a tag must follow the dot", param)
         if (Path(value) / "config.json").is_file():
             return f"local-dir:{value}"
         if Path(value).is_dir():
@@ -83,9 +88,41 @@ def create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
             repo_id, _, revision = model_id.partition("@")
             download(repo_id, "config.json", revision or None, cache_dir=kwargs.get("cache_dir"))
         given = {key: value for key, value in kwargs.items() if value is not None}
-        return timm.create_model(name, pretrained=pretrained, **given).eval()
-    except (ValueError, FileNotFoundError, RuntimeError, TypeError, OSError) as error:
+        network = timm.create_model(name, pretrained=pretrained, **given).eval()
+    except (ValueError, RuntimeError, TypeError, OSError, AssertionError) as error:
         raise Failure(f"{name} cannot be built: {error}") from error
+    except (KeyError, AttributeError, IndexError) as error:
+        if ":" not in name:
+            raise
+        raise Failure(f"{name} cannot be built, since its config.json is damaged ({error!r})") from error
+    wrong = _wrong_in(config_of(network)) if ":" in name else []
+    if wrong:
+        raise Failure(f"{name} cannot be used: pretrained_cfg in its config.json has no valid {', '.join(wrong)}")
+    return network
+
+
+def _wrong_in(cfg: Mapping[str, Any]) -> list[str]:
+    """What of a configuration from a file nothing can be done with."""
+
+    def numbers(value: Any, lengths: tuple[int, ...]) -> bool:
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) in lengths
+            and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
+        )
+
+    size = cfg.get("input_size")
+    if not numbers(size, (3,)) or min(size) < 1:  # type: ignore[arg-type, type-var]
+        return ["input_size"]
+    wrong = [key for key in ("mean", "std") if not numbers(cfg.get(key), (1, size[0]))]  # type: ignore[index]
+    wrong += ["std"] if "std" not in wrong and min(cfg["std"]) <= 0 else []
+    crop = [cfg.get("crop_pct") or 1]
+    wrong += ["crop_pct"] if not numbers(crop, (1,)) or crop[0] <= 0 else []
+    kinds = [mode.value for mode in transforms.InterpolationMode] + ["random"]
+    wrong += ["interpolation"] if cfg.get("interpolation", "bicubic") not in kinds else []
+    for key in ("label_names", "label_descriptions", "notes"):
+        wrong += [key] if not isinstance(cfg.get(key) or (), (list, tuple, dict, str)) else []
+    return wrong
 
 
 def on_device(network: nn.Module, device: str) -> nn.Module:
@@ -94,7 +131,7 @@ def on_device(network: nn.Module, device: str) -> nn.Module:
         if torch.device(device).type == "meta":
             raise Failure("--device meta holds no numbers, so nothing can be computed there")
         return network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise Failure(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 

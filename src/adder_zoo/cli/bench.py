@@ -27,7 +27,7 @@ from ._common import Failure, ModelName, create, json_option, on_device, signifi
 @click.argument("model", type=ModelName())
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N")
 @click.option("--train", is_flag=True, help="Time a training step instead of inference.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; by default torch's choice.")
+@click.option("--threads", type=click.IntRange(1, 4096), metavar="N", help="CPU threads; by default torch's choice.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, metavar="N")
 @json_option
@@ -41,8 +41,11 @@ def bench(
         torch.set_num_threads(threads)
     networks = {s: on_device(create(model, similarity=s).train(train), device) for s in ("adder", "conv")}
     size = report(networks["adder"]).input_size
-    x = torch.randn(batch_size, *size, device=device).to(memory_format=torch.channels_last)
-    labels = torch.arange(batch_size, device=device) % networks["adder"].num_classes  # type: ignore[operator]
+    try:
+        x = torch.randn(batch_size, *size, device=device).to(memory_format=torch.channels_last)
+        labels = torch.arange(batch_size, device=device) % networks["adder"].num_classes  # type: ignore[operator]
+    except RuntimeError as error:
+        raise Failure(f"--batch-size {batch_size} is too large for the memory here: {error}") from error
 
     def run(network: nn.Module) -> float:
         began = time.perf_counter()

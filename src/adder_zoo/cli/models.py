@@ -148,7 +148,10 @@ def info(model: str, image_size: int | None, similarity: str | None, as_json: bo
     other = own != similarity  # a twin, for which the weights mean nothing
     cfg = config_of(network)
     size = (cfg["input_size"][0], image_size, image_size) if image_size else None
-    count = report(network, size)
+    try:
+        count = report(network, size)
+    except (RuntimeError, ValueError) as error:
+        raise Failure(f"{model} cannot be counted for these images: {str(error).splitlines()[0]}") from error
     record = results(model, getattr(network, "similarity", "conv"))
     if as_json:
         config = {k: v for k, v in dataclasses.asdict(_cfg(cfg)).items() if v not in (None, "", ())}
