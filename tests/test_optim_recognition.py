@@ -1,7 +1,6 @@
 """``AdderSGD`` finds the filters of adder layers whatever was done to network and optimizer, or says so."""
 
 import copy
-import gc
 import importlib
 import io
 import pickle
@@ -20,6 +19,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import adder_zoo.layers
 import adder_zoo.optim
 from adder_zoo import Adder2d, AdderLinear, AdderSGD, adder2d, adder_parameters, convert_to_adder
+from adder_zoo.living import Living
 
 
 def convolutional():
@@ -296,8 +296,12 @@ def test_layers_that_another_thread_makes_meanwhile():
 
 
 def test_nothing_is_looked_through_where_nothing_is_odd(monkeypatch):
-    others = [sgd(model.parameters()) for model in (network(), network())]
-    gc.collect()  # layers of other tests that no optimizer has
+    models = [network(), network()]
+    others = [sgd(model.parameters()) for model in models]
+    alive = Living()  # without those that compiled code of other tests holds on to
+    for model in models:
+        alive.add(model[2])
+    monkeypatch.setattr(adder_zoo.optim, "LAYERS", alive)
     monkeypatch.setattr(adder_zoo.optim, "_network_of", lambda *_: pytest.fail("looked through all that is alive"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

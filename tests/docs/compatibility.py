@@ -1,0 +1,333 @@
+"""docs/compatibility.md: with which tools the package was run. Every row names the tests that show it.
+
+    python tests/docs/compatibility.py                         writes the page
+    pytest $(python tests/docs/compatibility.py --tests)       runs what it claims
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "compatibility.md"
+VERSIONS = "torch 2.14, torchvision 0.29, timm 1.0.31, accelerate 1.15, fvcore 0.1.5 and torchinfo 1.8"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tool; "works" or "refused" or what lies between; how; and tests, "file::name" below tests/."""
+
+    tool: str
+    result: str
+    how: str
+    tests: tuple[str, ...]
+
+
+def row(tool: str, result: str, how: str, *tests: str) -> Row:
+    return Row(tool, result, how, tests)
+
+
+ROWS = (
+    # ---- compilers and tracers
+    row(
+        "`torch.compile`, layers and networks",
+        "works",
+        "one graph, any batch size",
+        "test_torch_library.py::test_compile",
+        "test_torch_library.py::test_compile_once_for_every_size",
+        "test_zoo_models.py::test_compile_whole",
+    ),
+    row(
+        "`torch.compile` of `AdderSGD.step`",
+        "works",
+        "finding the filters stays outside the graph",
+        "test_optim_recognition.py::test_compiled_step",
+    ),
+    row(
+        "`torch.export`",
+        "works",
+        "any batch size; a saved program comes back",
+        "test_torch_library.py::test_export_round_trip",
+        "test_zoo_models.py::test_export_with_any_batch",
+    ),
+    row("`torch.fx.symbolic_trace`", "works", "a layer's call is one node", "test_tracing.py::test_symbolic_trace"),
+    row(
+        "`torch.jit.trace`, TensorBoard's `add_graph`",
+        "works",
+        "with gradients on as well",
+        "test_tracing.py::test_jit_trace_with_gradients_on",
+        "test_tracing.py::test_graph_in_tensorboard",
+    ),
+    row(
+        "`torch.jit.script`",
+        "refused",
+        "with torch's own error; it is deprecated, use `torch.export`",
+        "test_other_tools.py::test_scripting_is_refused",
+    ),
+    row(
+        "`opcheck`, fake tensors, meta device",
+        "works",
+        "`to_empty` too",
+        "test_torch_library.py::test_opcheck",
+        "test_torch_library.py::test_fake_tensors_have_the_real_strides",
+        "test_optim_recognition.py::test_from_the_meta_device",
+    ),
+    # ---- gradients
+    row(
+        "`torch.func`: `grad`, `vjp`, `vmap`, `jacrev`, ensembles, gradients of each sample",
+        "works",
+        "one call of the kernel for all samples",
+        "test_torch_func.py::test_vmap",
+        "test_torch_func.py::test_grad_vjp_and_jacrev",
+        "test_torch_func.py::test_gradients_of_each_sample",
+        "test_torch_func.py::test_ensemble_of_models",
+    ),
+    row(
+        "`torch.func.jvp`, forward mode; second derivatives",
+        "refused",
+        "the gradients are surrogates and have no derivative",
+        "test_torch_func.py::test_forward_mode_is_refused",
+        "test_torch_func.py::test_second_derivative_is_refused",
+    ),
+    row(
+        "`torch.autocast`, `GradScaler`",
+        "works",
+        "sums stay in float32, layers feed one another half precision",
+        "test_torch_library.py::test_autocast_changes_no_bit",
+        "test_half_precision.py::test_autocast_feeds_adder_layers_half_precision",
+        "test_torch_library.py::test_grad_scaler",
+        "test_optim.py::test_loss_scale_gives_the_same_update",
+        "test_optim_recognition.py::test_loss_scale_is_gone_before_a_fused_step",
+    ),
+    row(
+        "`half()`, `bfloat16()`, `to(dtype)`, timm's `dtype=`",
+        "works",
+        "normalisation stays in float32; statistics in half precision are refused",
+        "test_half_precision.py::test_networks_of_the_zoo",
+        "test_half_precision.py::test_networks_of_timm",
+        "test_half_precision.py::test_statistics_that_are_lost_are_refused",
+    ),
+    # ---- filters that are computed or changed
+    row(
+        "`nn.utils.prune`, `parametrize`, `weight_norm`, `spectral_norm`, `orthogonal`",
+        "works",
+        "`AdderSGD` scales what the filter is computed from; they compile; `fuse` leaves such layers as they are",
+        "test_optim_recognition.py::test_filters_that_are_computed",
+        "test_other_tools.py::test_network_with_computed_filters",
+    ),
+    row(
+        "`weight.data` changed in any way, momentum teachers, shared memory",
+        "works",
+        "every call answers with the weights of now",
+        "test_weights_of_now.py::test_answers_with_the_weights_of_now",
+        "test_weights_of_now.py::test_momentum_teacher",
+    ),
+    row(
+        "`deepcopy`, pickle, `torch.save`; parameters swapped or replaced",
+        "works",
+        "also of network and optimizer together",
+        "test_layers.py::test_copies_are_recognised_as_adder_layers",
+        "test_optim_recognition.py::test_copies_of_network_and_optimizer",
+        "test_optim_recognition.py::test_parameters_that_are_swapped",
+    ),
+    row(
+        "`fuse_conv_bn_eval` and others that fold batch norm into filters; timm's `reparameterize_model`",
+        "refused",
+        "a distance is not linear in its filters; `adder_zoo.fuse` does it",
+        "test_layers.py::test_batch_norm_cannot_be_folded",
+        "test_convert.py::test_fusion_is_refused_and_nothing_changes",
+    ),
+    row(
+        "`prepare_fx` and other quantisation of torch's",
+        "leaves out",
+        "adder layers stay as they are, the others are quantised",
+        "test_tracing.py::test_quantisation_leaves_adder_layers_as_they_are",
+    ),
+    # ---- processes
+    row(
+        "`DistributedDataParallel`, `SyncBatchNorm`",
+        "works",
+        "two processes give one process's update",
+        "test_optim.py::test_two_processes_give_the_same_update",
+        "test_other_tools.py::test_batch_norm_over_processes",
+    ),
+    row(
+        "FSDP 2 (`fully_shard`)",
+        "works",
+        "`AdderSGD` takes the norm of the whole filter",
+        "test_optim.py::test_filters_in_parts_know_the_norm_of_the_whole",
+    ),
+    row(
+        "FSDP 1 (`FullyShardedDataParallel`)",
+        "refused",
+        "by `AdderSGD`: a layer's norm cannot be taken of a flat parameter",
+        "test_optim.py::test_filters_in_parts_know_the_norm_of_the_whole",
+    ),
+    row(
+        "`ZeroRedundancyOptimizer`, optimizers in the backward pass, `torch.distributed.checkpoint`",
+        "works",
+        "with `AdderSGD` as with `SGD`",
+        "test_other_tools.py::test_zero_redundancy_optimizer",
+        "test_other_tools.py::test_optimizer_in_the_backward_pass",
+        "test_other_tools.py::test_distributed_checkpoint",
+    ),
+    row(
+        "`swa_utils.AveragedModel`, `update_bn`",
+        "works",
+        "",
+        "test_other_tools.py::test_averaged_model_and_its_batch_norm",
+    ),
+    row(
+        "`accelerate launch`, `torchrun`",
+        "works",
+        "the recipes; files for accelerate are in `recipes/accelerate/`",
+        "training/test_launch.py::test_two_processes_share_the_work",
+        "training/test_launch.py::test_accelerate_reads_its_files",
+        "training/test_launch.py::test_launcher_that_starts_fewer_processes_is_found_out",
+    ),
+    # ---- timm
+    row(
+        "`timm.create_model` and its options, `features_only` by each wrapper, `reset_classifier`, checkpointing",
+        "works",
+        "what timm's networks of the kind do not know is a `TypeError`, as there",
+        "test_zoo_models.py::test_what_timm_passes_around_a_network",
+        "test_zoo_models.py::test_what_timm_does_not_know_either_is_a_type_error",
+        "test_zoo_models.py::test_features_by_each_of_timms_wrappers",
+        "test_zoo_models.py::test_features_head_and_another_classifier",
+        "test_zoo_models.py::test_gradient_checkpointing_changes_nothing",
+        "test_imagenet_models.py::test_features_are_those_of_the_parent",
+    ),
+    row(
+        "timm's `train.py`: optimizer, layer decay, clipping, average of the weights, schedule, resuming",
+        "works",
+        "`--device-modules adder_zoo --opt addersgd`; `adder_sgd` is understood, too",
+        "test_other_tools.py::test_optimizer_options_of_timms_train",
+        "test_other_tools.py::test_loop_of_timms_train",
+        "test_optim_recognition.py::test_timm_builds_it_by_either_name",
+        "test_imported.py::test_timms_training_checkpoints",
+    ),
+    row(
+        "timm's networks in `convert_to_adder`",
+        "most",
+        "913 of 988 with convolutions, see [coverage](coverage.md); the others are refused with a reason",
+        "test_convert.py::test_first_convolution_and_classifier_stay",
+        "test_convert.py::test_what_has_no_adder_form_is_refused_by_name_and_nothing_changes",
+    ),
+    # ---- torchvision
+    row(
+        "torchvision's networks for classification",
+        "works",
+        "gates and classifiers stay; layers without batch norm are named in a warning",
+        "test_convert.py::test_torchvision_classification",
+    ),
+    row(
+        "torchvision's segmentation and detection (FCN, DeepLab, LR-ASPP, SSD, RetinaNet, FCOS, R-CNN)",
+        "works",
+        "heads without batch norm stay convolutions; feature pyramids without, and frozen batch norm, give a warning",
+        "test_convert.py::test_torchvision_segmentation_and_detection",
+        "test_convert.py::test_frozen_batch_norm_is_no_batch_norm",
+    ),
+    row(
+        "torchvision's `create_feature_extractor`",
+        "works",
+        "",
+        "test_tracing.py::test_features_by_torchvision",
+    ),
+    # ---- counters
+    row(
+        "torch's `FlopCounterMode`",
+        "works",
+        "two for a tap, as for a convolution",
+        "test_report.py::test_flop_counter_knows_forward_and_backward",
+    ),
+    row(
+        "fvcore's `FlopCountAnalysis`",
+        "with handles",
+        "`set_op_handle(**adder_zoo.fvcore.HANDLES)`; without them it passes over adder layers",
+        "test_counters.py::test_fvcore_counts_a_network_like_its_twin",
+        "test_counters.py::test_handle_counts_taps",
+    ),
+    row(
+        "torchinfo",
+        "parameters only",
+        'its "mult-adds" have each filter once; use `adder_zoo.report`',
+        "test_counters.py::test_torchinfo_counts_each_filter_once_and_not_for_each_place",
+    ),
+    # ---- files
+    row(
+        "Hugging Face Hub, timm's `hf-hub:` and `local-dir:`",
+        "works",
+        "against a stand-in for the Hub; converted networks come back as what they are, fused ones are refused",
+        "hub/test_hub.py::test_ways_to_pull",
+        "hub/test_save.py::test_converted_network_comes_back",
+        "hub/test_save.py::test_fused_network_is_not_saved",
+    ),
+    row(
+        "Hugging Face's `kernels`",
+        "works",
+        "the build is read by the library and passes the tests of the installed kernels",
+        "hub/test_kernel_project.py::test_metadata_is_read_by_kernels",
+        "hub/test_kernel_project.py::test_kernels_from_elsewhere_pass_the_tests_of_the_installed_ones",
+    ),
+    row(
+        "checkpoints of the authors' code and its copies",
+        "works",
+        "`adder-zoo import`; no code in a file is run",
+        "test_checkpoints.py::test_copies_of_the_authors_format",
+        "test_checkpoints.py::test_code_in_a_pickle_is_not_run",
+    ),
+)
+
+HEAD = f"""# What it was run with
+
+One table of other people's tools: what works with adder layers, what is refused, and which tests show it. "Refused" is
+an error, never a wrong answer. Run with {VERSIONS}.
+
+The page is rendered by `python tests/docs/compatibility.py`, and
+`pytest $(python tests/docs/compatibility.py --tests)` runs all that it claims. Tests lie in `tests/`.
+
+| tool | | how | tests |
+|---|---|---|---|
+"""
+
+TAIL = """
+**Not run**: ONNX export, torchao, DeepSpeed, Lightning, transformers' `Trainer`, and whatever needs a GPU (tests for
+one are written: `make gpu`).
+"""
+
+
+def render() -> str:
+    """The page."""
+    lines = [
+        f"| {r.tool} | **{r.result}** | {r.how} | {', '.join(f'`{test}`' for test in r.tests)} |\n" for r in ROWS
+    ]
+    return HEAD + "".join(lines) + TAIL
+
+
+def tests() -> list[str]:
+    """The tests of all rows as pytest takes them, each once."""
+    return list(dict.fromkeys(f"tests/{test}" for r in ROWS for test in r.tests))
+
+
+@functools.cache
+def functions(file: str) -> frozenset[str]:
+    """The names of the tests in a file, without importing it."""
+    nodes = ast.walk(ast.parse((ROOT / file).read_text()))
+    return frozenset(node.name for node in nodes if isinstance(node, ast.FunctionDef))
+
+
+def missing() -> list[str]:
+    """Tests that rows name and no file has."""
+    named = (test.split("::") for test in tests())
+    return [f"{file}::{name}" for file, name in named if not (ROOT / file).is_file() or name not in functions(file)]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--tests"]:
+        print(*tests())
+    else:
+        PAGE.write_text(render())
