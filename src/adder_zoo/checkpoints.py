@@ -20,6 +20,7 @@ from . import atomic, preprocessing
 from .checkpoint_files import SHOWN, CheckpointError, read_state_dict
 from .hub.save import save_pretrained
 from .layers import AdderLayer
+from .precision import ADVICE, half_statistics, rounded_statistics
 from .preprocessing import Stated, StatementError
 from .results import RESULTS_FILE, WEIGHTS_FILE
 
@@ -59,7 +60,7 @@ def load_checkpoint(
     configuration; ``pretrained_cfg["notes"]`` of the network says so, and no class has a name.
 
     Args:
-        path: A safetensors or torch file; half-precision weights become float32.
+        path: A safetensors or torch file; half-precision weights become float32, but running statistics are refused.
         model: A name in timm's registry, such as "adder_resnet20", maybe with a tag.
         similarity: That which the checkpoint was trained with.
         dataset: "mnist", "fashion_mnist", "cifar10", "cifar100" or "imagenet".
@@ -76,6 +77,7 @@ def load_checkpoint(
     """
     state = read_state_dict(path)
     _check_numbers(path, state)
+    lost = half_statistics(state) + rounded_statistics(state)
     arch = model.partition(".")[0]
     template = _template(arch, similarity)
     cfg: dict[str, Any] = template.pretrained_cfg  # type: ignore[assignment]
@@ -102,6 +104,8 @@ def load_checkpoint(
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit {model}: {error}") from error
     _check_fits(path, model, state, network)
+    if lost and similarity != "conv":
+        raise CheckpointError(f"{path}: {lost[0]} and maybe others are rounded to half precision. {ADVICE}")
     wanted = network.state_dict()
     for key, value in wanted.items():
         state.setdefault(key, value)  # num_batches_tracked, which files from before torch 0.4.1 lack

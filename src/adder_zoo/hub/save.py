@@ -15,6 +15,8 @@ from torch import nn
 from .. import atomic
 from ..architecture import CONVERTED, architecture, build_again, differences, input_channels, rename_converted
 from ..fuse import FusedAdder2d
+from ..layers import AdderLayer
+from ..precision import ADVICE, half_statistics
 from ..results import WEIGHTS_FILE
 
 CONFIG_FILE = "config.json"
@@ -50,7 +52,8 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
 
     Raises:
         ValueError: timm did not build ``model``, or would build another network again: layers were exchanged,
-            parameters are shared, or it was fused. Nothing is written then.
+            parameters are shared, or it was fused; or running statistics are in half precision. Nothing is written
+            then.
         OSError: it cannot be written.
     """
     model = unwrap(model)
@@ -71,6 +74,9 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
     in_chans = input_channels(model)
     if in_chans is not None:  # older versions of timm keep no record of it
         args.setdefault("in_chans", in_chans)
+    lost = half_statistics(model.state_dict())
+    if lost and any(isinstance(module, AdderLayer) for module in model.modules()):
+        raise ValueError(f"save_pretrained: {lost[0]} and maybe others are in half precision. {ADVICE}")
     directory = Path(directory)
     with tempfile.TemporaryDirectory() as scratch:
         save_config_for_hf(model, str(Path(scratch) / CONFIG_FILE), model_args=args)

@@ -19,6 +19,7 @@ from ..hub.download import ORGANISATION, download, forget, intact, organisation_
 from ..hub.errors import HubError
 from ..layers import Adder2d, AdderLinear
 from ..paths import WEIGHTS
+from ..precision import ADVICE
 from ..results import WEIGHTS_FILE
 from ._similarity import SIMILARITIES
 
@@ -103,6 +104,8 @@ def build_model(
     except (RuntimeError, KeyError) as error:  # older timm looks up the first layer by its key before it compares keys
         if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
             raise
+        if ADVICE in str(error):
+            raise RuntimeError(f"{name}: the weights in {source} cannot be used. {error}") from error
         raise RuntimeError(f"{name}: the weights in {source} are those of another model. {error}") from error
     model.pretrained_cfg.update(source=cfg.source, file=cfg.file)  # type: ignore[operator, union-attr]
     return model
