@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 import yaml
+from hub_process import scenario
 from hub_server import WRITE_TOKEN, HubServer, card_errors
 from mnist import SAMPLE
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_hub import scenario
 
 from adder_zoo import convert_to_adder
 from adder_zoo.datasets.idx import load

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_process import scenario
 from hub_server import WRITE_TOKEN, HubServer
-from test_hub import scenario
 from torch import nn
 
 from adder_zoo import Adder2d
