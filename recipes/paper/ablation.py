@@ -76,6 +76,13 @@ def main() -> None:
         logs[grad, rate] = rows(folder)
         outside[grad, rate] = out_of_reach(folder, images)
 
+    lines = table(args.epochs, results, logs, outside)
+    record = {f"{g}-{r}": {**result, "out_of_reach": outside[g, r]} for (g, r), result in results.items()}
+    write(args.report_dir, "ablation", record, lines, curves(logs))
+
+
+def curves(logs: dict[tuple[str, str], Any]) -> Figure:
+    """Loss and accuracy of each setting by epoch."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (grad, rate), log in logs.items():
@@ -90,12 +97,17 @@ def main() -> None:
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel="test accuracy [%]")
     right.legend()
+    return figure
+
+
+def table(epochs: int, results: dict[Any, Any], logs: dict[Any, Any], outside: dict[Any, float]) -> list[str]:
+    """The report."""
     ours = {setting: results[setting]["test_accuracy"] for setting in PAPER}
     order = [sorted(figures, key=lambda setting: figures[setting]) for figures in (ours, PAPER)]
     lines = [
         "# Which gradient and which learning rate (Fig. 3, sec. 4.5)",
         "",
-        f"LeNet-5-BN on MNIST, {args.epochs} epochs, one seed: test accuracy in percent, in brackets with the running "
+        f"LeNet-5-BN on MNIST, {epochs} epochs, one seed: test accuracy in percent, in brackets with the running "
         "statistics of batch norm; best: of all epochs; out of reach: taps of adder filters that lie beyond all values "
         "of their input in 2,000 test images. `python recipes/paper/ablation.py`",
         "",
@@ -121,8 +133,7 @@ def main() -> None:
         f"The last two rows are not of the paper: a rate of x{REDUCED}, as the paper's gradient of the first layer is "
         "to ours (Table 1, `gradient_norms.md`), and no step of the filters at all.",
     ]
-    record = {f"{g}-{r}": {**result, "out_of_reach": outside[g, r]} for (g, r), result in results.items()}
-    write(args.report_dir, "ablation", record, lines, figure)
+    return lines
 
 
 if __name__ == "__main__":

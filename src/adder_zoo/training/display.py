@@ -30,7 +30,7 @@ class Lines:
 
     def update(self, count: int) -> None:
         self.done += count
-        if time.monotonic() - self.printed >= LINE_EVERY:
+        if self.done < self.total and time.monotonic() - self.printed >= LINE_EVERY:
             self._print()
 
     def set_postfix(self, **figures: str) -> None:
