@@ -46,7 +46,7 @@ from adder_zoo.training import (
     train,
 )
 from adder_zoo.training.data import Noise, Seeded
-from adder_zoo.training.networks import start_gammas_at_one
+from adder_zoo.training.networks import name_classes, start_gammas_at_one
 from adder_zoo.training.photographs import Photographs, Shards, check_classes, open_split
 
 IMAGENET_SIZE = 1_281_167
@@ -125,7 +125,9 @@ def data(config: Config, model: nn.Module) -> Data:
         open_split(config.dataset, root, split, training, config.batch_size, config.seed, config.download)
         for split, training in parts
     ]
-    check_classes(root, classes, *(getattr(getattr(part, "reader", None), "class_to_idx", {}) for part in found))
+    indices = [getattr(getattr(part, "reader", None), "class_to_idx", {}) for part in found]
+    check_classes(root, classes, *indices)
+    name_classes(model, indices[0])
     images: list[Any] = []
     for part, (_, training) in zip(found, parts, strict=True):
         images.append(prepared(config, part, transform_for(config, model, training), training))

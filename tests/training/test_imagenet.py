@@ -29,6 +29,8 @@ def test_imagenet_goes_on_to_the_same_weights_whoever_loads_the_images(alone, tm
     results = imagenet.main([*argv, "--workers", "0", "--output-dir", str(whole)])
     assert (results["model"], results["train_images"], results["test_images"]) == ("adder_resnet18.in1k", 18, 6)
     assert results["test_top5_accuracy"] == 100  # of three classes
+    named = timm.create_model(f"local-dir:{whole}").pretrained_cfg["label_names"]
+    assert list(named) == sorted(folder.name for folder in (photographs / "train").iterdir())
     AcceleratorState._reset_state(True)
     killed_at(monkeypatch, 4, imagenet.main, [*argv, "--workers", "0", "--output-dir", str(stopped)])
     AcceleratorState._reset_state(True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 from torch import nn
 
+from ..datasets.profiles import profile
 from .settings import RecipeError, Settings
 
 
@@ -51,6 +53,28 @@ def resolve_model_name(model: str, dataset: str) -> str:
         known = ", ".join(n.removesuffix(f".{dataset}") for n in names)
         raise RecipeError(f"--model {model}: no network of this zoo for {dataset} has this name; there are {known}")
     return name
+
+
+def name_classes(model: nn.Module, index: Mapping[str, int]) -> None:
+    """Writes the classes' names into a network's configuration, so that no other ones are shown for them.
+
+    Args:
+        model: From timm; its classes beyond those of the data are called "unused 7".
+        index: The class of each name, of folders say; nothing changes where it is empty.
+    """
+    if not index:
+        return
+    by_class = {i: name for name, i in index.items()}
+    count: int = model.num_classes  # type: ignore[assignment]
+    names = tuple(by_class.get(i, f"unused {i}") for i in range(count))
+    imagenet = profile("imagenet")
+    cfg: Any = model.pretrained_cfg
+    model.pretrained_cfg = {  # type: ignore[assignment]
+        **{key: value for key, value in cfg.items() if key != "label_descriptions"},
+        "num_classes": count,
+        "label_names": names,
+        **({"label_descriptions": imagenet.descriptions} if names == imagenet.classes else {}),
+    }
 
 
 def start_gammas_at_one(model: nn.Module) -> None:
