@@ -146,6 +146,23 @@ def test_every_recipe_of_the_table_exists():
         assert recipe is None or (ROOT / recipe).is_file()
 
 
+def test_results_on_the_hub_are_held_against_the_weights_there(monkeypatch):
+    """By the checksum that the Hub names; a mirror's own tag says nothing."""
+    from types import SimpleNamespace
+
+    from adder_zoo.hub import push
+
+    info = SimpleNamespace(id="org/name", sha="0" * 40)
+    for etag, said, expected in (
+        ("a" * 64, {"weights_sha256": "a" * 64}, True),
+        ("b" * 64, {"weights_sha256": "a" * 64}, False),
+        ("b" * 64, {}, False),
+        ("mirror", {"weights_sha256": "a" * 64}, True),
+    ):
+        monkeypatch.setattr(push, "get_hf_file_metadata", lambda *_, etag=etag, **__: SimpleNamespace(etag=etag))
+        assert push._of_its_weights(said, info, None) == expected
+
+
 # ---- other networks
 
 

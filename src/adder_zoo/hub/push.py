@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    ModelInfo,
+    constants,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_url,
+)
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from .._version import __version__
-from ..results import RESULTS_FILE, WEIGHTS_FILE, read_results, write_results
+from ..results import RESULTS_FILE, WEIGHTS_FILE, ResultsError, check, read_results, write_results
 from . import cards
 from .download import download_if_there
 from .errors import HubError, explained
@@ -259,7 +267,8 @@ def models_of(author: str, token: str | None = None) -> list[dict[str, Any]]:
     """The adder networks that an organisation or a user has on the Hub.
 
     Returns:
-        For each, what ``cards.row`` tells, with ``model`` its repository's name and ``private``.
+        For each, what ``cards.row`` tells, with ``model`` its repository's name and ``private``. Results that are not
+        of the weights in the repository are left out.
 
     Raises:
         HubError: the Hub refused or failed.
@@ -273,6 +282,22 @@ def models_of(author: str, token: str | None = None) -> list[dict[str, Any]]:
             )
             if config is None:
                 raise HubError(f"{info.id} has no config.json, so timm cannot build it; push it again")
-            row = cards.row(config.parent, *(json.loads(path.read_text()) if path else None for path in records))
+            results, twin = (json.loads(path.read_text()) if path else None for path in records)
+            if results is not None and not _of_its_weights(results, info, token):
+                results = twin = None
+            row = cards.row(config.parent, results, twin)
             rows.append({**row, "model": info.id, "private": bool(info.private)})
     return rows
+
+
+def _of_its_weights(results: Mapping[str, Any], info: ModelInfo, token: str | None) -> bool:
+    """Whether results in a repository were measured of the weights in it, by the checksum that the Hub names."""
+    url = hf_hub_url(info.id, WEIGHTS_FILE, revision=info.sha)
+    about = within_patience(lambda pulse: get_hf_file_metadata(url, token=token), f"{info.id}: {WEIGHTS_FILE}")
+    found = about.etag or ""
+    try:
+        if re.fullmatch(r"[0-9a-f]{64}", found):  # a mirror may have tags of its own, and nothing to hold against
+            check(results, found)
+    except ResultsError:
+        return False
+    return True
