@@ -13,6 +13,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from adder_zoo import Adder2d, convert_to_adder
+from adder_zoo.convert import GATES
 from adder_zoo.layers import Adder2dSame
 
 
@@ -197,6 +198,32 @@ def test_warning_names_the_layers_without_norm(name, named):
 @pytest.mark.parametrize("name", ["resnet18", "res2net50_26w_4s", "densenet121", "mobilenetv2_100", "resnest14d"])
 def test_no_warning_where_norms_are_whatever_their_order(name):
     assert warnings_of(name) == []
+
+
+GATES_OF_TIMM = {
+    "SEModule", "SqueezeExcite", "EffectiveSEModule", "GatherExcite", "GlobalContext", "CbamModule", "LightCbamModule",
+    "EcaModule", "CecaModule", "CoordAttn", "SimpleCoordAttn", "EfficientLocalAttn", "StripAttn", "SelectiveKernelAttn",
+    "NonLocalAttn", "BatNonLocalAttn",
+}  # fmt: skip
+
+
+def test_every_gate_is_found_in_timm():
+    """Some are only names of their module; one that is not found would be converted without a word."""
+    assert {gate.__name__ for gate in GATES} >= GATES_OF_TIMM
+
+
+@pytest.mark.parametrize("attention", ["cbam", "lcbam", "sk", "coord", "se"])
+def test_gates_in_a_network(attention):
+    if attention == "sk":
+        model = timm.create_model("skresnet18")
+        gates = [n for n, _ in model.named_modules() if n.endswith(("fc_reduce", "fc_select"))]
+    else:
+        model = timm.create_model("resnet18", block_args={"attn_layer": attention})
+        gates = [n for n, m in model.named_modules() if ".se." in n and isinstance(m, nn.Conv2d)]
+    assert gates
+    convert_to_adder(model)
+    assert [name for name in gates if not isinstance(model.get_submodule(name), nn.Conv2d)] == []
+    assert len([m for m in model.modules() if isinstance(m, Adder2d)]) >= 19
 
 
 class ConvNormAct(nn.Sequential):

@@ -360,6 +360,11 @@ def test_filters_that_no_layer_holds():
     assert moved([w, b], optimizer) == pytest.approx([0.5, 1e-3], rel=1e-3)
 
 
+def test_filters_is_true_or_false():
+    with pytest.raises(ValueError, match="filters must be True or False"):
+        sgd([{"params": [nn.Parameter(torch.ones(2))], "filters": [True]}])
+
+
 @pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"foreach": False}])
 def test_ways_to_compute_are_those_of_sgd(options):
     model = network()

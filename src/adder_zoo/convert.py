@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import timm.layers
 from timm.layers import CondConv2d, Conv2dSame, SplitAttn
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
@@ -24,21 +25,29 @@ from .norms import put_in_float32
 # Methods by which blocks of timm fold themselves together for inference.
 FUSIONS = ("fuse", "reparameterize", "switch_to_deploy")
 
+
+
+def _of_timm(module: str, *names: str) -> Iterator[type[nn.Module]]:
+    """Classes of ``timm.layers.<module>``, of which not all are names of ``timm.layers``; older timm lacks some."""
+    with contextlib.suppress(ModuleNotFoundError):
+        found = importlib.import_module(f"timm.layers.{module}")
+        yield from (getattr(found, name) for name in names if hasattr(found, name))
+
+
 # Convolutions in these compute a gate or attention from pooled features, where no batch norm follows and a distance has
 # no place; they stay what they are unless a filter_fn says otherwise.
 GATES: tuple[type[nn.Module], ...] = (
     SqueezeExcite,
     SqueezeExcitation,
-    *(
-        getattr(timm.layers, name)
-        for name in (
-            "SEModule", "SqueezeExcite", "EffectiveSEModule", "EffectiveSqueezeExcite", "GatherExcite", "GlobalContext",
-            "CbamModule", "LightCbamModule", "EcaModule", "CecaModule", "CoordAttn", "SimpleCoordAttn",
-            "SelectiveKernelAttn", "NonLocalAttn", "BatNonLocalAttn",
-        )
-        if isinstance(getattr(timm.layers, name, None), type)
-    ),
-)  # fmt: skip
+    *_of_timm("squeeze_excite", "SEModule", "SqueezeExcite", "EffectiveSEModule", "EffectiveSqueezeExcite"),
+    *_of_timm("gather_excite", "GatherExcite"),
+    *_of_timm("global_context", "GlobalContext"),
+    *_of_timm("cbam", "CbamModule", "LightCbamModule"),
+    *_of_timm("eca", "EcaModule", "CecaModule"),
+    *_of_timm("coord_attn", "CoordAttn", "SimpleCoordAttn", "EfficientLocalAttn", "StripAttn"),
+    *_of_timm("selective_kernel", "SelectiveKernelAttn"),
+    *_of_timm("non_local_attn", "NonLocalAttn", "BatNonLocalAttn"),
+)
 # The same where only parts of a module are the gate.
 GATE_PARTS: dict[type[nn.Module], tuple[str, ...]] = {SplitAttn: ("fc1", "fc2")}
 # What a gate ends with that is written out as pooling, convolutions and one of these.

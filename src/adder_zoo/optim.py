@@ -94,6 +94,8 @@ class AdderSGD(torch.optim.SGD):
         options = {**self.defaults, **param_group}
         if options["adder_lr"] not in ADDER_LRS:
             raise ValueError(f"AdderSGD: adder_lr must be one of {ADDER_LRS}, got {options['adder_lr']!r}")
+        if not isinstance(options["filters"], bool):
+            raise ValueError(f"AdderSGD: filters must be True or False, got {options['filters']!r}")
         for name in ("eta", "factor"):
             if not options[name] >= 0:
                 raise ValueError(f"AdderSGD: {name} must be at least 0, got {options[name]!r}")
