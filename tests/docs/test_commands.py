@@ -85,6 +85,8 @@ def check(line: str) -> None:
         check_launcher(rest)
     elif program == "python":
         check_script(rest)
+    elif program == "bash":
+        assert (ROOT / rest[0]).is_file(), rest[0]
     elif program == "make":
         check_make(rest)
     elif program == "pip":
