@@ -1,4 +1,4 @@
-"""Checkpoints of others: the authors' file and its many copies come in, whatever does not fit stays out."""
+"""Checkpoints from elsewhere: the authors' file and its many copies come in, whatever does not fit stays out."""
 
 import json
 
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_named(network, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "damaged"), (b"no checkpoint", "damaged|more than tensors"), (None, "is no file")],
+    [(b"", "damaged"), (b"no checkpoint", "damaged|more than tensors"), (None, "is not a file")],
 )
 def test_damaged_files(tmp_path, content, message):
     for name in ("x.pth", "x.safetensors"):

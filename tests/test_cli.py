@@ -346,7 +346,7 @@ def test_bench(options):
     told = json.loads(run("bench", FASHION, "--batch-size", 8, "--repeat", 1, "--json", *options).stdout)
     rates = told["images_per_second"]
     assert told["speed_against_twin"] == pytest.approx(rates["adder"] / rates["conv"], rel=2e-3)  # four digits each
-    assert "no twin" in run("bench", "resnet18", code=1).stderr
+    assert "no convolutional form" in run("bench", "resnet18", code=1).stderr
 
 
 # ---- what users get wrong: a line that says so, and not a traceback

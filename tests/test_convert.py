@@ -168,7 +168,7 @@ def test_filters_that_are_mixed_for_each_image_are_refused():
     with torch.device("meta"):
         model = timm.create_model("efficientnet_cc_b0_4e")
     before = {name: type(m) for name, m in model.named_modules()}
-    with pytest.raises(ValueError, match=r"\(CondConv2d\): its filters are mixed anew for each image"):
+    with pytest.raises(ValueError, match=r"\(CondConv2d\): its filters are mixed again for each image"):
         convert_to_adder(model)
     assert {name: type(m) for name, m in model.named_modules()} == before
 

@@ -1,4 +1,4 @@
-"""The operators under ``torch.vmap``: a call for all samples at once, in the place of a loop over them.
+"""The operators under ``torch.vmap``: a call for all samples at once, instead of a loop over them.
 
 Where every sample has the same filters, samples lie beside each other in the batch, [B·N, C, H, W]. Where the image is
 the same, their filters lie beside each other, [B·K, C/G, R, S]. Otherwise each sample is a group of channels: images

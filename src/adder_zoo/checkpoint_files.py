@@ -45,7 +45,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a file: name the checkpoint inside it")
     if not path.exists():
-        raise CheckpointError(f"{path} is no file")
+        raise CheckpointError(f"{path} is not a file")
     _check_kind(path)
     content = _read(path)
     state = _tensors(content)

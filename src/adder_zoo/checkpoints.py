@@ -354,4 +354,4 @@ def _check_fits(path: str | Path, model: str, state: Mapping[str, Tensor], netwo
         if keys
     ]  # fmt: skip
     if lines:
-        raise CheckpointError(f"{path} is no checkpoint of {model}:" + "".join(lines))
+        raise CheckpointError(f"{path} is not a checkpoint of {model}:" + "".join(lines))

@@ -202,7 +202,7 @@ def _names(value: object) -> Iterator[str]:
 def _no_adder_form(module: nn.Module) -> str | None:
     """Why a convolution cannot become an adder layer; None if it can."""
     if isinstance(module, CondConv2d):
-        return "its filters are mixed anew for each image, which a distance is not linear in"
+        return "its filters are mixed again for each image, which a distance is not linear in"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "its shape is not known yet; run a batch through the model first"
     if type(module) not in (nn.Conv2d, Conv2dSame):

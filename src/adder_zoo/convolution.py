@@ -76,7 +76,7 @@ def full_grad_weight(
     """dw = Σ dy·(x - w) (Eq. 5), [K, C/G, R, S] in the dtype of weight.
 
     Where an element is not finite the two sums may have met as ∞ - ∞ or 0·∞ although Σ dy·(x - w) has a value: a
-    caller that promises the equation for infinities computes those anew.
+    caller that promises the equation for infinities computes those again.
     """
     dw = grad_weight_product(dy, x, weight, stride, padding, dilation, groups)
     return (dw - weight.to(dw.dtype) * dy.to(dw.dtype).sum((0, 2, 3)).view(-1, 1, 1, 1)).to(weight.dtype)

@@ -390,7 +390,7 @@ def _is_adder(module: nn.Module | None) -> bool:
 
 
 def _other(addition: fx.Node, value: fx.Node) -> int | None:
-    """Which argument is added to ``value``; None where it is no plain addition, or one that writes over the other."""
+    """Which argument is added to ``value``; None if it is not a plain addition, or writes over the other."""
     if len(addition.args) != 2 or addition.kwargs:
         return None
     first, second = addition.args

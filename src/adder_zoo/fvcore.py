@@ -1,4 +1,4 @@
-"""Handles by which fvcore counts adder layers; it passes over operators that it does not know::
+"""Handles by which fvcore counts adder layers; it passes over operators that it does not know.
 
 To use them::
 

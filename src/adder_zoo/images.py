@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 
 class ImageError(ValueError):
-    """A file that is no image, or a damaged one."""
+    """A file that is not an image, or a damaged one."""
 
 
 def open_image(path: str | Path, channels: int = 3) -> Image.Image:
@@ -29,7 +29,7 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
             deep = image.mode.startswith("I") or image.mode == "F"
             return (_eight_bits(image) if deep else image).convert("L" if channels == 1 else "RGB")
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is no image that can be read") from error
+        raise ImageError(f"{path} is not an image that can be read") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ImageError(f"{path} cannot be read: {reason}") from error

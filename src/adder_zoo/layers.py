@@ -1,6 +1,6 @@
 """``Adder2d`` and ``AdderLinear``: the operator as layers, built and called like ``nn.Conv2d`` and ``nn.Linear``.
 
-They are no subclasses of those on purpose: tools that find convolutions by type (batch norm fusion,
+They are not subclasses of those, on purpose: tools that find convolutions by type (batch norm fusion,
 re-parameterisation, quantisation) rely on linearity in the weights, which a distance does not have.
 """
 

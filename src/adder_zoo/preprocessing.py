@@ -100,7 +100,7 @@ def described(
         if len(known.classes) != classes:
             raise StatementError(
                 f"{known.title} has {len(known.classes)} classes, and the network {classes}. If only its images were "
-                "prepared alike, give --mean, --std and --input-size in the place of --dataset."
+                "prepared alike, give --mean, --std and --input-size instead of --dataset."
             )
         new |= known.resizing
         if not certain or stated.dataset != "imagenet":  # a network's own form of ImageNet's may be another

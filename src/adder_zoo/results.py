@@ -53,7 +53,7 @@ def read_results(folder: str | Path) -> dict[str, Any] | None:
     A folder without weights (a record that is kept alone) has nothing to hold the results against.
 
     Raises:
-        ResultsError: the file cannot be read, does not say which weights it is of, or is of others.
+        ResultsError: the file cannot be read, does not say which weights it is of, or is of other weights.
     """
     folder = Path(folder)
     path = folder / RESULTS_FILE
@@ -80,8 +80,8 @@ def check(results: Mapping[str, Any], found: str, name: str = RESULTS_FILE) -> N
     said = results.get(CHECKSUM)
     if said is None:
         raise ResultsError(
-            f"{name} does not say which weights it was measured of, so it may be of others. If you know that it is of "
-            f'those beside it, add "{CHECKSUM}": "{found}" to it; else remove it.'
+            f"{name} does not say which weights it was measured of, so it may be of other weights. If you know that it "
+            f'is of those beside it, add "{CHECKSUM}": "{found}" to it; else remove it.'
         )
     if said != found:
         raise ResultsError(

@@ -14,7 +14,8 @@ from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(p for p in SITE.rglob("*.md") if "_build" not in p.parts)]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted(p for p in SITE.rglob("*.md") if "_build" not in p.parts)
 
 
 def name(page: Path) -> str:

@@ -79,11 +79,11 @@ def say_what_is_assumed(model: str, network: nn.Module) -> None:
 def report_skipped(skipped: list[Path]) -> None:
     if skipped:
         names = ", ".join(map(str, skipped[:SHOWN])) + (", ..." if len(skipped) > SHOWN else "")
-        click.echo(f"skipped {len(skipped)} file(s) that are no images by their name: {names}", err=True)
+        click.echo(f"skipped {len(skipped)} file(s) that are not images by their name: {names}", err=True)
 
 
 class ImageFiles(Dataset):
-    """Images from files; a file that cannot be read gives its error in the place of pixels."""
+    """Images from files; a file that cannot be read gives its error instead of pixels."""
 
     def __init__(self, files: list[Path], transform: Any, channels: int) -> None:
         self.files = files

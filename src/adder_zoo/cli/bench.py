@@ -34,9 +34,12 @@ from ._common import Failure, ModelName, create, json_option, on_device, signifi
 def bench(
     model: str, batch_size: int, train: bool, threads: int | None, device: str, repeat: int, as_json: bool
 ) -> None:
-    """Times a network of the zoo beside its convolutional twin, in turns, and gives medians and their ratio."""
+    """Times a network of the zoo beside the same network with convolutions, in turns; gives medians and their ratio."""
     if not model.startswith("adder_"):
-        raise Failure(f"{model} is no network of the zoo, so it has no twin; `adder-zoo list` shows those that have")
+        raise Failure(
+            f"{model} is not a network of the zoo, so there is no convolutional form to compare it with; "
+            "`adder-zoo list` shows those that have one"
+        )
     if threads:
         torch.set_num_threads(threads)
     networks = {s: on_device(create(model, similarity=s).train(train), device) for s in ("adder", "conv")}

@@ -60,7 +60,7 @@ force_option = click.option(
 def import_file(
     file: Path, model: str, output: Path, similarity: str | None, force: bool, as_json: bool, **stated: Any
 ) -> None:
-    """Makes a folder that timm loads of a checkpoint of others: the authors' .pth and its many copies.
+    """Makes a folder that timm loads from somebody else's checkpoint: the authors' .pth and its many copies.
 
     The file is read without running code in it. Prefixes of wrappers, the authors' names and half precision are
     understood; classes and input channels are read from the shapes. A file does not tell how images are to be prepared

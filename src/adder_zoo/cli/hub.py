@@ -39,7 +39,7 @@ from ._common import Failure, hub_repository, json_option, write_json
 @click.option("--all", "organisation", metavar="ORG", help="Publish all shipped checkpoints, the kernels, an index.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--revision", metavar="BRANCH", help="Branch to push to; made if it is missing.")
-@click.option("--create-pr", is_flag=True, help="Open a pull request in the place of pushing.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of pushing.")
 @click.option("--commit-message", metavar="TEXT", help="First line of the commit.")
 @click.option("--dry-run", is_flag=True, help="Show what would go up, and the card; calls nobody.")
 @json_option

@@ -54,7 +54,7 @@ def _folder(root: Path, labels: Labels) -> tuple[list[Path], list[int], list[Pat
         if (root / split).is_dir():
             root = root / split
             break
-    # Hidden folders and what macOS leaves in archives are no classes, and would shift those behind them.
+    # Hidden folders and what macOS leaves in archives are not classes, and would shift those behind them.
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
     if not folders:
         raise Failure(f"{root} holds no folders of images, one for each class")

@@ -105,7 +105,7 @@ def read_idx(path: Path) -> Tensor:
     """The content of an idx file of unsigned bytes, gzipped or not, as a uint8 tensor.
 
     Raises:
-        DataError: it is no such file, or is cut off, too long or otherwise damaged.
+        DataError: it is not such a file, or is cut off, too long or otherwise damaged.
     """
     try:
         content = path.read_bytes()
@@ -114,7 +114,8 @@ def read_idx(path: Path) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
-        raise DataError(f"{path} is no idx file of unsigned bytes: it starts with {content[:4].hex(' ') or 'nothing'}")
+        start = content[:4].hex(" ") or "nothing"
+        raise DataError(f"{path} is not an idx file of unsigned bytes: it starts with {start}")
     start = 4 + 4 * content[3]
     if len(content) < start:
         raise DataError(f"{path} is cut off in its header; fetch it again")

@@ -37,7 +37,7 @@ def index(organisation: str, rows: Iterable[Mapping[str, Any]]) -> str:
 ---
 
 <!-- adder_zoo:begin. Written by `adder-zoo push --all`; what stands outside of the two comments stays. -->
-Image classifiers whose layers answer with `-Σ|x - w|` in the place of `Σ x·w` ([AdderNet](https://arxiv.org/abs/1912.13200)).
+Image classifiers whose layers answer with `-Σ|x - w|` instead of `Σ x·w` ([AdderNet](https://arxiv.org/abs/1912.13200)).
 After `import adder_zoo`, `timm.create_model("hf-hub:{organisation}/NAME", pretrained=True)` loads one.
 
 {table}

@@ -59,7 +59,7 @@ def backends(project: Path) -> list[str]:
 
 
 def build(target: str | Path, organisation: str | None = None) -> Path:
-    """Writes what is uploaded into ``target``, in the place of an earlier build.
+    """Writes what is uploaded into ``target``, instead of an earlier build.
 
     Args:
         target: Folder to write: a new or an empty one, or one that this function made.

@@ -82,7 +82,7 @@ def push_to_hub(
             ``<run>-conv``, or of this checkout's ``docs/results`` for a network of the zoo, where there is one.
         private: Visibility of a new repository; None leaves it to the organisation.
         revision: Branch to push to, made if it is missing; or that a pull request is based on.
-        create_pr: Opens a pull request in the place of pushing.
+        create_pr: Opens a pull request instead of pushing.
         token: Access token; by default the one of ``hf auth login`` or of the environment variable HF_TOKEN.
         commit_message: First line of the commit.
         dry_run: Touches nothing and calls nobody: the answer tells what would go up.
@@ -129,7 +129,7 @@ def push_to_hub(
 def push_folder(
     folder: str | Path, repo_id: str, *, repo_type: str, readme: str | None = None, **options: Any
 ) -> Push:
-    """Puts a folder that is no network on the Hub: the built kernels, or the page of an organisation (a Space).
+    """Puts a folder that is not a network on the Hub: the built kernels, or the page of an organisation (a Space).
 
     Args:
         folder: Everything in it goes up.
@@ -225,9 +225,9 @@ def _check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from error
+        raise ValueError(f"{repo_id!r} is not the name of a repository: {error}") from error
     if "/" not in repo_id:
-        raise ValueError(f"{repo_id!r} is no name of a repository: give organisation/name or user/name")
+        raise ValueError(f"{repo_id!r} is not the name of a repository: give organisation/name or user/name")
 
 
 def _check_run(folder: Path) -> dict[str, Any]:

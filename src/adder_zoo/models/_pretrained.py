@@ -59,7 +59,7 @@ def build_model(
 
     Raises:
         ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, which would
-            load, since the shapes agree, and compute nonsense; or weights that are no safetensors.
+            load, since the shapes agree, and compute nonsense; or weights that are not safetensors.
         FileNotFoundError, RuntimeError: the weights are missing, damaged or of another model. Those of the Hub raise
             what ``download`` does.
     """
@@ -82,7 +82,7 @@ def build_model(
         )
     if file.suffix != ".safetensors":
         raise ValueError(
-            f"{name}: {source} is no safetensors file. A pickle can run code when it is read, so none is loaded: "
+            f"{name}: {source} is not a safetensors file. A pickle can run code when it is read, so none is loaded: "
             "`adder-zoo import` makes a safetensors file of a checkpoint that you trust."
         )
     if not file.is_file():
@@ -133,7 +133,7 @@ def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple
             raise FileNotFoundError(
                 f"{name} has no weights in the package. Train it with a recipe (recipes/), make a folder of a "
                 "checkpoint with `adder-zoo import`, name a folder ('local-dir:FOLDER') or a repository "
-                f"('hf-hub:ORG/NAME') in the place of {variant!r}, or set {ORGANISATION} to the Hub organisation "
+                f"('hf-hub:ORG/NAME') instead of {variant!r}, or set {ORGANISATION} to the Hub organisation "
                 f"that has {name}."
             )
         repo_id, revision = repository, ""

@@ -155,7 +155,7 @@ class StagedNet(nn.Module):
         return take
 
     def run_checkpointed(self, i: int, x: Tensor) -> Tensor:
-        """``run_stage``, whose inner activations are computed anew in the backward pass if that is enabled."""
+        """``run_stage``, whose inner activations are computed again in the backward pass if that is enabled."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint(self.run_stage, i, x)
         return self.run_stage(i, x)

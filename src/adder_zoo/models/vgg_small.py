@@ -3,7 +3,7 @@
     2 x 3x3, 128 - pool 2 - 2 x 3x3, 256 - pool 2 - 2 x 3x3, 512 - pool 2 - fully connected, num_classes - batch norm
 
 The network is Cai et al.'s (arXiv 1702.00953, sec. 5): batch norm and ReLU behind each convolution, and one fully
-connected layer in the place of VGG's three. The first layer and the classifier stay what they are whatever the
+connected layer instead of VGG's three. The first layer and the classifier stay what they are whatever the
 similarity, as in the paper, and the classifier is followed by a batch norm of its own, as in the authors' ResNets.
 
 Shapes: x [N, in_chans, H, W], 32 x 32 in training; map [N, 512, H/8, W/8], brought to 4 x 4 by average pooling where it

@@ -1,4 +1,4 @@
-"""The adder operator in Triton (AdderNet, arXiv 1912.13200): y = -Σ|x - w| in the place of a convolution.
+"""The adder operator in Triton (AdderNet, arXiv 1912.13200): y = -Σ|x - w| instead of a convolution.
 
 ``adder2d`` is the differentiable function. ``adder2d_forward``, ``adder2d_forward_fused``, ``adder2d_grad_input`` and
 ``adder2d_grad_weight`` are the bare kernels' launchers; ``layers`` holds a layer for ``kernelize``. One file for each

@@ -1,4 +1,4 @@
-"""``adder2d``: the kernels as a differentiable function, for who has them without the adder_zoo package."""
+"""``adder2d``: the kernels as a differentiable function, for users who have them without the adder_zoo package."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ The convolution takes TF32 on a GPU where ``torch.backends.cudnn.allow_tf32`` le
 then rounded to 11 bits, and dw is off by up to 2^-10·Σ |dy·x| instead of some 2^-24 of it. As Σ dy·x and w·Σ dy cancel
 where x is close to w, that may be much of a small dw; the adaptive learning rate only sees dw's direction.
 
-"sign" (Eq. 4) puts sgn(x - w) in the place of x - w, and is summed tap by tap by the kernel below. So is "full" where
-the two sums met as ∞ - ∞ or 0·∞: the kernel looks at what the convolution left and computes anew only the tiles that
+"sign" (Eq. 4) puts sgn(x - w) instead of x - w, and is summed tap by tap by the kernel below. So is "full" where
+the two sums met as ∞ - ∞ or 0·∞: the kernel looks at what the convolution left and computes again only the tiles that
 are not finite, so that nobody waits for the device.
 
     x [N, C, H, W]    w, dw [K, Cg, R, S]    dy [N, K, P, Q]    G groups, Cg = C / G, Kg = K / G
