@@ -46,7 +46,7 @@ def save(made: Figure, name: str) -> None:
 
 
 def gradients() -> None:
-    """What one term of the sum answers, and what the surrogate gradients put in the place of its derivative."""
+    """What one term of the sum answers, and what the surrogate gradients put instead of its derivative."""
     z = np.linspace(-2.5, 2.5, 501)
     made, (response, weight, image) = figure(3)
     response.plot(z, -np.abs(z), color=BLUE)

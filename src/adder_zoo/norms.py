@@ -293,6 +293,9 @@ def float32_norms(model: nn.Module) -> nn.Module:
         ValueError: there are running statistics in half precision already, so that they are lost.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from adder_zoo import Adder2d, float32_norms
         >>> model = nn.Sequential(Adder2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         >>> float32_norms(model).bfloat16()(torch.randn(1, 3, 8, 8, dtype=torch.bfloat16)).dtype
         torch.bfloat16

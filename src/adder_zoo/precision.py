@@ -2,7 +2,7 @@
 
 An adder layer's sums are large with a small spread, about -5000 ± 40 for 4608 taps. The running mean of the batch norm
 behind it is that large too, and there bfloat16 steps by 32 and float16 by 4: rounded once, the statistics are wrong for
-good, and the network answers at random (adder_resnet20 on CIFAR-10: 1.45 % in the place of 92.9 %) without an error.
+good, and the network answers at random (adder_resnet20 on CIFAR-10: 1.45 % instead of 92.9 %) without an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ADVICE = (
     "Rounded to half precision, the running statistics of an adder network are destroyed: its sums are large with a "
     "small spread. Take the float32 checkpoint (half-precision filters beside float32 statistics are fine). If there "
     "is none: widen it ({key: value.float() ...}), load that, and save the network inside "
-    "adder_zoo.reestimated_batch_norm(model, batches of training images), which takes the statistics anew."
+    "adder_zoo.reestimated_batch_norm(model, batches of training images), which re-estimates the statistics."
 )
 
 
