@@ -41,9 +41,11 @@ def reestimated_batch_norm(
         ValueError: there is not one batch.
 
     Example:
-        >>> with reestimated_batch_norm(model, itertools.islice(loader, 20)):
-        ...     validate(model)
-        ...     save(model)
+        >>> import adder_zoo, timm, torch
+        >>> model = timm.create_model("adder_lenet5_bn").eval()
+        >>> batches = [torch.randn(4, 1, 32, 32) for _ in range(2)]
+        >>> with adder_zoo.reestimated_batch_norm(model, batches), torch.no_grad():
+        ...     logits = model(batches[0])  # validate or save in here
     """
     saved: list[tuple[_BatchNorm, dict[str, Tensor]]] = []
     try:
