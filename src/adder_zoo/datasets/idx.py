@@ -114,8 +114,8 @@ def read_idx(path: Path) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
-        start = content[:4].hex(" ") or "nothing"
-        raise DataError(f"{path} is not an idx file of unsigned bytes: it starts with {start}")
+        begins = content[:4].hex(" ") or "nothing"
+        raise DataError(f"{path} is not an idx file of unsigned bytes: it starts with {begins}")
     start = 4 + 4 * content[3]
     if len(content) < start:
         raise DataError(f"{path} is cut off in its header; fetch it again")
