@@ -87,9 +87,12 @@ class AdderLayer(nn.Module):
 
     def _warn_in_half(self) -> None:
         """What follows the layer cannot be seen from here, but torch's errors there do not tell what to do."""
-        if self.weight.dtype in HALF and not self.float32_behind and not torch.compiler.is_compiling():
+        weight: Any = self.weight
+        if not isinstance(weight, Tensor):  # a proxy of torch.fx
+            return
+        if weight.dtype in HALF and not self.float32_behind and not torch.compiler.is_compiling():
             warnings.warn(
-                f"{type(self).__name__} answers in float32 though its filters are in {self.weight.dtype}, for its sums "
+                f"{type(self).__name__} answers in float32 though its filters are in {weight.dtype}, for its sums "
                 "do not fit into that, and a batch norm in half precision behind it fails. Call "
                 "adder_zoo.float32_norms(model): normalisations stay in float32 then and cast to half precision behind "
                 "it. (If what follows takes float32 already, the call only ends this warning.)",
