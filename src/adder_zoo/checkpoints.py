@@ -78,8 +78,7 @@ def load_checkpoint(
     state = read_state_dict(path)
     _check_numbers(path, state)
     lost = half_statistics(state) + rounded_statistics(state)
-    arch = model.partition(".")[0]
-    template = _template(arch, similarity)
+    template = _template(model.partition(".")[0], similarity)
     cfg: dict[str, Any] = template.pretrained_cfg  # type: ignore[assignment]
     state = folded(renamed(state, set(template.state_dict())), template)
     first, classifier = (state.get(f"{_first(cfg[layer])}.weight") for layer in ("first_conv", "classifier"))
@@ -89,30 +88,33 @@ def load_checkpoint(
         raise CheckpointError(f"{path} has weights for {channels} input channel(s) and {classes} classes")
     try:
         stated = _stated(channels, dataset, mean, std, input_size, labels)
-        name, certain = preprocessing.named(model, classes, channels, stated)
-        known = timm.get_pretrained_cfg(name)
-        begin = known.to_dict() if known is not None else cfg
-        new, assumed = preprocessing.described(begin, classes, channels, stated, certain)
+        network, assumed = _described(model, cfg, {"similarity": similarity}, classes, channels, stated)
     except StatementError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    # The weights are from the file, and not from where those of the tag are.
-    overlay = {**new, "file": None, "url": None, "hf_hub_id": None}
-    try:
-        network = timm.create_model(
-            name, similarity=similarity, num_classes=classes, in_chans=channels, pretrained_cfg_overlay=overlay
-        )
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit {model}: {error}") from error
     _check_fits(path, model, state, network)
     if lost and similarity != "conv":
         raise CheckpointError(f"{path}: {lost[0]} and maybe others are rounded to half precision. {ADVICE}")
     wanted = network.state_dict()
-    for key, value in wanted.items():
-        state.setdefault(key, value)  # num_batches_tracked, which files from before torch 0.4.1 lack
+    state = {**wanted, **state}  # num_batches_tracked is missing in files from before torch 0.4.1
     network.load_state_dict({key: value.to(wanted[key].dtype) for key, value in state.items()})
     if assumed:
         warnings.warn(assumption_text(network), AssumptionWarning, stacklevel=2)
     return network.eval()
+
+
+def _described(
+    model: str, cfg: Mapping[str, Any], options: Mapping[str, Any], classes: int, channels: int, stated: Stated
+) -> tuple[nn.Module, list[str]]:
+    """The network, untrained, with a configuration that says what is stated; and what of it is assumed."""
+    name, certain = preprocessing.named(model, classes, channels, stated)
+    known = timm.get_pretrained_cfg(name)
+    new, assumed = preprocessing.described(known.to_dict() if known else cfg, classes, channels, stated, certain)
+    # The weights are from the file, and not from where those of the tag are.
+    overlay = {**new, "file": None, "url": None, "hf_hub_id": None}
+    options = {**options, "num_classes": classes, "in_chans": channels}
+    return timm.create_model(name, **options, pretrained_cfg_overlay=overlay), assumed
 
 
 def import_checkpoint(

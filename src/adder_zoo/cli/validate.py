@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def _small(dataset: str, data_dir: Path | None, labels: Labels) -> tuple[Tensor,
     return images, torch.tensor([index[name] for name in known.classes])[targets]
 
 
+def _score(answers: Iterable[tuple[list[int], Tensor]], labels: list[int]) -> tuple[int, int, int]:
+    """How many images the first class is right of, how many one of the first five, and how many there are."""
+    right1 = right5 = count = 0
+    target = torch.tensor(labels)
+    for indices, logits in answers:
+        hits = logits.topk(min(5, logits.shape[1])).indices == target[indices, None]
+        right1 += int(hits[:, 0].sum())
+        right5 += int(hits.sum())
+        count += len(indices)
+    return right1, right5, count
+
+
 @click.command(
     epilog="""
     \b
@@ -161,15 +174,9 @@ def validate(
     if not labels:
         raise Failure(f"there is no image in {data_dir}")
 
-    right1 = right5 = count = 0
     failed: list[str] = []
-    target = torch.tensor(labels)
     began = time.monotonic()
-    for indices, logits in answers_of(network, data, batch_size, device, failed, workers):
-        hits = logits.topk(min(5, known.count)).indices == target[indices, None]
-        right1 += int(hits[:, 0].sum())
-        right5 += int(hits.sum())
-        count += len(indices)
+    right1, right5, count = _score(answers_of(network, data, batch_size, device, failed, workers), labels)
     seconds = time.monotonic() - began
     if not count:
         raise Failure(f"none of the {len(labels)} images could be read")
