@@ -1,6 +1,10 @@
 """Launchers and processes."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mnist
 import psutil
@@ -82,3 +86,48 @@ def test_accelerate_reads_its_files(file):
     config = load_config_from_file(str(file))
     assert config.num_processes >= 1
     assert f"recipes/accelerate/{file.name}" in file.read_text()  # the command that it is for
+
+
+ONE_MACHINE = ("--num_machines", "1", "--machine_rank", "0", "--num_processes", "2")
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "kind", "precision"),
+    [
+        ("one_gpu", (), "NO", "bf16"),
+        ("two_cpus", ("--multi_gpu",), "MULTI_CPU", "no"),
+        # The same as each other where there is no GPU, and all but the same as two_cpus.
+        pytest.param("eight_gpus", ONE_MACHINE, "MULTI_CPU", "bf16", marks=pytest.mark.slow),
+        pytest.param("nodes", ONE_MACHINE, "MULTI_CPU", "bf16", marks=pytest.mark.slow),
+        ("fsdp", ONE_MACHINE, "FSDP", "bf16"),
+    ],
+    ids=["one_gpu", "two_cpus", "eight_gpus", "nodes", "fsdp"],
+)
+def test_accelerate_launches_its_files(file, flags, kind, precision):
+    """On CPUs, two processes in the place of eight and sixty-four; all else is the file's, FSDP's parts included."""
+    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0")
+    config = ("--config_file", str(RECIPE.parent / "accelerate" / f"{file}.yaml"))
+    script = str(Path(__file__).with_name("launched.py"))
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, *config, *flags, script],
+        env=environment, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("told ")]
+    assert json.loads(line.removeprefix("told ")) == {
+        "processes": 1 if kind == "NO" else 2,
+        "type": kind,
+        "precision": precision,
+        "inputs": ["torch.bfloat16" if precision == "bf16" else "torch.float32"],  # of adder layers
+        "statistics": "torch.float32",
+        "weights": ["torch.float32"],
+        "finite": True,
+        "still": [],
+    }
+
+
+def test_every_file_is_launched():
+    files = {file.stem for file in (RECIPE.parent / "accelerate").glob("*.yaml")}
+    (cases,) = [mark for mark in test_accelerate_launches_its_files.pytestmark if mark.name == "parametrize"]
+    assert files == {getattr(case, "values", case)[0] for case in cases.args[1]}
