@@ -80,7 +80,7 @@ def test_missing_data_lists_where_it_looked(tmp_path, monkeypatch):
     [
         (lambda b: b[: len(b) // 2], "needs 9408"),
         (lambda b: b + b"\0", "needs 9408"),
-        (lambda b: b"\1\2\3\4" + b[4:], "no idx file"),
+        (lambda b: b"\1\2\3\4" + b[4:], "not an idx file"),
         (lambda b: b[:6], "cut off in its header"),
         (lambda b: b"", "starts with nothing"),
         (lambda b: gzip.compress(b)[:-9], "cannot be read"),

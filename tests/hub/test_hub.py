@@ -94,7 +94,7 @@ def test_what_is_not_pushed_says_why(hub, pushes):
     said = pushes["refused"]
     expected = {
         "name": ("ValueError", "organisation/name"),
-        "odd name": ("ValueError", "no name of a repository"),
+        "odd name": ("ValueError", "not the name of a repository"),
         "no run": ("ValueError", "no finished run: config.json"),
         "read only": ("HubError", "hf auth login.*write permission.*--create-pr"),
         "wrong token": ("HubError", "does not take this token.*hf auth login"),
