@@ -59,7 +59,8 @@ def _split(card: str) -> tuple[str, dict[str, Any], str]:
     try:
         data = yaml.safe_load(match[1]) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"the metadata of the repository's README.md is not YAML: mend it by hand ({error})") from error
+        message = f"the metadata of the repository's README.md is not YAML: mend it by hand ({error})"
+        raise ValueError(message) from error
     if not isinstance(data, dict):
         raise ValueError("the metadata of the repository's README.md is not a mapping: mend it by hand")
     return match[0], data, card[match.end() :]
