@@ -35,6 +35,6 @@ def epilogue(y, scale, shift, residual, relu: bool) -> np.ndarray:
     return np.maximum(v, np.float32(0)) if relu else v
 
 
-def levels(v: np.ndarray, inverse_step: float, zero_point: int) -> np.ndarray:
-    """The bytes of the next layer's input: rounded half to even, and clipped to 0 to 255."""
-    return np.clip(np.rint(v * np.float32(inverse_step)) + np.float32(zero_point), 0, 255).astype(np.uint8)
+def levels(v: np.ndarray, inverse_step: float, zero_point: int, top: int = 255) -> np.ndarray:
+    """The bytes of the next layer's input: rounded half to even, and clipped to 0 to top."""
+    return np.clip(np.rint(v * np.float32(inverse_step)) + np.float32(zero_point), 0, top).astype(np.uint8)

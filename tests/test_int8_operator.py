@@ -73,7 +73,8 @@ def test_any_number_of_threads_gives_the_same():
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_fused_rounds_step_by_step(impl, relu, with_residual):
+@pytest.mark.parametrize("top", [255, 15])
+def test_fused_rounds_step_by_step(impl, relu, with_residual, top):
     shape = case("fused", "", (2, 17, 6, 7), (70, 17, 3, 3), 2, 1)
     x, weight = operands(shape)
     rng = np.random.default_rng(1)
@@ -83,13 +84,13 @@ def test_fused_rounds_step_by_step(impl, relu, with_residual):
     v = int8_truth.epilogue(y, scale, shift, residual, relu)
     args = (torch.from_numpy(x), torch.from_numpy(weight), 3, torch.from_numpy(scale), torch.from_numpy(shift),
             None if residual is None else torch.from_numpy(residual), relu)  # fmt: skip
-    both = adder2d_int8_fused(*args, True, 17.3, 5, True, *shape.geometry, impl)
+    both = adder2d_int8_fused(*args, True, 17.3, 5, top, True, *shape.geometry, impl)
     assert np.array_equal(both[0].numpy(), v)
-    assert np.array_equal(both[1].numpy(), int8_truth.levels(v, 17.3, 5))
-    alone = adder2d_int8_fused(*args, False, 17.3, 5, True, *shape.geometry, impl)
+    assert np.array_equal(both[1].numpy(), int8_truth.levels(v, 17.3, 5, top))
+    alone = adder2d_int8_fused(*args, False, 17.3, 5, top, True, *shape.geometry, impl)
     assert torch.equal(alone[1], both[1])
     assert alone[0].numel() == 0
-    wide = adder2d_int8_fused(*args, True, 17.3, 5, False, *shape.geometry, impl)
+    wide = adder2d_int8_fused(*args, True, 17.3, 5, top, False, *shape.geometry, impl)
     assert torch.equal(wide[0], both[0])
     assert wide[1].numel() == 0
 
@@ -101,7 +102,7 @@ def test_what_is_not_finite_becomes_a_level():
     one = torch.ones(2)
     levels = [
         adder2d_int8_fused(
-            x, weight, 0, one, one * 0, residual, False, False, 1.0, 9, True, [1, 1], [0] * 4, [1, 1], 2, impl
+            x, weight, 0, one, one * 0, residual, False, False, 1.0, 9, 255, True, [1, 1], [0] * 4, [1, 1], 2, impl
         )[1]
         for impl in ("reference", "cpu")
     ]
@@ -125,7 +126,7 @@ def test_torch_library_finds_nothing_wrong():
     scale = torch.rand(6)
     for wide, narrow in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(
-            adder2d_int8_fused, (x, weight, 1, scale, scale, None, True, wide, 2.0, 0, narrow, *shape.geometry)
+            adder2d_int8_fused, (x, weight, 1, scale, scale, None, True, wide, 2.0, 0, 255, narrow, *shape.geometry)
         )
 
 

@@ -61,7 +61,7 @@ def test_every_path_gives_the_same_bits(driver, cases):
 
 def test_the_driver_notices(driver, cases, tmp_path):
     data = bytearray(cases.read_bytes())
-    data[19 * 8] ^= 0x40  # the first x
+    data[20 * 8] ^= 0x40  # the first x
     (tmp_path / "off.bin").write_bytes(data)
     done = subprocess.run([driver, tmp_path / "off.bin"], capture_output=True, text=True)
     assert done.returncode == 1

@@ -18,7 +18,7 @@ extern "C" {
  * every instruction set gives the same bits:
  *
  *   v = act(scale[k] * y + shift[k] + residual)
- *   wide = v,   narrow = clamp(round_half_even(v * inverse_step) + zero_point, 0, 255)
+ *   wide = v,   narrow = clamp(round_half_even(v * inverse_step) + zero_point, 0, top)
  */
 typedef struct {
   const float *scale, *shift; /* [K] */
@@ -26,6 +26,7 @@ typedef struct {
   int32_t relu;               /* act: 0 nothing, 1 ReLU */
   float inverse_step;         /* levels of the next layer's input for each unit of v */
   int32_t zero_point;         /* the level that stands for 0 there */
+  int32_t top;                /* the highest level there: 255, or less for fewer than 8 bits */
   float *wide;                /* [N, P, Q, K]; NULL: not wanted */
   uint8_t *narrow;            /* [N, P, Q, K]; NULL: not wanted */
 } adder_int8_epilogue;

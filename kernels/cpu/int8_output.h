@@ -32,7 +32,9 @@ static inline void write_pixel(const int32_t *sums, int64_t k, int64_t at, int64
     if (e.narrow)
       for (int64_t i = 0; i < n; ++i) {
         const float level = std::nearbyint(v[i] * e.inverse_step) + (float)e.zero_point;
-        e.narrow[at + first + i] = (uint8_t)(int32_t)(level > 255 ? 255.f : level > 0 ? level : 0.f); // a NaN gives 0
+        e.narrow[at + first + i] = (uint8_t)(int32_t)(level > (float)e.top ? (float)e.top
+                                                      : level > 0          ? level
+                                                                           : 0.f); // a NaN gives 0
       }
   }
 }

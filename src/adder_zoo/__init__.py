@@ -11,6 +11,7 @@ from .functional import adder2d
 from .fuse import fuse
 from .hub import push_to_hub
 from .implementations import implementations
+from .int8.quantize import quantize
 from .layers import Adder2d, AdderLinear, adder_parameters
 from .norms import float32_norms
 from .optim import AdderSGD
@@ -29,6 +30,7 @@ __all__ = [
     "implementations",
     "models",
     "push_to_hub",
+    "quantize",
     "reestimated_batch_norm",
     "report",
 ]

@@ -164,10 +164,11 @@ def checked_geometry(
     padding: int | Sequence[int] | str,
     dilation: int | Sequence[int],
     groups: int,
+    dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> tuple[list[int], list[int], list[int]]:
     """stride, padding as (top, bottom, left, right) and dilation, as the operators take them; raises as ``adder2d``."""
-    _check_tensor("x", x)
-    _check_tensor("weight", weight)
+    _check_tensor("x", x, dtypes)
+    _check_tensor("weight", weight, dtypes)
     if weight.dim() != 4:
         raise ValueError(f"adder2d: weight must have 4 dimensions [K, C/groups, R, S], got shape {_shape(weight)}")
     if x.dim() not in (3, 4):
@@ -225,11 +226,12 @@ def numbers(sizes: Sequence[Any]) -> list[Any]:
         return [int(size) for size in sizes]
 
 
-def _check_tensor(name: str, t: object) -> None:
+def _check_tensor(name: str, t: object, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"adder2d: {name} must be a tensor, got {type(t).__name__}")
-    if t.dtype not in DTYPES:
-        raise TypeError(f"adder2d: {name} must be float32, float16, bfloat16 or float64, got {t.dtype}")
+    if t.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"adder2d: {name} must have one of the types {names}, got {t.dtype}")
     if t.layout != torch.strided:
         raise TypeError(f"adder2d: {name} must be a dense tensor, got layout {t.layout}")
 

@@ -200,7 +200,7 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
     setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
@@ -267,7 +267,7 @@ class _Fuser:
         if any("forward" in vars(m) for m in parts):
             return None
         try:
-            graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(module)
+            graph = Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(module)
         except Exception:  # whatever its forward raises when it meets a proxy
             return None
         return graph, list(self._chains(module, graph))

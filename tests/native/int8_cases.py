@@ -40,6 +40,7 @@ def record(case: Case, number: int) -> bytes:
     if number % 7 == 5:  # the extremes
         x[:], weight[:] = (0, 255) if number % 2 else (255, 0)
     pad, zero_point, relu = (int(rng.integers(0, 256)) for _ in range(3))
+    top = max(zero_point, int(rng.choice([15, 63, 255, 255])))
     y = int8_truth.distance(x, weight, pad, *case.geometry)
     spread = max(1.0, float(np.abs(y).max(initial=1)))
     scale, shift = (rng.normal(size=K) * 8 / spread).astype(np.float32), (rng.normal(size=K) * 4).astype(np.float32)
@@ -49,10 +50,10 @@ def record(case: Case, number: int) -> bytes:
     shape = (N, C, H, W, K, R, S, P, Q, case.groups, *case.stride, case.padding[0], case.padding[2], *case.dilation)
     return b"".join(
         (
-            np.array((*shape, pad, zero_point, relu % 2), np.int64).tobytes(),
+            np.array((*shape, pad, zero_point, relu % 2, top), np.int64).tobytes(),
             *(last(t) for t in (x, weight, y.astype(np.int32))),
             *(t.tobytes() for t in (scale, shift, np.array([inverse_step], np.float32))),
-            *(last(t) for t in (residual, v, int8_truth.levels(v, inverse_step, zero_point))),
+            *(last(t) for t in (residual, v, int8_truth.levels(v, inverse_step, zero_point, top))),
         )
     )
 

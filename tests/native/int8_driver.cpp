@@ -60,10 +60,15 @@ static void run_case(const int64_t *numbers, FILE *file, const std::string &isa,
   Integers sums(ny, 1);
   Floats got_wide(ny, -1.f);
   Bytes got_narrow(ny, 77);
-  const adder_int8_epilogue epilogue = {scale.data(),    shift.data(),
-                                        residual.data(), static_cast<int32_t>(numbers[18]),
-                                        inverse_step[0], static_cast<int32_t>(numbers[17]),
-                                        got_wide.data(), got_narrow.data()};
+  const adder_int8_epilogue epilogue = {scale.data(),
+                                        shift.data(),
+                                        residual.data(),
+                                        static_cast<int32_t>(numbers[18]),
+                                        inverse_step[0],
+                                        static_cast<int32_t>(numbers[17]),
+                                        static_cast<int32_t>(numbers[19]),
+                                        got_wide.data(),
+                                        got_narrow.data()};
   if (adder_int8_forward(&s, x.data(), packed, pad, nullptr, sums.data()) != ADDER_OK ||
       adder_int8_forward(&s, x.data(), packed, pad, &epilogue, nullptr) != ADDER_OK)
     ++failures;
@@ -89,7 +94,7 @@ int main(int argc, char **argv) {
       std::perror(argv[1]);
       return 2;
     }
-    int64_t numbers[19], count = 0;
+    int64_t numbers[20], count = 0;
     for (; std::fread(numbers, sizeof numbers, 1, file) == 1; ++count) run_case(numbers, file, isa, count);
     std::fclose(file);
     std::printf("%s: %lld cases\n", isa.c_str(), static_cast<long long>(count));

@@ -23,6 +23,7 @@ class _Epilogue(ctypes.Structure):
         ("relu", c_int32),
         ("inverse_step", c_float),
         ("zero_point", c_int32),
+        ("top", c_int32),
         ("wide", c_void_p),
         ("narrow", c_void_p),
     )
@@ -97,6 +98,7 @@ def forward_fused(
     wide: bool,
     inverse_step: float,
     next_zero_point: int,
+    top: int,
     narrow: bool,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -111,7 +113,7 @@ def forward_fused(
     scale, shift = scale.contiguous(), shift.contiguous()
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     pointers = [None if t is None else t.data_ptr() for t in (scale, shift, residual, v, out)]
-    epilogue = _Epilogue(*pointers[:3], relu, inverse_step, next_zero_point, *pointers[3:])
+    epilogue = _Epilogue(*pointers[:3], relu, inverse_step, next_zero_point, top, *pointers[3:])
     _check(int8_library().forward(shape, x.data_ptr(), packed.data_ptr(), zero_point, epilogue, None))
     return v, out
 

@@ -72,6 +72,7 @@ def adder2d_int8_fused(
     wide: bool,
     inverse_step: float,
     next_zero_point: int,
+    top: int,
     narrow: bool,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -82,7 +83,7 @@ def adder2d_int8_fused(
     """``adder2d_int8`` and what follows it in a network, in one pass.
 
         v = act(scale[k]·y + shift[k] + residual)        in float32, each operation rounded by itself
-        levels = clamp(round(v·inverse_step) + next_zero_point, 0, 255)
+        levels = clamp(round(v·inverse_step) + next_zero_point, 0, top)
 
     Args:
         x, weight, zero_point, stride, padding, dilation, groups, impl: As in ``adder2d_int8``.
@@ -91,6 +92,7 @@ def adder2d_int8_fused(
         relu: Whether act is a ReLU.
         wide: Whether v is wanted; narrow: whether levels are.
         inverse_step: Levels of the next layer's input for each unit of v; next_zero_point: the level of 0 there.
+        top: The highest level there: 255, or 2^b - 1 for b bits.
 
     Returns:
         v, float32, and levels, uint8, both [N, K, P, Q] and channels_last where x or weight is. What is not wanted has
@@ -98,17 +100,17 @@ def adder2d_int8_fused(
     """
     _check(x, weight, zero_point, stride, padding, dilation, groups)
     shape = _output_shape(x, weight, stride, padding, dilation)
-    _check_epilogue(shape, scale, shift, residual, next_zero_point, wide, narrow)
+    _check_epilogue(shape, scale, shift, residual, next_zero_point, top, wide, narrow)
     module = _resolve(impl, x)
     if module is native:
         v, out = native.forward_fused(
-            x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, narrow,
+            x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, top, narrow,
             stride, padding, dilation, groups,
         )  # fmt: skip
     else:
         y = reference.forward(x, weight, zero_point, stride, padding, dilation, groups)
         v = reference.epilogue(y, scale, shift, residual, relu)
-        out = reference.levels(v, inverse_step, next_zero_point) if narrow else None
+        out = reference.levels(v, inverse_step, next_zero_point, top) if narrow else None
         v = v if wide else None
     order = _memory_format(x, weight)
     empty = x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.uint8)
@@ -117,7 +119,7 @@ def adder2d_int8_fused(
 
 @adder2d_int8_fused.register_fake
 def _(
-    x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, narrow,
+    x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, top, narrow,
     stride, padding, dilation, groups, impl="auto",
 ):  # fmt: skip
     shape, order = _output_shape(x, weight, stride, padding, dilation), _memory_format(x, weight)
@@ -179,7 +181,7 @@ def _check(x: Tensor, weight: Tensor, zero_point: int, stride, padding, dilation
         )
 
 
-def _check_epilogue(shape, scale, shift, residual, next_zero_point: int, wide: bool, narrow: bool) -> None:
+def _check_epilogue(shape, scale, shift, residual, next_zero_point: int, top: int, wide: bool, narrow: bool) -> None:
     wanted_shapes = (("scale", scale, shape[1:2]), ("shift", shift, shape[1:2]), ("residual", residual, shape))
     for name, t, wanted in wanted_shapes:
         if t is None:
@@ -188,7 +190,9 @@ def _check_epilogue(shape, scale, shift, residual, next_zero_point: int, wide: b
             raise ValueError(
                 f"adder2d_int8_fused: {name} must be float32 of shape {wanted}, got {t.dtype} of {list(t.shape)}"
             )
-    if not 0 <= next_zero_point <= 255:
-        raise ValueError(f"adder2d_int8_fused: next_zero_point must lie between 0 and 255, got {next_zero_point}")
+    if not 0 <= next_zero_point <= top <= 255:
+        raise ValueError(
+            f"adder2d_int8_fused: needs 0 <= next_zero_point <= top <= 255, got {next_zero_point} and {top}"
+        )
     if not (wide or narrow):
         raise ValueError("adder2d_int8_fused: nothing is wanted: set wide or narrow")

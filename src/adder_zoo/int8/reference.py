@@ -55,7 +55,7 @@ def epilogue(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, r
     return torch.where(v > 0, v, torch.zeros_like(v)) if relu else v
 
 
-def levels(v: Tensor, inverse_step: float, zero_point: int) -> Tensor:
-    """``clamp(round(v·inverse_step) + zero_point, 0, 255)`` as uint8, halves rounded to even; a NaN becomes 0."""
+def levels(v: Tensor, inverse_step: float, zero_point: int, top: int) -> Tensor:
+    """``clamp(round(v·inverse_step) + zero_point, 0, top)`` as uint8, halves rounded to even; a NaN becomes 0."""
     level = (v * torch.tensor(inverse_step, dtype=torch.float32)).round() + zero_point
-    return level.nan_to_num(0, 255, 0).clamp(0, 255).to(torch.uint8)
+    return level.nan_to_num(0, top, 0).clamp(0, top).to(torch.uint8)

@@ -1,0 +1,155 @@
+"""``QuantizedAdder2d``: a fused adder layer in bytes, as ``adder_zoo.quantize`` makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import get_same_padding
+from torch import Tensor, nn
+
+from ..functional import adder2d, checked_geometry
+from ..fuse import FusedAdder2d
+from ..layers import Adder2dSame
+from ..ops import _output_shape
+from . import reference
+from .operator import adder2d_int8, adder2d_int8_fused
+
+
+@dataclass(frozen=True)
+class Range:
+    """What the bytes of a layer's input and filters stand for: ``value = step·(level - zero_point)``.
+
+    Attributes:
+        step: Distance between two levels, above 0.
+        zero_point: The level that stands for 0, exactly, as padding needs it; 0 to ``top``.
+        top: The highest level, 2^bits - 1.
+    """
+
+    step: float
+    zero_point: int
+    top: int
+
+    @classmethod
+    def covering(cls, low: float, high: float, bits: int) -> Range:
+        """The range of 2^bits levels from ``low`` <= 0 to ``high`` >= 0, moved so that 0 is one of them."""
+        top = 2**bits - 1
+        step = (high - low) / top
+        return cls(step, round(-low / step), top)
+
+    @property
+    def low(self) -> float:
+        return -self.zero_point * self.step
+
+    @property
+    def high(self) -> float:
+        return (self.top - self.zero_point) * self.step
+
+    def levels(self, x: Tensor) -> Tensor:
+        """``x``, float32, as bytes."""
+        return reference.levels(x, 1 / self.step, self.zero_point, self.top)
+
+
+class QuantizedAdder2d(nn.Module):
+    """A fused adder layer whose input and filters are bytes; for inference only.
+
+        y = act(scale[k]·(-Σ|x - w|) + shift[k] + shortcut)
+
+    over levels x and w, where ``scale`` and ``shift`` hold the step between levels, batch norm, and what clipping the
+    filters to the range took from each sum::
+
+        |x - w| = |x - clip(w, low, high)| + relu(low - w) + relu(w - high)        for low <= x <= high
+
+    Shapes: input [N, C, H, W], float32 (made bytes here) or uint8 levels of ``input_range``, and the shortcut that is
+    added, [N, K, P, Q] float32; output [N, K, P, Q]: float32, or what ``emit`` asked for.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, layer: FusedAdder2d, input_range: Range) -> None:
+        super().__init__()
+        self.geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
+        self.same, self.relu = layer.same, layer.relu
+        self.impl = layer.impl if layer.impl in ("reference", "cpu") else None
+        self.input_range = input_range
+        self.register_buffer("weight", input_range.levels(layer.weight.detach().float()))
+        self.register_buffer("scale", torch.empty(0))
+        self.register_buffer("shift", torch.empty(0))
+        self.set_line(layer, *clipped_line(layer, input_range))
+        self.wide, self.next_range = True, None  # type: bool, Range | None
+        self.eval()
+
+    def set_line(self, layer: FusedAdder2d, slope: Tensor, offset: Tensor) -> None:
+        """Takes ``slope[k]·(sum over levels) + offset[k]`` for the sum over values, with batch norm behind it."""
+        scale = layer.scale.double()
+        self.scale = (scale * slope).float()
+        self.shift = (scale * offset + layer.shift.double()).float()
+
+    def emit(self, wide: bool, next_range: Range | None) -> None:
+        """What ``forward`` returns: float32, bytes in the next layer's range, or both as a pair."""
+        self.wide, self.next_range = wide, next_range
+
+    def sums(self, x: Tensor) -> Tensor:
+        """The bare -Σ|x - w| over levels, int32 [N, K, P, Q]."""
+        x, geometry = self._operands(x)
+        return adder2d_int8(x, self.weight, self.input_range.zero_point, *geometry, self.impl or "auto")
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        x, geometry = self._operands(x)
+        if residual is not None:
+            residual = residual.float().expand(_output_shape(x, self.weight, *geometry[:3]))
+        out = self.next_range or Range(1.0, 0, 255)
+        wide, narrow = adder2d_int8_fused(
+            x, self.weight, self.input_range.zero_point, self.scale, self.shift, residual, self.relu, self.wide,
+            1 / out.step, out.zero_point, out.top, self.next_range is not None, *geometry, self.impl or "auto",
+        )  # fmt: skip
+        if self.next_range is None:
+            return wide
+        return (wide, narrow) if self.wide else narrow
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Any]:
+        if x.dtype != torch.uint8:
+            x = self.input_range.levels(x.float())
+        _, stride, padding, dilation, groups = self.geometry
+        if self.same:
+            return x, (list(stride), self._same_padding(x), list(dilation), groups)
+        checked = checked_geometry(x, self.weight, stride, padding, dilation, groups, (torch.uint8,))
+        return x, (*checked, groups)
+
+    def _same_padding(self, x: Tensor) -> list[int]:
+        """TensorFlow's SAME padding for this input, (top, bottom, left, right)."""
+        kernel, stride, _, dilation, _ = self.geometry
+        totals = [get_same_padding(x.shape[2 + i], kernel[i], stride[i], dilation[i]) for i in (0, 1)]
+        return [totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2]
+
+    def train(self, mode: bool = True) -> QuantizedAdder2d:
+        """Raises RuntimeError for ``mode = True``: bytes have no gradient."""
+        if mode:
+            raise RuntimeError(
+                "this network was quantised for inference and cannot be trained. Train the network that was given to "
+                "adder_zoo.quantize(), and quantise it again."
+            )
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        r = self.input_range
+        return f"{list(self.weight.shape)}, input from {r.low:.4g} to {r.high:.4g} in {r.top + 1} levels"
+
+
+def float_sums(layer: FusedAdder2d, x: Tensor) -> Tensor:
+    """The layer's bare -Σ|x - w| over values, [N, K, P, Q]."""
+    x, padding = Adder2dSame.padded(layer, x) if layer.same else layer.padded(x)  # type: ignore[arg-type]
+    return adder2d(x, layer.weight, None, layer.stride, padding, layer.dilation, layer.groups, impl=layer.impl)
+
+
+def clipped_line(layer: FusedAdder2d, input_range: Range) -> tuple[Tensor, Tensor]:
+    """Slope and offset, [K], that make the sum over values of the sum over levels, if no input is beyond the range.
+
+    The slope is the step; the offset is what clipping the filters to the range took from the sum, see the class.
+    """
+    w = layer.weight.detach().double()
+    cut_off = (input_range.low - w).clamp_min(0) + (w - input_range.high).clamp_min(0)
+    return torch.full_like(layer.scale, input_range.step, dtype=torch.float64), -cut_off.flatten(1).sum(1)
