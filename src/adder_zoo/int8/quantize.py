@@ -52,6 +52,7 @@ def quantize(
             mode, without adder layers, or of which nothing can be quantised (the message says why).
 
     Example:
+        >>> import adder_zoo, timm, torch
         >>> model = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).eval()
         >>> small = adder_zoo.quantize(model, torch.rand(64, 1, 32, 32))
     """
