@@ -59,7 +59,7 @@ typedef struct {
 ADDER_API int64_t adder_packed_size(const adder_shape *shape);
 ADDER_API void adder_pack(const adder_shape *shape, const float *w, float *packed);
 /* y = -sum |x - w|, Eq. 2. exact = 0 lets finite tiles without cancellation take 2 sum max(x, w) - sum x - sum w.
- * packed may be NULL, and then w is packed anew; with it w is not read. epilogue may be NULL. */
+ * packed may be NULL, and then w is packed for this call; with it w is not read. epilogue may be NULL. */
 ADDER_API int adder_forward(const adder_shape *shape, const float *x, const float *w, const float *packed,
                             const adder_epilogue *epilogue, float *y, int exact);
 /* dx = sum dy t(w - x), Eq. 6 and 7: t clamps (ADDER_CLIPPED), is the identity (ADDER_FULL) or the sign. exact = 0 lets

@@ -1,4 +1,4 @@
-// Depthwise layers, one filter for each channel: pointers to columns, runs of taps, and the tiles.
+// Depthwise layers, one filter for each channel: how tiles walk over taps and columns, and the tiles.
 #ifndef ADDER_DEPTHWISE_TILE_H
 #define ADDER_DEPTHWISE_TILE_H
 
@@ -10,7 +10,7 @@ namespace ADDER_NAMESPACE {
 // Lanes go over the channels, and nothing is copied: tiles reach their pixels through pointers, and where there is
 // padding these lead to zeros. A tile goes over all channels, as they lie side by side in memory, with all its taps for
 // each vector.
-template <class T> bool depthwise(const Shape &s) { return s.groups == s.C && s.C == s.K && s.C >= T::L; }
+template <class T> bool is_depthwise(const Geometry &s) { return s.groups == s.C && s.C == s.K && s.C >= T::L; }
 
 // Pixels of the tiles, whose dx holds x beside its sums.
 template <class T> constexpr int depthwise_pixels(bool x_too) { return x_too && T::REGISTERS < 32 ? 6 : 8; }
@@ -19,13 +19,13 @@ template <class T> constexpr int depthwise_pixels(bool x_too) { return x_too && 
 // the next pixel, so a tile loads each column once for all of them. A run of one place among the pointers, where its
 // first tap meets the first pixel, and one of its filters.
 constexpr int LONGEST_RUN = 3; // whose filters have room in registers
-struct Run {
+struct TapRun {
   int64_t place, filter;
 };
 struct DepthwiseTaps {
-  Run *runs;                              // [LONGEST_RUN][room], by length
+  TapRun *runs;                           // [LONGEST_RUN][room], by length
   int64_t room, step, count[LONGEST_RUN]; // step: between the filters of a run's taps
-  DepthwiseTaps(Run *runs_, int64_t room_, int64_t step_) : runs(runs_), room(room_), step(step_), count() {}
+  DepthwiseTaps(TapRun *runs_, int64_t room_, int64_t step_) : runs(runs_), room(room_), step(step_), count() {}
   // Taps whose places follow each other.
   void add(int64_t place, int64_t filter, int64_t taps) {
     for (int64_t n; taps > 0; taps -= n, place += n, filter += n * step) {
@@ -53,13 +53,10 @@ struct Columns {
   }
 };
 
-// f(run, LENGTH) for all runs, the longest first.
-template <int N> struct Length {
-  static constexpr int value = N;
-};
+// f(run, its length as a Constant) for all runs, the longest first.
 template <int N = LONGEST_RUN, class F> ADDER_INLINE void each_run(const DepthwiseTaps &taps, F f) {
-  const Run *run = taps.runs + (N - 1) * taps.room;
-  for (const Run *const end = run + taps.count[N - 1]; run != end; ++run) f(*run, Length<N>());
+  const TapRun *run = taps.runs + (N - 1) * taps.room;
+  for (const TapRun *const end = run + taps.count[N - 1]; run != end; ++run) f(*run, Constant<N>());
   if constexpr (N > 1) each_run<N - 1>(taps, f);
 }
 
@@ -79,7 +76,7 @@ template <class T, int MR, int N, class F> ADDER_INLINE void each_column(const f
 template <class T, int MR, class F>
 ADDER_INLINE void each_tap(const DepthwiseTaps &taps, const float *const *columns, const float *w, int64_t c, F f) {
   typedef typename T::V V;
-  each_run(taps, [&](const Run &run, auto length) ADDER_LAMBDA_INLINE {
+  each_run(taps, [&](const TapRun &run, auto length) ADDER_LAMBDA_INLINE {
     V filters[length.value];
 #pragma GCC unroll 4
     for (int s = 0; s < length.value; ++s) filters[s] = T::load(w + run.filter + s * taps.step + c);
@@ -91,7 +88,7 @@ ADDER_INLINE void each_tap(const DepthwiseTaps &taps, const float *const *column
 // y[m] = -(outside + sum over taps of |x - w|) for MR pixels and all channels.
 template <class T, int MR>
 __attribute__((noinline)) void depthwise_forward_tile(const DepthwiseTaps &taps, const float *const *columns,
-                                                      const float *w, const float *outside, const Output<T> &out) {
+                                                      const float *w, const float *outside, const TileOutput<T> &out) {
   typedef typename T::V V;
   const V one = T::opaque(T::set(1.f));
   const int64_t channels = out.channels;
@@ -135,56 +132,6 @@ __attribute__((noinline)) int64_t depthwise_grad_input_tile(const DepthwiseTaps 
   return next;
 }
 
-// The tiles by pixels; there is none of no pixels.
-template <class T> struct DepthwiseForwardTiles {
-  void (*of[depthwise_pixels<T>(false) + 1])(const DepthwiseTaps &, const float *const *, const float *, const float *,
-                                             const Output<T> &);
-  constexpr DepthwiseForwardTiles() : of() { list<depthwise_pixels<T>(false)>(); }
-  template <int MR> constexpr void list() {
-    of[MR] = depthwise_forward_tile<T, MR>;
-    if constexpr (MR > 1) list<MR - 1>();
-  }
-};
-
-template <class T, int MODE> struct DepthwiseGradInputTiles {
-  int64_t (*of[depthwise_pixels<T>(true) + 1])(const DepthwiseTaps &, const float *const *, const float *,
-                                               const float *, float *, int64_t, int64_t, int64_t, float);
-  constexpr DepthwiseGradInputTiles() : of() { list<depthwise_pixels<T>(true)>(); }
-  template <int MR> constexpr void list() {
-    of[MR] = depthwise_grad_input_tile<T, MR, MODE>;
-    if constexpr (MR > 1) list<MR - 1>();
-  }
-};
-
-// Taps of a row of the filters that many columns apart meet neighbouring pixels' columns; S: none do.
-static inline int64_t depthwise_apart(const Shape &s) {
-  return s.stride_w % s.dilation_w == 0 ? s.stride_w / s.dilation_w : s.S;
-}
-
-// Columns of the images as output pixels meet them.
-static inline Columns columns_of_images(const Shape &s) {
-  const int64_t right = (s.Q - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1 - s.pad_left - s.W;
-  return Columns(s.W, s.pad_left, max64(0, right), s.stride_w);
-}
-
-// The taps of output row p whose rows lie inside of the image, and pointers to these rows' pixels.
-static inline DepthwiseTaps rows_of(const Shape &s, const float *image, int64_t p, const Columns &columns,
-                                    int64_t lanes, const float *zeros, const float **pointers, Run *runs) {
-  const int64_t apart = depthwise_apart(s);
-  DepthwiseTaps found(runs, s.R * s.S, apart * lanes);
-  int64_t rows = 0;
-  for (int64_t r = 0; r < s.R; ++r) {
-    const int64_t h = p * s.stride_h - s.pad_top + r * s.dilation_h;
-    if (h < 0 || h >= s.H) continue;
-    columns.point(image + h * s.W * s.C, s.C, zeros, pointers + rows * columns.row());
-    for (int64_t t = 0; t < min64(apart, s.S); ++t)
-      found.add(rows * columns.row() + columns.place(t * s.dilation_w), (r * s.S + t) * lanes,
-                ceil_div(s.S - t, apart));
-    ++rows;
-  }
-  return found;
-}
-
 // sums[tap] += sum of dy * x over MR pixels, all channels; and dy's own sum.
 template <class T, int MR>
 __attribute__((noinline)) void depthwise_grad_weight_tile(const DepthwiseTaps &taps, const float *const *columns,
@@ -196,17 +143,17 @@ __attribute__((noinline)) void depthwise_grad_weight_tile(const DepthwiseTaps &t
     V d[MR];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) d[m] = T::load(dy + m * channels + c);
-    if (c < next) { // the last vector goes over some channels again, which are counted
-      alignas(64) float kept[T::L];
-      for (int64_t lane = 0; lane < T::L; ++lane) kept[lane] = c + lane < next ? 0.f : 1.f;
+    if (c < next) { // the last vector goes over some channels again, which are counted already
+      alignas(64) float counts[T::L];
+      for (int64_t lane = 0; lane < T::L; ++lane) counts[lane] = c + lane < next ? 0.f : 1.f;
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) d[m] = d[m] * T::load(kept);
+      for (int m = 0; m < MR; ++m) d[m] = d[m] * T::load(counts);
     }
     V total = d[0];
 #pragma GCC unroll 8
     for (int m = 1; m < MR; ++m) total = total + d[m];
     T::store(dy_sums + c, T::load(dy_sums + c) + total);
-    each_run(taps, [&](const Run &run, auto length) ADDER_LAMBDA_INLINE {
+    each_run(taps, [&](const TapRun &run, auto length) ADDER_LAMBDA_INLINE {
       float *const to = sums + run.filter + c;
       V acc[length.value];
 #pragma GCC unroll 4
@@ -219,16 +166,6 @@ __attribute__((noinline)) void depthwise_grad_weight_tile(const DepthwiseTaps &t
     });
   }
 }
-
-template <class T> struct DepthwiseGradWeightTiles {
-  void (*of[depthwise_pixels<T>(false) + 1])(const DepthwiseTaps &, const float *const *, const float *, int64_t,
-                                             float *, float *);
-  constexpr DepthwiseGradWeightTiles() : of() { list<depthwise_pixels<T>(false)>(); }
-  template <int MR> constexpr void list() {
-    of[MR] = depthwise_grad_weight_tile<T, MR>;
-    if constexpr (MR > 1) list<MR - 1>();
-  }
-};
 
 } // namespace ADDER_NAMESPACE
 #endif

@@ -2,9 +2,10 @@
 #ifndef ADDER_FORWARD_TILE_H
 #define ADDER_FORWARD_TILE_H
 
-#include "forward_avx2.h"
 #include "output.h"
 #include "plan.h"
+#include "taps_avx2.h"
+#include "tiles.h"
 
 #include <cfloat>
 
@@ -20,11 +21,11 @@ constexpr float CANCELLATION = 4.f;
 // With few taps the test costs what the identity saves.
 constexpr int64_t IDENTITY_TAPS = 32;
 
-// What the test of the identity needs of a row's filters.
-struct Sums {
+// What the identity and its test need of a row's patches and filters.
+struct IdentitySums {
   const float *x, *abs_x; // [pixels], Σ x and Σ |x| over a patch
   const float *w, *abs_w; // [NV * L]
-  float most_x, most_w;   // no less than any of abs_x, and of abs_w; infinity where one is not finite
+  float max_x, max_w;     // no less than any of abs_x, and of abs_w; infinity where one is not finite
 
   void advance(int64_t pixels) {
     x += pixels;
@@ -32,50 +33,29 @@ struct Sums {
   }
 };
 
-// The largest of `count` values that are not negative; infinity where one is not finite.
-template <class T> float most(const float *values, int64_t count) {
-  typedef typename T::V V;
-  V most = T::set(0.f);
-  bool finite = true;
-  int64_t i = 0;
-  for (; i + T::L <= count; i += T::L) {
-    const V v = T::load(values + i);
-    finite &= T::all_le(v, T::set(FLT_MAX));
-    most = T::max(most, v);
-  }
-  alignas(64) float lanes[T::L];
-  T::store(lanes, most);
-  float result = lanes[0];
-  for (int lane = 1; lane < T::L; ++lane) result = lanes[lane] > result ? lanes[lane] : result;
-  for (; i < count; ++i) {
-    finite &= values[i] <= FLT_MAX;
-    result = values[i] > result ? values[i] : result;
-  }
-  return finite ? result : __builtin_inff();
-}
-
 // A + B up to here leaves 2 sum max(x, w) finite.
-constexpr float MOST = FLT_MAX / 8;
+constexpr float MAX_MAGNITUDES = FLT_MAX / 8;
 
 // Do all outputs of a tile pass the test, one by one?
 template <class T>
-__attribute__((noinline)) bool each_passes(const float *values, int64_t mr, int nv, const Sums &sums) {
+__attribute__((noinline)) bool each_passes(const float *values, int64_t mr, int nv, const IdentitySums &sums) {
   typedef typename T::V V;
   bool good = true;
   for (int64_t m = 0; m < mr && good; ++m)
     for (int v = 0; v < nv; ++v) {
-      const V limit = T::min(T::set(MOST), T::abs(T::load(values + (m * nv + v) * T::L)) * T::set(CANCELLATION));
+      const V limit =
+          T::min(T::set(MAX_MAGNITUDES), T::abs(T::load(values + (m * nv + v) * T::L)) * T::set(CANCELLATION));
       good &= T::all_le(T::set(sums.abs_x[m]) + T::load(sums.abs_w + v * T::L), limit);
     }
   return good;
 }
 
-// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are no
-// constant step apart then, and each of them takes a register of its own for its offset.
+// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are not
+// a constant step apart then, and each of them takes a register of its own for its offset.
 template <class T> constexpr bool joins_rows(int nv) { return T::REGISTERS < 32 && nv == 2; }
 
 // What the tiles of a row work on.
-template <class T> struct ForwardRow {
+template <class T> struct RowOperands {
   const Segment *segments;
   int64_t count;
   const int64_t *offsets; // pixel m > 0 is at x[offsets[m]] if tiles may join rows, else at x[m * offsets[1]]
@@ -83,15 +63,15 @@ template <class T> struct ForwardRow {
   int64_t panel_stride;
   float *sum;           // [MR][NV][L], of chains before the last
   const float *outside; // [NV * L], Σ |w| of the taps outside of the image
-  Output<T> out;        // of whole vectors
-  Sums sums;
+  TileOutput<T> out;    // of whole vectors
+  IdentitySums sums;
 };
 
 // Writes the outputs of MR pixels from the first one's x on: by |x - w| (EXACT), or by max(x, w) and the identity, and
 // then returns whether all of them pass its test. The sums do not leave the registers in between. ADDS: by additions,
 // not by T::accumulate; the same bits.
 template <class T, int MR, int NV, bool EXACT, bool ADDS>
-__attribute__((noinline)) bool forward_tile(const ForwardRow<T> &row, const float *x) {
+__attribute__((noinline)) bool forward_tile(const RowOperands<T> &row, const float *x) {
   typedef typename T::V V;
   const V one = T::opaque(T::set(1.f));
   const float *const panel = row.panel;
@@ -115,7 +95,7 @@ __attribute__((noinline)) bool forward_tile(const ForwardRow<T> &row, const floa
     for (bool last = false; !last && segment != end; ++segment) {
       const float *xs = x + segment->source, *ws = panel + segment->panel * T::L;
       int64_t t = segment->length;
-      if constexpr (has_unrolled<T, MR, NV, EXACT>())
+      if constexpr (has_unrolled_taps<T, MR, NV, EXACT>())
         if (const int64_t count = t & -UNROLLED) {
           unrolled_taps<ADDS>(acc, xs, offset, ws, panel_stride, count, one);
           xs += count;
@@ -144,8 +124,8 @@ __attribute__((noinline)) bool forward_tile(const ForwardRow<T> &row, const floa
     if (segment == end) break;
     each([](V &a, float *s) ADDER_LAMBDA_INLINE { T::store(s, a); });
   }
-  const Output<T> &out = row.out;
-  const Sums &sums = row.sums;
+  const TileOutput<T> &out = row.out;
+  const IdentitySums &sums = row.sums;
   if constexpr (EXACT) {
     const float *const outside = row.outside;
 #pragma GCC unroll 4
@@ -167,40 +147,28 @@ __attribute__((noinline)) bool forward_tile(const ForwardRow<T> &row, const floa
     store_tile<T, MR, NV>(out, acc);
     // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so max has lost none. First
     // with the largest A of all tiles, which is known.
-    const V least = T::set(-CANCELLATION) * largest;
-    const auto passes = [&](float bound)
-                            ADDER_LAMBDA_INLINE { return bound <= MOST && T::all_le(T::set(bound), least); };
-    if (passes(sums.most_x + sums.most_w) || passes(most<T>(sums.abs_x, MR) + sums.most_w)) return true;
+    const V limit = T::set(-CANCELLATION) * largest;
+    const auto passes = [&](float magnitudes) ADDER_LAMBDA_INLINE {
+      return magnitudes <= MAX_MAGNITUDES && T::all_le(T::set(magnitudes), limit);
+    };
+    if (passes(sums.max_x + sums.max_w) || passes(max_or_inf<T>(sums.abs_x, MR) + sums.max_w)) return true;
     each([](V &a, float *s) ADDER_LAMBDA_INLINE { T::store(s, a); });
     return each_passes<T>(sum, MR, NV, sums);
   }
 }
 
-template <class T> using ForwardTile = bool (*)(const ForwardRow<T> &, const float *x);
-
-// All tiles by vectors and pixels; there is none of no pixels.
-template <class T, bool EXACT, bool ADDS = false> struct ForwardTiles {
-  ForwardTile<T> of[5][MAX_PIXELS + 1];
-  constexpr ForwardTiles() : of() {
-    list<1, max_pixels<T>(1, false)>();
-    list<2, max_pixels<T>(2, false)>();
-    if constexpr (T::REGISTERS >= 32) list<4, max_pixels<T>(4, false)>();
-  }
-  template <int NV, int MR> constexpr void list() {
-    of[NV][MR] = forward_tile<T, MR, NV, EXACT, ADDS>;
-    if constexpr (MR > 1) list<NV, MR - 1>();
-  }
-};
-
-// The tiles of nv vectors by number of pixels, of max(x, w) or of |x - w|.
-template <class T> const ForwardTile<T> *forward_tiles(int nv, bool identity) {
-  static constexpr ForwardTiles<T, false> maxima;
-  static constexpr ForwardTiles<T, true> distances;
-  if constexpr (T::EITHER_SUM) {
-    static constexpr ForwardTiles<T, false, true> added;
-    if (identity && adder::adds) return added.of[nv];
-  }
-  return identity ? maxima.of[nv] : distances.of[nv];
+// The tiles of nv vectors by number of pixels, of max(x, w) (identity) or of |x - w|.
+template <class T, int NV> auto forward_tiles_of(bool identity) {
+  constexpr int MAX = max_pixels<T>(NV, false);
+  if (!identity) return tiles_of<MAX>([](auto pixels) { return forward_tile<T, pixels.value, NV, true, false>; });
+  if constexpr (T::EITHER_SUM)
+    if (adder::adds) return tiles_of<MAX>([](auto pixels) { return forward_tile<T, pixels.value, NV, false, true>; });
+  return tiles_of<MAX>([](auto pixels) { return forward_tile<T, pixels.value, NV, false, false>; });
+}
+template <class T> auto forward_tiles(int nv, bool identity) {
+  if constexpr (T::REGISTERS >= 32)
+    if (nv == 4) return forward_tiles_of<T, 4>(identity);
+  return nv == 2 ? forward_tiles_of<T, 2>(identity) : forward_tiles_of<T, 1>(identity);
 }
 
 } // namespace ADDER_NAMESPACE

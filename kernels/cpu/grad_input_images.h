@@ -3,81 +3,82 @@
 #define ADDER_GRAD_INPUT_IMAGES_H
 
 #include "grad_input_images_tile.h"
-#include "threads.h"
-
-#include <cfloat>
 
 namespace ADDER_NAMESPACE {
 
-template <class T> struct GradInputOverImages : Shape {
-  const float *dy, *x, *w;
-  float *dx;
-  int64_t left, right, padded; // columns of zeros beside dy, and all columns
-  int64_t slots;               // rows of dy that a row of x meets: they are kept, row p in slot p % slots
-  int64_t parts, filters;      // of a part: K is cut, so that dy stays in the first-level cache
-  float *panels;               // [R][parts][C][S in order_columns][filters]
-  int64_t *order;
-  int64_t chunk, chunks; // rows of a task
-  Flag failed;
+// How many images fill lanes: a multiple of L. The pixels of a matrix product count as images of one row, `width`
+// pixels wide; so few that there are many tasks.
+template <class T> struct LaneFill {
+  int64_t images, width;
+  int64_t rest = 0; // pixels of a matrix product that are left
 
-  // Images of this shape that fill lanes: a multiple of L. The pixels of a matrix product count as images of one row,
-  // `width` pixels wide; so few that there are many tasks.
-  struct Part {
-    int64_t images, width, rest; // pixels of a matrix product that are left
-    explicit Part(const Shape &s) : images(s.N / T::L * T::L), width(s.W), rest(0) {
-      if (s.last_width < 0) return;
-      const int64_t pixels = (s.H - 1) * s.W + s.last_width;
-      const int64_t most = min64(FLAT_ROW, IMAGES_ROW / ((s.C + s.K) * T::L * 4));
-      width = min64(pixels / (T::L * TASKS), most) / IMAGES_PIXELS * IMAGES_PIXELS;
-      width = max64(IMAGES_PIXELS, width);
-      images = pixels / width / T::L * T::L;
-      rest = pixels - images * width;
-    }
-  };
+  explicit LaneFill(const Shape &s) : images(s.N / T::L * T::L), width(s.W) {
+    if (!s.is_product()) return;
+    const int64_t pixels = (s.H - 1) * s.W + s.last_width;
+    const int64_t widest = min64(FLAT_ROW, IMAGES_ROW / ((s.C + s.K) * T::L * 4));
+    width = min64(pixels / (T::L * TASKS), widest) / IMAGES_PIXELS * IMAGES_PIXELS;
+    width = max64(IMAGES_PIXELS, width);
+    images = pixels / width / T::L * T::L;
+    rest = pixels - images * width;
+  }
+
   // A rest of a matrix product is filled up with zeros, where that is little; other images that fill no lanes take
   // other kernels.
-  static bool suits(const Shape &s, int mode, bool exact) {
-    if (!T::OVER_IMAGES || mode != ADDER_CLIPPED || exact || s.groups != 1) return false;
-    const Part part(s);
-    const int64_t filled = part.rest > 0 ? T::L * part.width - part.rest : 0;
-    return part.images > 0 && filled * 8 <= part.images * part.width;
+  bool suits() const {
+    const int64_t filled = rest > 0 ? T::L * width - rest : 0;
+    return images > 0 && filled * 8 <= images * width;
   }
-  static Shape cut(Shape s) {
-    const Part part(s);
-    s.N = part.images;
-    if (s.last_width >= 0) {
+
+  // The images that fill lanes.
+  Shape of(Shape s) const {
+    s.N = images;
+    if (s.is_product()) {
       s.H = s.P = 1;
-      s.W = s.Q = part.width;
+      s.W = s.Q = width;
       s.last_width = -1;
     }
     return s;
   }
+};
 
-  GradInputOverImages(const Shape &s, const float *dy_, const float *x_, const float *w_, float *dx_, int64_t *order_)
-      : Shape(cut(s)), dy(dy_), x(x_), w(w_), dx(dx_), left(Reach(*this).left), right(Reach(*this).right),
-        padded(left + Q + right), slots((R - 1) * dilation_h / stride_h + 1), panels(nullptr), order(order_) {
+template <class T> struct GradInputImageLanes : Shape {
+  const float *dy, *x, *w;
+  float *dx;
+  DyPadding pad;          // columns of zeros beside dy
+  int64_t padded;         // all columns
+  int64_t slots;          // rows of dy that a row of x meets: they stay, row p in slot p % slots
+  int64_t parts, filters; // of a part: K is cut, so that dy stays in the first-level cache
+  float *panels;          // [R][parts][C][S in order_columns][filters]
+  int64_t *order;
+  int64_t chunk, chunks; // rows of a task
+  Flag failed;
+
+  GradInputImageLanes(const Shape &s, const float *dy_, const float *x_, const float *w_, float *dx_, int64_t *order_)
+      : Shape(LaneFill<T>(s).of(s)), dy(dy_), x(x_), w(w_), dx(dx_), pad(*this), padded(pad.left + Q + pad.right),
+        slots((R - 1) * dilation_h / stride_h + 1), panels(nullptr), order(order_) {
     order_columns(*this, order);
-    parts = ceil_div(K, most_filters(*this));
+    parts = ceil_div(K, max_filters());
     filters = parts == 1 ? K : ceil_div(ceil_div(K, parts), 8) * 8;
     chunk = max64(1, ceil_div(H, ceil_div(TASKS, max64(1, N / T::L))));
     chunks = ceil_div(H, chunk);
   }
   int64_t tasks() const { return N / T::L * chunks; }
+  double operations() const { return 3. * N * P * Q * taps * K / T::L; }
 
-  // Columns of the kernel that one phase of pixels takes, at the most.
-  static int64_t most_columns(const Shape &s) {
-    int64_t most = 1;
-    for (int64_t phase = 0; phase < s.stride_w; ++phase) {
+  // At most so many columns of the kernel belong to one phase of pixels.
+  int64_t max_columns() const {
+    int64_t largest = 1;
+    for (int64_t phase = 0; phase < stride_w; ++phase) {
       int64_t columns = 0;
-      for (int64_t t = 0; t < s.S; ++t) columns += t * s.dilation_w % s.stride_w == phase;
-      most = max64(most, columns);
+      for (int64_t t = 0; t < S; ++t) columns += t * dilation_w % stride_w == phase;
+      largest = max64(largest, columns);
     }
-    return most;
+    return largest;
   }
   // Bytes of dy that a tile reads for each filter in one row of the kernel.
   static int64_t bytes_of_filter(int64_t columns) { return (IMAGES_PIXELS - 1 + columns) * T::L * 4; }
-  static int64_t most_filters(const Shape &s) {
-    const int64_t columns = most_columns(s);
+  int64_t max_filters() const {
+    const int64_t columns = max_columns();
     return max64(8, min64(2 * CHAIN / columns, IMAGES_BYTES / bytes_of_filter(columns)) / 8 * 8);
   }
   // K is rounded up in each of its parts, and a tap is loaded early.
@@ -99,23 +100,17 @@ template <class T> struct GradInputOverImages : Shape {
       }
   }
 
-  // Which row of dy tap row r takes for row h of x; negative: none.
-  int64_t row_of(int64_t h, int64_t r) const {
-    const int64_t ph = h + pad_top - r * dilation_h;
-    return ph < 0 || ph % stride_h || ph / stride_h >= P ? -1 : ph / stride_h;
-  }
-
   // The taps of a row's pixels of one phase. `last` ends what all channels' tiles go over before they take what
   // follows.
   int64_t segments_of_row(int64_t h, int64_t phase, Segment *segments) const {
     int64_t columns = 0, count = 0, bytes = 0, chain = 0;
-    for (int64_t i = 0; i < S; ++i) columns += (phase + pad_left - order[i] * dilation_w) % stride_w == 0;
+    for (int64_t i = 0; i < S; ++i) columns += column_meets(phase, order[i]);
     for (int64_t r = 0; r < R && columns > 0; ++r) {
-      const int64_t p = row_of(h, r);
+      const int64_t p = dy_row(h, r);
       if (p < 0) continue;
       for (int64_t part = 0; part < parts; ++part) {
-        const int64_t k = part * filters, some = min64(filters, K - k);
-        const int64_t more = some * bytes_of_filter(columns), length = columns * some;
+        const int64_t in_part = min64(filters, K - part * filters);
+        const int64_t more = in_part * bytes_of_filter(columns), length = columns * in_part;
         if (count > 0 && (bytes + more > IMAGES_BYTES || chain + length > 2 * CHAIN)) {
           segments[count - 1].last = true;
           bytes = chain = 0;
@@ -124,28 +119,28 @@ template <class T> struct GradInputOverImages : Shape {
         chain += length;
         int64_t next = -1; // where the last segment's source ends
         for (int64_t i = 0; i < S; ++i) {
-          const int64_t qw = phase + pad_left - order[i] * dilation_w;
-          if (qw % stride_w) continue;
-          const int64_t source = ((p % slots * parts + part) * padded + left + qw / stride_w) * filters;
+          if (!column_meets(phase, order[i])) continue;
+          const int64_t column = pad.left + dy_column(phase, order[i]);
+          const int64_t source = ((p % slots * parts + part) * padded + column) * filters;
           const int64_t tap = ((r * parts + part) * C * S + i) * filters;
           if (source == next && tap == segments[count - 1].panel + segments[count - 1].length)
-            segments[count - 1].length += some;
-          else segments[count++] = {source, tap, some, false};
-          next = source + some;
+            segments[count - 1].length += in_part;
+          else segments[count++] = {source, tap, in_part, false};
+          next = source + in_part;
         }
       }
     }
     if (count > 0) segments[count - 1].last = true;
     return count;
   }
-  int64_t most_segments() const { return R * S * parts; }
+  int64_t max_segments() const { return R * S * parts; }
 
   struct Buffers {
     float *rows, *row_sums; // dy: [slots][parts][padded][filters][L], and [slots][padded][L] summed over K
     float *xs, *sum;        // x and then dx: [W][C][L]; a tile's sums: [C][pixels][L]
     float *totals;          // [pixels][L] of dy over all taps
     Segment *segments;
-    int64_t *kept;        // which row lies in a slot
+    int64_t *row_in_slot; // which row of dy lies in a slot; -1: none
     unsigned char *kinds; // [W][C]
   };
   enum Kind : unsigned char { MEDIANS, DIFFERENCES, ONE_BY_ONE };
@@ -153,26 +148,26 @@ template <class T> struct GradInputOverImages : Shape {
   void run(int64_t begin, int64_t end) {
     Scratch<float> rows(slots * parts * padded * filters * T::L), row_sums(slots * padded * T::L), xs(W * C * T::L),
         sum(C * IMAGES_PIXELS * T::L), totals(W * T::L);
-    Scratch<Segment> segments(most_segments());
-    Scratch<int64_t> kept(slots);
+    Scratch<Segment> segments(max_segments());
+    Scratch<int64_t> row_in_slot(slots);
     Scratch<unsigned char> kinds(W * C);
-    if (!rows || !row_sums || !xs || !sum || !totals || !segments || !kept || !kinds) return failed.set();
-    const Buffers b = {rows, row_sums, xs, sum, totals, segments, kept, kinds};
+    if (!rows || !row_sums || !xs || !sum || !totals || !segments || !row_in_slot || !kinds) return failed.set();
+    const Buffers b = {rows, row_sums, xs, sum, totals, segments, row_in_slot, kinds};
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / chunks * T::L, first = task % chunks * chunk;
-      for (int64_t i = 0; i < slots; ++i) kept[i] = -1;
-      for (int64_t h = first; h < min64(H, first + chunk); ++h) row(b, image, h);
+      for (int64_t i = 0; i < slots; ++i) row_in_slot[i] = -1;
+      for (int64_t h = first; h < min64(H, first + chunk); ++h) row_of_images(b, image, h);
     }
   }
 
   // Row h of L images.
-  void row(const Buffers &b, int64_t image, int64_t h) const {
+  void row_of_images(const Buffers &b, int64_t image, int64_t h) const {
     for (int64_t r = 0; r < R; ++r)
-      if (const int64_t p = row_of(h, r); p >= 0 && b.kept[p % slots] != p) take(b, image, p);
+      if (const int64_t p = dy_row(h, r); p >= 0 && b.row_in_slot[p % slots] != p) take_dy(b, image, p);
     const int64_t place = (image * H + h) * W * C;
     interleave<T>(x + place, H * W * C, W * C, b.xs);
     const bool plain = classify(b);
-    for (int64_t phase = 0; phase < min64(stride_w, W); ++phase) row_of_tiles(b, h, phase, plain);
+    for (int64_t phase = 0; phase < phases(); ++phase) row_of_tiles(b, h, phase, plain);
     separate<T>(b.xs, W * C, dx + place, H * W * C);
     if (plain) return;
     for (int64_t j = 0; j < W; ++j)
@@ -183,31 +178,31 @@ template <class T> struct GradInputOverImages : Shape {
   }
 
   // Row p of dy into its slot, with its columns of zeros and its sums over the filters.
-  void take(const Buffers &b, int64_t image, int64_t p) const {
+  void take_dy(const Buffers &b, int64_t image, int64_t p) const {
     typedef typename T::V V;
     const int64_t pixel = filters * T::L, slot = p % slots;
     const float *const from = dy + (image * P + p) * Q * K;
     for (int64_t part = 0; part < parts; ++part) {
       float *const to = b.rows + (slot * parts + part) * padded * pixel;
-      const int64_t some = min64(filters, K - part * filters);
-      memset(to, 0, static_cast<size_t>(left * pixel) * sizeof(float));
-      memset(to + (left + Q) * pixel, 0, static_cast<size_t>(right * pixel) * sizeof(float));
-      if (some == K) interleave<T>(from, P * Q * K, Q * K, to + left * pixel);
+      const int64_t in_part = min64(filters, K - part * filters);
+      memset(to, 0, static_cast<size_t>(pad.left * pixel) * sizeof(float));
+      memset(to + (pad.left + Q) * pixel, 0, static_cast<size_t>(pad.right * pixel) * sizeof(float));
+      if (in_part == K) interleave<T>(from, P * Q * K, Q * K, to + pad.left * pixel);
       else
         for (int64_t q = 0; q < Q; ++q)
-          interleave<T>(from + q * K + part * filters, P * Q * K, some, to + (left + q) * pixel);
+          interleave<T>(from + q * K + part * filters, P * Q * K, in_part, to + (pad.left + q) * pixel);
       float *total = b.row_sums + slot * padded * T::L;
       for (int64_t j = 0; j < padded; ++j, total += T::L) {
         V sum = T::set(0.f), other = part == 0 ? sum : T::load(total);
         int64_t k = 0;
-        for (const float *const values = to + j * pixel; k < some; k += 2) {
+        for (const float *const values = to + j * pixel; k < in_part; k += 2) {
           sum = sum + T::load(values + k * T::L);
-          if (k + 1 < some) other = other + T::load(values + (k + 1) * T::L);
+          if (k + 1 < in_part) other = other + T::load(values + (k + 1) * T::L);
         }
         T::store(total, sum + other);
       }
     }
-    b.kept[slot] = p;
+    b.row_in_slot[slot] = p;
   }
 
   // Which way each pixel and channel goes, by its x in all images. True: all take medians, and nothing was written.
@@ -224,16 +219,15 @@ template <class T> struct GradInputOverImages : Shape {
     return false;
   }
 
-  // Sum of dy over all that each pixel's taps reach.
+  // Sum of dy over all that each pixel's taps meet.
   void tap_sums(const Buffers &b, int64_t h, int64_t phase, int64_t pixels) const {
     for (int64_t j = 0; j < pixels * T::L; ++j) b.totals[j] = 0;
     for (int64_t r = 0; r < R; ++r) {
-      const int64_t p = row_of(h, r);
+      const int64_t p = dy_row(h, r);
       if (p < 0) continue;
       for (int64_t s = 0; s < S; ++s) {
-        const int64_t qw = phase + pad_left - s * dilation_w;
-        if (qw % stride_w) continue;
-        const float *from = b.row_sums + (p % slots * padded + left + qw / stride_w) * T::L;
+        if (!column_meets(phase, s)) continue;
+        const float *from = b.row_sums + (p % slots * padded + pad.left + dy_column(phase, s)) * T::L;
         for (int64_t j = 0; j < pixels * T::L; j += T::L)
           T::store(b.totals + j, T::load(b.totals + j) + T::load(from + j));
       }
@@ -250,16 +244,16 @@ template <class T> struct GradInputOverImages : Shape {
     }
     tap_sums(b, h, phase, pixels);
     const int64_t tiles = ceil_div(pixels, IMAGES_PIXELS);
-    const Cut cut(pixels, tiles);
-    for (int64_t i = 0, j = 0; i < tiles; j += cut.size(i++)) {
+    const EvenParts sizes(pixels, tiles);
+    for (int64_t i = 0, j = 0; i < tiles; j += sizes.size(i++)) {
       for (const Segment *begin = b.segments, *const end = begin + count, *stop; begin != end; begin = stop) {
-        stop = behind(begin);
-        tile(b, phase, j, cut.size(i), begin, stop, plain);
+        stop = end_of_chain(begin);
+        tile(b, phase, j, sizes.size(i), begin, stop, plain);
       }
-      finish(b, phase, j, cut.size(i), b.segments + count, plain);
+      finish(b, phase, j, sizes.size(i), b.segments + count, plain);
     }
   }
-  static const Segment *behind(const Segment *segment) {
+  static const Segment *end_of_chain(const Segment *segment) {
     while (!segment->last) ++segment;
     return segment + 1;
   }
@@ -268,27 +262,27 @@ template <class T> struct GradInputOverImages : Shape {
   Kind kind_of(const Buffers &b, int64_t phase, int64_t j, int64_t mr, int64_t c, bool plain) const {
     Kind worst = MEDIANS;
     for (int64_t m = 0; m < mr && !plain; ++m) {
-      const Kind own = static_cast<Kind>(b.kinds[(phase + (j + m) * stride_w) * C + c]);
-      if (own > worst) worst = own;
+      const Kind kind = static_cast<Kind>(b.kinds[(phase + (j + m) * stride_w) * C + c]);
+      if (kind > worst) worst = kind;
     }
     return worst;
   }
 
-  // Channel c, and those behind it, up to `channels`, of pixels j to j + mr of a phase.
+  // `channels` channels from c on, of pixels j to j + mr of a phase.
   void tile_as(bool median, const Buffers &b, int64_t phase, int64_t j, int64_t mr, const Segment *begin,
                const Segment *stop, int64_t c, int64_t channels) const {
-    images_tile_for<T>(mr, median)(begin, stop, b.rows + j * filters * T::L, filters * T::L, panels + c * S * filters,
-                                   S * filters, b.xs + ((phase + j * stride_w) * C + c) * T::L, stride_w * C * T::L,
-                                   channels, b.sum + c * mr * T::L, begin == b.segments);
+    images_tiles<T>(median)[mr](begin, stop, b.rows + j * filters * T::L, filters * T::L, panels + c * S * filters,
+                                S * filters, b.xs + ((phase + j * stride_w) * C + c) * T::L, stride_w * C * T::L,
+                                channels, b.sum + c * mr * T::L, begin == b.segments);
   }
 
   // All channels of pixels j to j + mr of a phase: what these segments add to their sums.
   void tile(const Buffers &b, int64_t phase, int64_t j, int64_t mr, const Segment *begin, const Segment *stop,
             bool plain) const {
     for (int64_t c = 0, n; c < C; c += n) {
-      const Kind way = kind_of(b, phase, j, mr, c, plain);
-      for (n = plain ? C - c : 1; c + n < C && kind_of(b, phase, j, mr, c + n, plain) == way;) ++n;
-      tile_as(way == MEDIANS, b, phase, j, mr, begin, stop, c, n);
+      const Kind kind = kind_of(b, phase, j, mr, c, plain);
+      for (n = plain ? C - c : 1; c + n < C && kind_of(b, phase, j, mr, c + n, plain) == kind;) ++n;
+      tile_as(kind == MEDIANS, b, phase, j, mr, begin, stop, c, n);
     }
   }
 
@@ -307,7 +301,7 @@ template <class T> struct GradInputOverImages : Shape {
         }
         if (!T::all_le(worst, T::set(0.f))) // an infinity in dy, or on the way
           for (const Segment *begin = b.segments, *stop; begin != end; begin = stop) {
-            stop = behind(begin);
+            stop = end_of_chain(begin);
             tile_as(false, b, phase, j, mr, begin, stop, c, 1);
           }
       }
@@ -315,6 +309,34 @@ template <class T> struct GradInputOverImages : Shape {
     }
   }
 };
+
+// dx of the images that fill lanes, for finite filters.
+template <class T>
+int grad_input_by_images(const Shape &shape, const float *dy, const float *x, const float *w, float *dx) {
+  Scratch<int64_t> order(shape.S);
+  if (!order) return ADDER_NO_MEMORY;
+  GradInputImageLanes<T> kernel(shape, dy, x, w, dx, order);
+  Scratch<float> panels(kernel.panel_floats());
+  if (!panels) return ADDER_NO_MEMORY;
+  kernel.panels = panels;
+  for_each(kernel.pack_tasks(), 1. * kernel.K * kernel.taps / T::L, [&](int64_t task) { kernel.pack(task); });
+  if (const int status = launch(kernel)) return status;
+  const int64_t rest = LaneFill<T>(shape).rest;
+  if (rest == 0) return ADDER_OK;
+  // The rest of a matrix product among zeros, as one more vector of images.
+  const int64_t pixels = kernel.N * kernel.W, room = T::L * kernel.W;
+  const size_t bytes = static_cast<size_t>(rest) * sizeof(float); // of a channel
+  Scratch<float> copy(room * (kernel.K + 2 * kernel.C));
+  if (!copy) return ADDER_NO_MEMORY;
+  float *const rest_dy = copy, *const rest_x = rest_dy + room * kernel.K, *const rest_dx = rest_x + room * kernel.C;
+  memset(rest_dy, 0, static_cast<size_t>(room * (kernel.K + kernel.C)) * sizeof(float));
+  memcpy(rest_dy, dy + pixels * kernel.K, bytes * static_cast<size_t>(kernel.K));
+  memcpy(rest_x, x + pixels * kernel.C, bytes * static_cast<size_t>(kernel.C));
+  kernel.dy = rest_dy, kernel.x = rest_x, kernel.dx = rest_dx, kernel.N = T::L;
+  kernel.run(0, kernel.tasks());
+  memcpy(dx + pixels * kernel.C, rest_dx, bytes * static_cast<size_t>(kernel.C));
+  return kernel.failed.value ? ADDER_NO_MEMORY : ADDER_OK;
+}
 
 } // namespace ADDER_NAMESPACE
 #endif

@@ -2,8 +2,8 @@
 #ifndef ADDER_GRAD_INPUT_IMAGES_TILE_H
 #define ADDER_GRAD_INPUT_IMAGES_TILE_H
 
-#include "forward_avx2.h"
 #include "grad_input_tile.h"
+#include "taps_avx2.h"
 
 namespace ADDER_NAMESPACE {
 
@@ -19,35 +19,6 @@ constexpr int sums_of_pixel(int pixels) { return pixels >= 3 ? 2 : pixels == 2 ?
 constexpr int64_t IMAGES_BYTES = 24 << 10;
 // Bytes that a pixel row of the lanes' images should take, where the width of a row is free to choose.
 constexpr int64_t IMAGES_ROW = 160 << 10;
-
-// Four taps at a time of the most frequent tile with AVX2, as for the forward.
-#if defined(__AVX2__) && !defined(__AVX512VL__) && defined(__x86_64__)
-#define ADDER_IMAGES_TAP(U, W, NEXT, SUMS)                                    \
-  "vbroadcastss 4*" #U "+4(%[ws]), %%ymm" #NEXT "\n\t"                        \
-  "vpminsd %[h0], %%ymm" #W ", %%ymm14\n\tvmaxps %[l0], %%ymm14, %%ymm14\n\t" \
-  "vfmadd231ps 32*" #U "(%[ds]), %%ymm14, %[" #SUMS "0]\n\t"                  \
-  "vpminsd %[h1], %%ymm" #W ", %%ymm15\n\tvmaxps %[l1], %%ymm15, %%ymm15\n\t" \
-  "vpminsd %[h2], %%ymm" #W ", %%ymm" #W "\n\t"                               \
-  "vfmadd231ps 32*" #U "(%[ds],%[step]), %%ymm15, %[" #SUMS "1]\n\t"          \
-  "vmaxps %[l2], %%ymm" #W ", %%ymm" #W "\n\t"                                \
-  "vfmadd231ps 32*" #U "(%[ds],%[step],2), %%ymm" #W ", %[" #SUMS "2]\n\t"
-template <class T, int MR, bool MEDIAN> constexpr bool has_unrolled_images() { return T::L == 8 && MR == 3 && MEDIAN; }
-template <class V, int SUMS, int MR>
-ADDER_INLINE void unrolled_images(V (&acc)[SUMS][MR], const V (&low)[MR], const V (&high)[MR], const float *ds,
-                                  int64_t step, const float *ws, int64_t count) {
-  asm volatile("vbroadcastss (%[ws]), %%ymm12\n\t.p2align 5\n1:\n\t" ADDER_IMAGES_TAP(0, 12, 13, a)
-                   ADDER_IMAGES_TAP(1, 13, 12, b) ADDER_IMAGES_TAP(2, 12, 13, a)
-                       ADDER_IMAGES_TAP(3, 13, 12, b) "add $16, %[ws]\n\tadd $128, %[ds]\n\tsub $4, %[count]\n\tjnz 1b"
-               : [a0] "+x"(acc[0][0]), [a1] "+x"(acc[0][1]), [a2] "+x"(acc[0][2]), [b0] "+x"(acc[1][0]),
-                 [b1] "+x"(acc[1][1]), [b2] "+x"(acc[1][2]), [ws] "+r"(ws), [ds] "+r"(ds), [count] "+r"(count)
-               : [step] "r"(4 * step), [l0] "x"(low[0]), [l1] "x"(low[1]), [l2] "x"(low[2]), [h0] "x"(high[0]),
-                 [h1] "x"(high[1]), [h2] "x"(high[2])
-               : "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory");
-}
-#else
-template <class T, int MR, bool MEDIAN> constexpr bool has_unrolled_images() { return false; }
-template <class... A> void unrolled_images(A &&...) {}
-#endif
 
 // Adds to sum[c][m] (or begins it) for MR pixels of L images and each of `channels` channels, over segments of taps:
 // dy * median(w, x - 1, x + 1) or dy * clamp(w - x, -1, 1).
@@ -110,14 +81,9 @@ __attribute__((noinline)) void images_tile(const Segment *begin, const Segment *
   }
 }
 
-typedef void (*ImagesTile)(const Segment *, const Segment *, const float *, int64_t, const float *, int64_t,
-                           const float *, int64_t, int64_t, float *, bool);
-template <class T> ImagesTile images_tile_for(int64_t mr, bool median) {
-  switch (mr) {
-  case 1: return median ? images_tile<T, 1, true> : images_tile<T, 1, false>;
-  case 2: return median ? images_tile<T, 2, true> : images_tile<T, 2, false>;
-  default: return median ? images_tile<T, 3, true> : images_tile<T, 3, false>;
-  }
+template <class T> auto images_tiles(bool median) {
+  return median ? tiles_of<IMAGES_PIXELS>([](auto pixels) { return images_tile<T, pixels.value, true>; })
+                : tiles_of<IMAGES_PIXELS>([](auto pixels) { return images_tile<T, pixels.value, false>; });
 }
 
 // `count` floats of each of L images, side by side: to[i * L + lane], and back.

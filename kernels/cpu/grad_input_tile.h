@@ -3,25 +3,11 @@
 #define ADDER_GRAD_INPUT_TILE_H
 
 #include "plan.h"
-
-#include <cfloat>
+#include "tiles.h"
+#include "transfer.h"
+#include "values.h"
 
 namespace ADDER_NAMESPACE {
-
-// t(w - x) for operands within largest_operand.
-template <class T, int MODE> ADDER_INLINE typename T::V transfer(typename T::V w, typename T::V x) {
-  if (MODE == ADDER_CLIPPED) return T::clamp1(w - x);
-  if (MODE == ADDER_FULL) return w - x;
-  return T::sign_of_difference(w, x);
-}
-
-// t(w - x) for anything, NaN included.
-static inline float transfer_any(float w, float x, int mode) {
-  const float z = w - x;
-  if (mode == ADDER_FULL || z != z) return z;
-  if (mode == ADDER_SIGN) return static_cast<float>((z > 0) - (z < 0));
-  return z > 1 ? 1.f : z < -1 ? -1.f : z;
-}
 
 // sum[m][v] = sum over the segments of dy * t(w - x); x [MR][NV * L] lies beside the sums.
 template <class T, int MR, int NV, int MODE>
@@ -69,33 +55,23 @@ __attribute__((noinline)) void grad_input_tile(const Segment *segment, int64_t c
   }
 }
 
-typedef void (*GradInputTile)(const Segment *, int64_t, const float *, int64_t, const float *, int64_t, const float *,
-                              float *);
-
-template <class T, int NV, int MODE, int MR = max_pixels<T>(NV, true)> struct GradInputTiles {
-  static GradInputTile get(int64_t mr) {
-    if constexpr (MR == 0) return nullptr;
-    else return mr == MR ? grad_input_tile<T, MR, NV, MODE> : GradInputTiles<T, NV, MODE, MR - 1>::get(mr);
-  }
-};
-
-template <class T> GradInputTile grad_input_tile_for(int nv, int64_t mr, int mode) {
-  if (nv == 2)
-    return mode == ADDER_CLIPPED ? GradInputTiles<T, 2, ADDER_CLIPPED>::get(mr)
-           : mode == ADDER_FULL  ? GradInputTiles<T, 2, ADDER_FULL>::get(mr)
-                                 : GradInputTiles<T, 2, ADDER_SIGN>::get(mr);
-  return mode == ADDER_CLIPPED ? GradInputTiles<T, 1, ADDER_CLIPPED>::get(mr)
-         : mode == ADDER_FULL  ? GradInputTiles<T, 1, ADDER_FULL>::get(mr)
-                               : GradInputTiles<T, 1, ADDER_SIGN>::get(mr);
+// The tiles of nv vectors by number of pixels.
+template <class T> auto grad_input_tiles(int nv, int mode) {
+  return with_mode(mode, [&](auto mode_value) {
+    constexpr int MODE = mode_value.value;
+    constexpr auto of_one = [](auto pixels) { return grad_input_tile<T, pixels.value, 1, MODE>; };
+    constexpr auto of_two = [](auto pixels) { return grad_input_tile<T, pixels.value, 2, MODE>; };
+    return nv == 2 ? tiles_of<max_pixels<T>(2, true)>(of_two) : tiles_of<max_pixels<T>(1, true)>(of_one);
+  });
 }
 
-// clamp(w - x, -1, 1) = min(max(w, x - 1), x + 1) - x: an operation less for each tap, as x is constant over a sum, and
-// so
+// clamp(w - x, -1, 1) = min(max(w, x - 1), x + 1) - x: an operation less for each tap, as x is constant over a sum:
+//
 //   sum dy * clamp(w - x) = sum dy * median(w, x - 1, x + 1) - x * sum dy.
+//
 // What is added up is at most |dy| (|x| + 1) and rounded with that, and x * sum dy likewise, so the error is at most
 // gamma * (2 |x| + 2) * sum |dy|, where the difference's is gamma * sum |dy t|. A tile takes it where each of its x
-// lies in
-// [-1, MEDIAN_LIMIT]: most do behind a ReLU and batch norm.
+// lies in [-1, MEDIAN_LIMIT]: most do behind a ReLU and batch norm.
 constexpr float MEDIAN_LIMIT = 8.f;
 template <class T> constexpr int MEDIAN_PIXELS = T::REGISTERS >= 32 ? 8 : 5; // three registers for each
 
@@ -133,9 +109,8 @@ __attribute__((noinline)) void median_tile(const Segment *segment, int64_t count
   }
 }
 
-template <class T, int MR = MEDIAN_PIXELS<T>> GradInputTile median_tile_for(int64_t mr) {
-  if constexpr (MR == 0 || !T::MEDIAN) return nullptr;
-  else return mr == MR ? median_tile<T, MR> : median_tile_for<T, MR - 1>(mr);
+template <class T> auto median_tiles() {
+  return tiles_of<MEDIAN_PIXELS<T>>([](auto pixels) { return median_tile<T, pixels.value>; });
 }
 
 // What dx of one pixel is, tap by tap, for operands that are not finite: t of a NaN is NaN, and a tap that no output
@@ -145,12 +120,13 @@ static inline void grad_input_pixel(const Shape &s, const float *dy, const float
   const int64_t pixel = ((n * s.H + h) * s.W + column) * s.C;
   for (int64_t c = begin; c < end; ++c) dx[pixel + c] = 0;
   for (int64_t r = 0; r < s.R; ++r) {
-    const int64_t ph = h + s.pad_top - r * s.dilation_h;
-    if (ph < 0 || ph % s.stride_h || ph / s.stride_h >= s.P) continue;
+    const int64_t p = s.dy_row(h, r);
+    if (p < 0) continue;
     for (int64_t t = 0; t < s.S; ++t) {
-      const int64_t qw = column + s.pad_left - t * s.dilation_w;
-      if (qw < 0 || qw % s.stride_w || qw / s.stride_w >= s.Q) continue;
-      const float *const d = dy + ((n * s.P + ph / s.stride_h) * s.Q + qw / s.stride_w) * s.K;
+      if (!s.column_meets(column, t)) continue;
+      const int64_t q = s.dy_column(column, t);
+      if (q < 0 || q >= s.Q) continue;
+      const float *const d = dy + ((n * s.P + p) * s.Q + q) * s.K;
       for (int64_t c = begin; c < end; ++c) {
         const int64_t g = c / s.Cg;
         const float *ws = w + (g * s.Kg * s.R * s.S + r * s.S + t) * s.Cg + c % s.Cg;
@@ -162,21 +138,6 @@ static inline void grad_input_pixel(const Shape &s, const float *dy, const float
   }
 }
 
-// The largest operand for which t(w - x) is finite, so that a tap that no output takes may add 0 * t.
-static inline float largest_operand(int mode) { return mode == ADDER_FULL ? FLT_MAX / 2 : FLT_MAX; }
-
-template <class T> bool all_within(const float *values, int64_t count, float limit) {
-  typedef typename T::V V;
-  bool good = true;
-  int64_t i = 0;
-  for (; i + T::L <= count && good; i += T::L) {
-    const V v = T::load(values + i);
-    good = T::all_le(T::abs(v), T::set(limit));
-  }
-  for (; i < count && good; ++i) good = __builtin_fabsf(values[i]) <= limit;
-  return good;
-}
-
 // The taps of a kernel's row in an order in which those that one phase of pixels takes (columns apart by the stride)
 // follow each other, with outputs ascending.
 static inline void order_columns(const Shape &s, int64_t *order) {
@@ -186,13 +147,25 @@ static inline void order_columns(const Shape &s, int64_t *order) {
       if (t * s.dilation_w % s.stride_w == phase) order[count++] = t;
 }
 
-// Which outputs the taps of an input column reach: from the first column's first to the last column's last.
-struct Reach {
-  int64_t left, right; // columns of zeros to put beside dy
-  explicit Reach(const Shape &s) {
-    const int64_t low = s.pad_left - (s.S - 1) * s.dilation_w; // of q * stride
-    left = low < 0 ? ceil_div(-low, s.stride_w) : 0;
-    right = max64(0, (s.W - 1 + s.pad_left) / s.stride_w - (s.Q - 1));
+// What the kernels of dx with lanes over channels work on, whatever the groups.
+struct GradInputOperands : Shape {
+  const float *dy, *x, *w;
+  float *dx;
+  int mode;
+  float limit;   // of |x| and |w| for the tiles
+  bool w_within; // w keeps it
+  DyPadding pad; // columns of zeros beside dy
+  Flag failed;
+
+  GradInputOperands(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_)
+      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
+        w_within(all_within<Widest>(w_, K * taps, limit)), pad(shape) {}
+
+  template <class T> double operations_of() const { return 2. * N * P * Q * taps * K / T::L; }
+  int64_t padded() const { return pad.left + Q + pad.right; }
+  // Of row h of image n, the pixel of a phase and its channels [begin, end), tap by tap.
+  void one_by_one(int64_t n, int64_t h, int64_t column, int64_t begin, int64_t end) const {
+    grad_input_pixel(*this, dy, x, w, dx, mode, n, h, column, begin, end);
   }
 };
 

@@ -1,9 +1,10 @@
-// dw = sum dy t(x - w), tap by tap.
+// dw = sum dy t(x - w), tap by tap: for anything, and for the sign of finite operands.
 #ifndef ADDER_GRAD_WEIGHT_H
 #define ADDER_GRAD_WEIGHT_H
 
-#include "grad_input_tile.h"
 #include "threads.h"
+#include "tiles.h"
+#include "transfer.h"
 
 namespace ADDER_NAMESPACE {
 
@@ -11,18 +12,23 @@ namespace ADDER_NAMESPACE {
 // sum dy * x - w * sum dy has none.
 constexpr int64_t DW_FILTERS = 4, DW_LANES = 32;
 
-struct GradWeight : adder_shape {
+template <int MODE> struct GradWeightTaps : Geometry {
   const float *dy, *x, *w;
   float *dw;
-  int64_t Cg, Kg, filter_blocks; // filter_blocks: for each group
+  int64_t filter_blocks; // for each group
+  Flag failed;           // never: all is on the stack
 
-  GradWeight(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
-      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), Cg(C / groups), Kg(K / groups),
-        filter_blocks(ceil_div(Kg, DW_FILTERS)) {}
+  GradWeightTaps(const Geometry &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : Geometry(s), dy(dy_), x(x_), w(w_), dw(dw_), filter_blocks(ceil_div(Kg, DW_FILTERS)) {}
 
   int64_t tasks() const { return groups * filter_blocks * R * S; }
+  double operations() const { return 4. * N * P * Q * taps * K / Widest::L; }
 
-  template <int MODE> void task(int64_t i) const {
+  void run(int64_t begin, int64_t end) const {
+    for (; begin < end; ++begin) run_task(begin);
+  }
+
+  void run_task(int64_t i) const {
     const int64_t s = i % S, r = i / S % R, block = i / S / R % filter_blocks, g = i / S / R / filter_blocks;
     const int64_t k0 = g * Kg + block * DW_FILTERS, filters = min64(DW_FILTERS, Kg - block * DW_FILTERS);
     for (int64_t c0 = 0; c0 < Cg; c0 += DW_LANES) {
@@ -33,10 +39,10 @@ struct GradWeight : adder_shape {
       for (int64_t n = 0; n < N; ++n)
         for (int64_t p = 0; p < P; ++p) { // sums of a row first: shorter chains
           alignas(64) float sum[DW_FILTERS][DW_LANES] = {};
-          const int64_t h = p * stride_h - pad_top + r * dilation_h;
+          const int64_t h = x_row(p, r);
           for (int64_t q = 0; q < Q; ++q) {
             const int64_t column = q * stride_w - pad_left + s * dilation_w;
-            if (h >= 0 && h < H && column >= 0 && column < W)
+            if (h >= 0 && column >= 0 && column < W)
               memcpy(xs, x + ((n * H + h) * W + column) * C + g * Cg + c0,
                      static_cast<size_t>(channels) * sizeof(float));
             else memset(xs, 0, sizeof xs);
@@ -86,33 +92,32 @@ __attribute__((noinline)) void grad_weight_sign_tile(const float *x, int64_t x_s
     }
 }
 
-template <class T> struct GradWeightSign : adder_shape {
+template <class T> struct GradWeightSigns : Geometry {
   const float *dy, *x, *w;
   float *dw;
-  int64_t Cg, Kg, width, pieces, vectors; // a filter's row: so many pieces of so many taps, each in so many vectors
+  int64_t width, pieces, vectors; // a filter's row: so many pieces of so many taps, each in so many vectors
   int64_t filter_blocks, left, right;
   Flag failed;
 
-  static int64_t width_of(const adder_shape &s) {
-    return s.groups == 1 && s.dilation_w == 1 ? s.S * s.C : s.C / s.groups;
-  }
+  static int64_t width_of(const Geometry &s) { return s.groups == 1 && s.dilation_w == 1 ? s.S * s.C : s.Cg; }
 
-  GradWeightSign(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
-      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), Cg(C / groups), Kg(K / groups), width(width_of(s)),
-        pieces(S * Cg / width), vectors(ceil_div(width, T::L)), filter_blocks(ceil_div(Kg, DW_FILTERS)), left(pad_left),
-        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)) {}
+  GradWeightSigns(const Geometry &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : Geometry(s), dy(dy_), x(x_), w(w_), dw(dw_), width(width_of(s)), pieces(S * Cg / width),
+        vectors(ceil_div(width, T::L)), filter_blocks(ceil_div(Kg, DW_FILTERS)), left(pad_left), right(pad_right()) {}
 
   int64_t tasks() const { return groups * filter_blocks * R * pieces; }
 
-  template <int NV> void tile(int64_t filters, const float *from, const float *d, const float *ws, float *sum) const {
-    const int64_t step = stride_w * C;
-    filters == 4   ? grad_weight_sign_tile<T, 4, NV>(from, step, d, K, Q, ws, sum)
-    : filters == 3 ? grad_weight_sign_tile<T, 3, NV>(from, step, d, K, Q, ws, sum)
-    : filters == 2 ? grad_weight_sign_tile<T, 2, NV>(from, step, d, K, Q, ws, sum)
-                   : grad_weight_sign_tile<T, 1, NV>(from, step, d, K, Q, ws, sum);
+  double operations() const { return 6. * N * P * Q * R * pieces * vectors * K; }
+
+  void run(int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) run_task(begin);
   }
 
-  void task(int64_t i) {
+  template <int NV> static auto tiles() {
+    return tiles_of<DW_FILTERS>([](auto filters) { return grad_weight_sign_tile<T, filters.value, NV>; });
+  }
+
+  void run_task(int64_t i) {
     const int64_t piece = i % pieces, r = i / pieces % R, block = i / pieces / R % filter_blocks;
     const int64_t g = i / pieces / R / filter_blocks;
     const int64_t k0 = g * Kg + block * DW_FILTERS, filters = min64(DW_FILTERS, Kg - block * DW_FILTERS);
@@ -133,15 +138,14 @@ template <class T> struct GradWeightSign : adder_shape {
     each([&](int64_t k, int64_t tap, int64_t place) { ws[place] = tap < width ? w[at(k, tap)] : 0.f; });
     for (int64_t n = 0; n < N; ++n)
       for (int64_t p = 0; p < P; ++p) {
-        const int64_t h = p * stride_h - pad_top + r * dilation_h;
-        if (h >= 0 && h < H)
-          memcpy(row + left * C, x + (n * H + h) * W * C, static_cast<size_t>(W * C) * sizeof(float));
+        const int64_t h = x_row(p, r);
+        if (h >= 0) memcpy(row + left * C, x + (n * H + h) * W * C, static_cast<size_t>(W * C) * sizeof(float));
         else memset(row + left * C, 0, static_cast<size_t>(W * C) * sizeof(float));
         const float *const from = row + piece * dilation_w * C + g * Cg, *const d = dy + (n * P + p) * Q * K + k0;
         for (int64_t v = 0; v < vectors; v += 2) {
           const int64_t place = v * filters * T::L;
-          if (vectors - v > 1) tile<2>(filters, from + v * T::L, d, ws + place, total + place);
-          else tile<1>(filters, from + v * T::L, d, ws + place, total + place);
+          const auto tile = (vectors - v > 1 ? tiles<2>() : tiles<1>())[filters];
+          tile(from + v * T::L, stride_w * C, d, K, Q, ws + place, total + place);
         }
       }
     each([&](int64_t k, int64_t tap, int64_t place) {
@@ -149,6 +153,18 @@ template <class T> struct GradWeightSign : adder_shape {
     });
   }
 };
+
+template <int MODE>
+int grad_weight_by_taps(const Geometry &s, const float *dy, const float *x, const float *w, float *dw) {
+  const GradWeightTaps<MODE> kernel(s, dy, x, w, dw);
+  return launch(kernel);
+}
+
+template <class T>
+int grad_weight_by_signs(const Geometry &s, const float *dy, const float *x, const float *w, float *dw) {
+  GradWeightSigns<T> kernel(s, dy, x, w, dw);
+  return launch(kernel);
+}
 
 } // namespace ADDER_NAMESPACE
 #endif

@@ -1,11 +1,10 @@
-// dw as a matrix product.
+// dw = sum dy x - w sum dy as a matrix product, its own or a convolution's.
 #ifndef ADDER_GRAD_WEIGHT_PRODUCT_H
 #define ADDER_GRAD_WEIGHT_PRODUCT_H
 
-#include "grad_input_tile.h"
-#include "threads.h"
-
-#include <cfloat>
+#include "plan.h"
+#include "tiles.h"
+#include "values.h"
 
 namespace ADDER_NAMESPACE {
 
@@ -22,6 +21,7 @@ constexpr int64_t DW_PIXELS = 128;
 // cache.
 constexpr int64_t DW_BYTES = 256 << 10;
 
+// Pixels that lie side by side: where the first of them is in x and in dy, and how many they are.
 struct Stretch {
   int64_t x, dy, pixels;
 };
@@ -61,12 +61,9 @@ __attribute__((noinline)) void grad_weight_tile(const Stretch *stretch, int64_t 
     }
 }
 
-typedef void (*GradWeightTile)(const Stretch *, int64_t, const float *, int64_t, const float *, int64_t, float *,
-                               int64_t);
-
-template <class T, int NV, int MK = dw_filters<T>(NV)> GradWeightTile grad_weight_tile_for(int64_t k) {
-  if constexpr (MK == 0) return nullptr;
-  else return k == MK ? grad_weight_tile<T, MK, NV> : grad_weight_tile_for<T, NV, MK - 1>(k);
+// The tiles of NV vectors by number of filters.
+template <class T, int NV> auto grad_weight_tiles() {
+  return tiles_of<dw_filters<T>(NV)>([](auto filters) { return grad_weight_tile<T, filters.value, NV>; });
 }
 
 // total[k] += sum of dy over pixels [first, last).
@@ -103,24 +100,17 @@ bool subtract_filter(const float *w, int64_t taps, const float *dy_sums, int64_t
   return all_within<T>(dw, taps, FLT_MAX);
 }
 
-template <class T> struct GradWeightProduct : adder_shape {
+template <class T> struct OuterProducts : Geometry {
   const float *dy, *x, *w;
   float *dw;
-  int64_t taps;
   int64_t images, rows, chunks, units; // a unit: so many images, or so many rows of one
   int64_t k_blocks, c_blocks, parts, shares;
   int64_t cached;        // units whose x and dy stay in the second-level cache
   float *sums, *dy_sums; // [parts][K][R][S][C], [parts][K]
   Flag failed;
 
-  // Grouped filters and channels that fill no vector are better off elsewhere, and 1x1 kernels with many channels: they
-  // meet a pixel once, and it lies far from the next.
-  static bool suits(const adder_shape &s) {
-    return s.groups == 1 && s.C % T::L == 0 && (s.R * s.S > 1 || s.C <= 4 * T::L);
-  }
-
-  GradWeightProduct(const adder_shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
-      : adder_shape(s), dy(dy_), x(x_), w(w_), dw(dw_), taps(R * S * C), images(max64(1, DW_PIXELS / (P * Q))),
+  OuterProducts(const Geometry &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : Geometry(s), dy(dy_), x(x_), w(w_), dw(dw_), images(max64(1, DW_PIXELS / (P * Q))),
         rows(images > 1 ? P : min64(P, max64(1, DW_PIXELS / Q))), chunks(ceil_div(P, rows)),
         units(images > 1 ? ceil_div(N, images) : N * chunks), k_blocks(ceil_div(K, dw_filters<T>(C == T::L ? 1 : 2))),
         c_blocks(ceil_div(C, 2 * T::L)), parts(max64(1, min64(min64(units, TASKS), bytes() / (16 * K * taps)))),
@@ -129,6 +119,7 @@ template <class T> struct GradWeightProduct : adder_shape {
 
   int64_t bytes() const { return 4 * N * (H * W * C + P * Q * K); }
   int64_t tasks() const { return parts * shares; }
+  double operations() const { return 1. * N * P * Q * taps * K / T::L; }
 
   // Neighbouring tasks of a part are done as one: all their blocks go over what the cache holds before more comes.
   void run(int64_t task, int64_t last) {
@@ -156,32 +147,36 @@ template <class T> struct GradWeightProduct : adder_shape {
     const int64_t k = filters_of(block % k_blocks), filters = filters_of(block % k_blocks + 1) - k;
     const int64_t c = block / k_blocks * 2 * T::L;
     const int nv = C - c >= 2 * T::L ? 2 : 1;
-    const GradWeightTile tile = nv == 2 ? grad_weight_tile_for<T, 2>(filters) : grad_weight_tile_for<T, 1>(filters);
+    const auto tile = (nv == 2 ? grad_weight_tiles<T, 2>() : grad_weight_tiles<T, 1>())[filters];
     float *const sum = sums + (part * K + k) * taps + c;
     for (int64_t f = 0; begins && f < filters; ++f)
       for (int64_t t = 0; t < R * S; ++t)
         for (int v = 0; v < nv; ++v) T::store(sum + f * taps + t * C + v * T::L, T::set(0.f));
     for (; unit < last_unit; ++unit) {
       if (block == 0) sum_dy(part, unit);
-      const int64_t first = images > 1 ? unit * images : unit / chunks, row = images > 1 ? 0 : unit % chunks * rows;
       for (int64_t r = 0; r < R; ++r)
-        for (int64_t s = 0; s < S; ++s) {
-          // Of the outputs in a row those whose tap lies inside the image.
-          const int64_t offset = s * dilation_w - pad_left;
-          const int64_t begin = offset >= 0 ? 0 : min64(Q, ceil_div(-offset, stride_w));
-          const int64_t end = offset >= W ? 0 : min64(Q, (W - 1 - offset) / stride_w + 1);
-          if (begin >= end) continue;
-          int64_t count = 0;
-          for (int64_t n = first; n < min64(N, first + images); ++n)
-            for (int64_t p = row; p < min64(P, row + rows); ++p) {
-              const int64_t h = p * stride_h - pad_top + r * dilation_h;
-              if (h < 0 || h >= H) continue;
-              stretches[count++] = {((n * H + h) * W + begin * stride_w + offset) * C + c,
-                                    ((n * P + p) * Q + begin) * K + k, end - begin};
-            }
-          if (count) tile(stretches, count, x, stride_w * C, dy, K, sum + (r * S + s) * C, taps);
-        }
+        for (int64_t s = 0; s < S; ++s)
+          if (const int64_t count = find_stretches(unit, r, s, c, k, stretches))
+            tile(stretches, count, x, stride_w * C, dy, K, sum + (r * S + s) * C, taps);
     }
+  }
+
+  // Of the outputs of a unit those whose tap (r, s) lies inside of the image, for channels and filters from c and k on.
+  int64_t find_stretches(int64_t unit, int64_t r, int64_t s, int64_t c, int64_t k, Stretch *stretches) const {
+    const int64_t offset = s * dilation_w - pad_left;
+    const int64_t begin = offset >= 0 ? 0 : min64(Q, ceil_div(-offset, stride_w));
+    const int64_t end = offset >= W ? 0 : min64(Q, (W - 1 - offset) / stride_w + 1);
+    if (begin >= end) return 0;
+    const int64_t first = images > 1 ? unit * images : unit / chunks, row = images > 1 ? 0 : unit % chunks * rows;
+    int64_t count = 0;
+    for (int64_t n = first; n < min64(N, first + images); ++n)
+      for (int64_t p = row; p < min64(P, row + rows); ++p) {
+        const int64_t h = x_row(p, r);
+        if (h < 0) continue;
+        stretches[count++] = {((n * H + h) * W + begin * stride_w + offset) * C + c, ((n * P + p) * Q + begin) * K + k,
+                              end - begin};
+      }
+    return count;
   }
 
   // Adds dy over a unit's pixels, which are about to be used.
@@ -204,24 +199,60 @@ template <class T> struct GradWeightProduct : adder_shape {
 };
 
 // dw - w * sum dy for a dw = sum dy * x that a convolution has computed.
-template <class T> struct GradWeightRest : adder_shape {
+template <class T> struct AfterConvolution : Geometry {
   const float *dy, *w;
   float *dw;
-  int64_t taps, stretches, parts; // stretches of DW_PIXELS
-  float *dy_sums;                 // [parts][K]
+  int64_t stretches, parts; // stretches of DW_PIXELS
+  float *dy_sums;           // [parts][K]
+  Flag failed;              // never: dy_sums is all that it needs
 
-  GradWeightRest(const adder_shape &s, const float *dy_, const float *w_, float *dw_)
-      : adder_shape(s), dy(dy_), w(w_), dw(dw_), taps(R * S * (C / groups)), stretches(ceil_div(N * P * Q, DW_PIXELS)),
+  AfterConvolution(const Geometry &s, const float *dy_, const float *w_, float *dw_)
+      : Geometry(s), dy(dy_), w(w_), dw(dw_), stretches(ceil_div(N * P * Q, DW_PIXELS)),
         parts(min64(stretches, TASKS)) {}
 
-  void sum_dy(int64_t part) const {
-    memset(dy_sums + part * K, 0, static_cast<size_t>(K) * sizeof(float));
-    for (int64_t i = stretches * part / parts; i < stretches * (part + 1) / parts; ++i)
-      add_pixels<T>(dy, K, i * DW_PIXELS, min64(N * P * Q, (i + 1) * DW_PIXELS), dy_sums + part * K);
+  int64_t tasks() const { return parts; }
+  double operations() const { return 1. * N * P * Q * K / T::L; }
+
+  void run(int64_t part, int64_t last) const {
+    for (; part < last; ++part) {
+      memset(dy_sums + part * K, 0, static_cast<size_t>(K) * sizeof(float));
+      for (int64_t i = stretches * part / parts; i < stretches * (part + 1) / parts; ++i)
+        add_pixels<T>(dy, K, i * DW_PIXELS, min64(N * P * Q, (i + 1) * DW_PIXELS), dy_sums + part * K);
+    }
   }
 
+  // Whether all of dw[k] is finite.
   bool finish(int64_t k) const { return subtract_filter<T>(w + k * taps, taps, dy_sums + k, parts, K, dw + k * taps); }
 };
+
+// Runs a kernel of dw and finishes its filters, one by one.
+template <class T, class Kernel> int launch_and_finish(Kernel &kernel) {
+  if (const int status = launch(kernel)) return status;
+  Flag infinite;
+  for_each(kernel.K, 1. * kernel.parts * kernel.K * kernel.taps / T::L, [&](int64_t k) {
+    if (!kernel.finish(k)) infinite.set();
+  });
+  return infinite.value ? ADDER_NOT_FINITE : ADDER_OK;
+}
+
+template <class T>
+int grad_weight_by_products(const Geometry &s, const float *dy, const float *x, const float *w, float *dw) {
+  OuterProducts<T> kernel(s, dy, x, w, dw);
+  Scratch<float> sums(kernel.parts * kernel.K * kernel.taps), dy_sums(kernel.parts * kernel.K);
+  if (!sums || !dy_sums) return ADDER_NO_MEMORY;
+  kernel.sums = sums;
+  kernel.dy_sums = dy_sums;
+  return launch_and_finish<T>(kernel);
+}
+
+template <class T>
+int grad_weight_after_convolution(const Geometry &s, const float *dy, const float *w, float *dw) {
+  AfterConvolution<T> kernel(s, dy, w, dw);
+  Scratch<float> dy_sums(kernel.parts * kernel.K);
+  if (!dy_sums) return ADDER_NO_MEMORY;
+  kernel.dy_sums = dy_sums;
+  return launch_and_finish<T>(kernel);
+}
 
 } // namespace ADDER_NAMESPACE
 #endif

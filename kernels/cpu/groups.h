@@ -8,20 +8,20 @@
 
 namespace ADDER_NAMESPACE {
 
-constexpr int GROUPED_PIXELS = 6;
-constexpr int64_t GROUPED_LANES = 16; // that are worked on at a time, so that rows of them stay in the cache
+constexpr int GROUP_PIXELS = 6;     // of a tile
+constexpr int64_t GROUP_LANES = 16; // that are worked on at a time, so that rows of them stay in the cache
 
-// A pixel's channels spread out so that lanes `first` to first + GROUPED_LANES find their own: to[i][lane], i over the
+// A pixel's channels spread out so that lanes `first` to first + GROUP_LANES find their own: to[i][lane], i over the
 // per_group channels of a group, each of which lanes_per_group lanes share.
-template <class T> struct Spread {
+template <class T> struct GroupLanes {
   int64_t per_group, first, count; // count: lanes that there are
   bool permutes;                   // a vector's lanes find theirs among as many channels side by side
-  int32_t channel[GROUPED_LANES], order[T::L / 2 * T::L]; // order [i][lane]
+  int32_t channel[GROUP_LANES], order[T::L / 2 * T::L]; // order [i][lane]
 
-  Spread(int64_t per_group_, int64_t lanes_per_group, int64_t first_, int64_t lanes)
-      : per_group(per_group_), first(first_), count(min64(GROUPED_LANES, lanes - first)),
+  GroupLanes(int64_t per_group_, int64_t lanes_per_group, int64_t first_, int64_t lanes)
+      : per_group(per_group_), first(first_), count(min64(GROUP_LANES, lanes - first)),
         permutes(T::PERMUTES && per_group == lanes_per_group && per_group <= T::L / 2 && T::L % per_group == 0) {
-    for (int64_t lane = 0; lane < GROUPED_LANES; ++lane)
+    for (int64_t lane = 0; lane < GROUP_LANES; ++lane)
       channel[lane] = static_cast<int32_t>((first + lane) / lanes_per_group * per_group);
     for (int64_t i = 0; permutes && i < per_group; ++i)
       for (int64_t lane = 0; lane < T::L; ++lane)
@@ -30,8 +30,8 @@ template <class T> struct Spread {
 
   // Row of `count` pixels, `channels` apart, between `left` and `right` of zeros.
   void row(const float *from, int64_t pixels, int64_t channels, int64_t left, int64_t right, float *to) const {
-    const int64_t step = per_group * GROUPED_LANES;
-    memset(to, 0, static_cast<size_t>((count < GROUPED_LANES ? left + pixels + right : left) * step) * sizeof(float));
+    const int64_t step = per_group * GROUP_LANES;
+    memset(to, 0, static_cast<size_t>((count < GROUP_LANES ? left + pixels + right : left) * step) * sizeof(float));
     to += left * step;
     for (; pixels > 0; --pixels, from += channels, to += step) pixel(from, to);
     memset(to, 0, static_cast<size_t>(right * step) * sizeof(float));
@@ -44,18 +44,18 @@ template <class T> struct Spread {
         for (; done + T::L <= count; done += T::L) {
           const typename T::V v = T::load(from + first + done);
           for (int64_t i = 0; i < per_group; ++i)
-            T::store(to + i * GROUPED_LANES + done, T::permute(v, order + i * T::L));
+            T::store(to + i * GROUP_LANES + done, T::permute(v, order + i * T::L));
         }
     for (int64_t i = 0; i < per_group; ++i)
-      for (int64_t lane = done; lane < count; ++lane) to[i * GROUPED_LANES + lane] = from[channel[lane] + i];
+      for (int64_t lane = done; lane < count; ++lane) to[i * GROUP_LANES + lane] = from[channel[lane] + i];
   }
 };
 
 // y[m] = -(outside + sum over taps of |x - w|) for MR pixels and one whole vector of output channels.
 template <class T, int MR>
-__attribute__((noinline)) void grouped_forward_tile(const int64_t *offsets, const int64_t *taps, int64_t count,
-                                                    const float *x, int64_t step, const float *w, int64_t w_step,
-                                                    const float *outside, const Output<T> &out) {
+__attribute__((noinline)) void group_forward_tile(const int64_t *offsets, const int64_t *taps, int64_t count,
+                                                  const float *x, int64_t step, const float *w, int64_t w_step,
+                                                  const float *outside, const TileOutput<T> &out) {
   typedef typename T::V V;
   const V one = T::opaque(T::set(1.f));
   V acc[MR][1];
@@ -72,22 +72,11 @@ __attribute__((noinline)) void grouped_forward_tile(const int64_t *offsets, cons
   store_tile<T, MR, 1>(out, acc);
 }
 
-template <class T> struct GroupedForwardTiles {
-  typedef void (*Tile)(const int64_t *, const int64_t *, int64_t, const float *, int64_t, const float *, int64_t,
-                       const float *, const Output<T> &);
-  Tile of[GROUPED_PIXELS + 1]; // by pixels; there is none of no pixels
-  constexpr GroupedForwardTiles() : of() { list<GROUPED_PIXELS>(); }
-  template <int MR> constexpr void list() {
-    of[MR] = grouped_forward_tile<T, MR>;
-    if constexpr (MR > 1) list<MR - 1>();
-  }
-};
-
 // dx[m] = sum over taps of dy * t(w - x) for MR pixels and one vector of input channels.
 template <class T, int MR, int MODE>
-__attribute__((noinline)) void grouped_grad_input_tile(const int64_t *offsets, const int64_t *taps, int64_t count,
-                                                       const float *dy, int64_t step, const float *w, int64_t w_step,
-                                                       const float *x, float *sum) {
+__attribute__((noinline)) void group_grad_input_tile(const int64_t *offsets, const int64_t *taps, int64_t count,
+                                                     const float *dy, int64_t step, const float *w, int64_t w_step,
+                                                     const float *x, float *sum) {
   typedef typename T::V V;
   V acc[MR], xs[MR];
 #pragma GCC unroll 8
@@ -102,91 +91,86 @@ __attribute__((noinline)) void grouped_grad_input_tile(const int64_t *offsets, c
   for (int m = 0; m < MR; ++m) T::store(sum + m * T::L, acc[m]);
 }
 
-typedef void (*GroupedTile)(const int64_t *, const int64_t *, int64_t, const float *, int64_t, const float *, int64_t,
-                            const float *, float *);
-
-template <class T, int MODE, int MR = GROUPED_PIXELS> GroupedTile grouped_grad_input_tile_in(int64_t mr) {
-  if constexpr (MR == 0) return nullptr;
-  else return mr == MR ? grouped_grad_input_tile<T, MR, MODE> : grouped_grad_input_tile_in<T, MODE, MR - 1>(mr);
-}
-
-template <class T> GroupedTile grouped_grad_input_tile_for(int mode, int64_t mr) {
-  return mode == ADDER_CLIPPED ? grouped_grad_input_tile_in<T, ADDER_CLIPPED>(mr)
-         : mode == ADDER_FULL  ? grouped_grad_input_tile_in<T, ADDER_FULL>(mr)
-                               : grouped_grad_input_tile_in<T, ADDER_SIGN>(mr);
-}
-
-template <class T> struct GroupedForward : Shape {
+template <class T> struct GroupForward : Shape {
   const float *x;
   float *y;
-  int64_t left, right, lanes; // lanes: K rounded up to vectors
+  int64_t left, right, lanes; // columns of padding; K rounded up to vectors
   const float *filters;       // [R][S][Cg][lanes]
   const Epilogue<T> &epilogue;
   Split split;
   Flag failed;
 
-  GroupedForward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_)
-      : Shape(shape), x(x_), y(y_), left(pad_left),
-        right(max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W)), lanes(ceil_div(K, T::L) * T::L),
+  GroupForward(const Shape &shape, const float *x_, const float *packed, const Epilogue<T> &epilogue_, float *y_)
+      : Shape(shape), x(x_), y(y_), left(pad_left), right(pad_right()), lanes(ceil_div(K, T::L) * T::L),
         filters(packed), epilogue(epilogue_),
-        split(N, P, stride_h * W * GROUPED_LANES * Cg * 4, MOST_CHUNK, ceil_div(K, GROUPED_LANES), false) {}
+        split(N, P, stride_h * W * GROUP_LANES * Cg * 4, MAX_CHUNK, ceil_div(K, GROUP_LANES), false) {}
+
+  int64_t tasks() const { return split.tasks(); }
+  double operations() const { return 1. * N * P * Q * taps * K / T::L; }
 
   void run(int64_t begin, int64_t end) {
-    const int64_t padded = left + W + right, stride = padded * Cg * GROUPED_LANES;
-    const int64_t in_rows = min64(H, (split.chunk - 1) * stride_h + (R - 1) * dilation_h + 1);
-    Scratch<float> copy(in_rows * stride);
+    const int64_t padded = left + W + right, stride = padded * Cg * GROUP_LANES;
+    Scratch<float> copy(max_x_rows(split.chunk) * stride);
     Scratch<int64_t> offsets(2 * taps);
     if (!copy || !offsets) return failed.set();
-    int64_t *const index = offsets + taps;
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
-      const int64_t h_begin = max64(0, min64(H, task.row_begin * stride_h - pad_top));
-      const int64_t h_end =
-          max64(h_begin, min64(H, (task.row_end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1));
+      const auto [h_begin, h_end] = x_rows(task.row_begin, task.row_end);
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-        const int64_t first = block * GROUPED_LANES;
-        const Spread<T> spread(Cg, Kg, first, K);
+        const int64_t first = block * GROUP_LANES;
+        const GroupLanes<T> group_lanes(Cg, Kg, first, K);
         for (int64_t h = h_begin; h < h_end; ++h)
-          spread.row(x + (task.image * H + h) * W * C, W, C, left, right, copy + (h - h_begin) * stride);
+          group_lanes.row(x + (task.image * H + h) * W * C, W, C, left, right, copy + (h - h_begin) * stride);
         for (int64_t p = task.row_begin; p < task.row_end; ++p)
-          row(task.image, p, h_begin, first, copy, stride, offsets, index);
+          row_of_tiles(task.image, p, h_begin, first, copy, stride, offsets, offsets + taps);
       }
     }
   }
 
-  // Lanes `first` and those beside it of output row p.
-  void row(int64_t image, int64_t p, int64_t h_begin, int64_t first, const float *copy, int64_t stride,
-           int64_t *offsets, int64_t *index) const {
-    typedef typename T::V V;
-    static constexpr GroupedForwardTiles<T> grouped_tiles;
-    const int64_t pixel = Cg * GROUPED_LANES, step = stride_w * pixel, tiles = ceil_div(Q, GROUPED_PIXELS);
+  // The taps of output row p inside of the image: where each of them is in x and among the filters.
+  int64_t find_taps(int64_t p, int64_t h_begin, int64_t stride, int64_t *offsets, int64_t *index) const {
+    const int64_t channels = Cg, columns = S, pixel = channels * GROUP_LANES, column_step = dilation_w * pixel;
     int64_t count = 0;
     for (int64_t r = 0; r < R; ++r) {
-      const int64_t h = p * stride_h - pad_top + r * dilation_h;
-      if (h < 0 || h >= H) continue;
-      for (int64_t s = 0; s < S; ++s)
-        for (int64_t i = 0; i < Cg; ++i) {
-          offsets[count] = (h - h_begin) * stride + s * dilation_w * pixel + i * GROUPED_LANES;
-          index[count++] = (r * S + s) * Cg + i;
+      const int64_t h = x_row(p, r);
+      if (h < 0) continue;
+      int64_t tap = r * columns * channels, column = (h - h_begin) * stride;
+      for (int64_t s = 0; s < columns; ++s, column += column_step)
+        for (int64_t i = 0; i < channels; ++i) {
+          offsets[count] = column + i * GROUP_LANES;
+          index[count++] = tap++;
         }
     }
-    for (int64_t k = first; k < min64(K, first + GROUPED_LANES); k += T::L) {
-      alignas(64) float outside[T::L], values[GROUPED_PIXELS * T::L];
-      V beyond = T::set(0.f);
-      for (int64_t r = 0; r < R; ++r) {
-        const int64_t h = p * stride_h - pad_top + r * dilation_h;
-        for (int64_t t = 0; t < S * Cg && (h < 0 || h >= H); ++t)
-          beyond = beyond + T::abs(T::load(filters + (r * S * Cg + t) * lanes + k));
-      }
-      T::store(outside, beyond);
-      Output<T> out = epilogue.output(y, (image * P + p) * Q * K + k, K, k / T::L, 1, min64(T::L, K - k));
-      const Output<T> aside = {values,  nullptr, T::L, nullptr,
-                               nullptr, false,   T::L, true}; // vectors that are not whole
-      const Cut cut(Q, tiles);
-      for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr, out.advance(mr)) {
-        mr = cut.size(j);
-        grouped_tiles.of[mr](offsets, index, count, copy + q * step + k - first, step, filters + k, lanes, outside,
-                             out.whole ? out : aside);
+    return count;
+  }
+
+  // Sum of |w| of the taps outside of the image, for a vector of filters from k on.
+  typename T::V outside_of_image(int64_t p, int64_t k) const {
+    typename T::V sum = T::set(0.f);
+    for (int64_t r = 0; r < R; ++r)
+      if (x_row(p, r) < 0)
+        for (int64_t t = 0; t < S * Cg; ++t) sum = sum + T::abs(T::load(filters + (r * S * Cg + t) * lanes + k));
+    return sum;
+  }
+
+  // Lanes `first` and those beside it of output row p.
+  __attribute__((noinline)) void row_of_tiles(int64_t image, int64_t p, int64_t h_begin, int64_t first,
+                                              const float *copy, int64_t stride, int64_t *offsets,
+                                              int64_t *index) const {
+    const int64_t count = find_taps(p, h_begin, stride, offsets, index);
+    alignas(64) float outside[T::L], values[GROUP_PIXELS * T::L];
+    const auto tiles = tiles_of<GROUP_PIXELS>([](auto pixels) { return group_forward_tile<T, pixels.value>; });
+    const int64_t step = stride_w * Cg * GROUP_LANES, tile_count = ceil_div(Q, GROUP_PIXELS);
+    const EvenParts sizes(Q, tile_count);
+    for (int64_t k = first; k < min64(K, first + GROUP_LANES); k += T::L) {
+      T::store(outside, outside_of_image(p, k));
+      TileOutput<T> out = epilogue.output(y, (image * P + p) * Q * K + k, K, k / T::L, 1, min64(T::L, K - k));
+      // Vectors that are not whole are written beside y first.
+      const TileOutput<T> beside = {values, nullptr, T::L, nullptr, nullptr, false, T::L, true};
+      for (int64_t j = 0, q = 0, mr; j < tile_count; ++j, q += mr, out.advance(mr)) {
+        mr = sizes.size(j);
+        tiles[mr](offsets, index, count, copy + q * step + k - first, step, filters + k, lanes, outside,
+                  out.whole ? out : beside);
         for (int64_t m = 0; m < mr && !out.whole; ++m)
           store_pixel<T>(out, m, 1, [&](int) ADDER_LAMBDA_INLINE { return T::load(values + m * T::L); });
       }
@@ -194,23 +178,23 @@ template <class T> struct GroupedForward : Shape {
   }
 };
 
-template <class T> struct GroupedGradInput : Shape {
-  const float *dy, *x, *w;
-  float *dx;
-  int mode;
-  float limit; // of |x| and |w| for the tiles
-  bool good_w; // w keeps it
-  int64_t left, right, lanes;
+template <class T>
+int forward_by_groups(const Shape &shape, const float *x, const float *packed, const Epilogue<T> &epilogue, float *y) {
+  GroupForward<T> kernel(shape, x, packed, epilogue, y);
+  return launch(kernel);
+}
+
+template <class T> struct GroupGradInput : GradInputOperands {
+  int64_t lanes;  // C rounded up to vectors
   float *filters; // [R][S][Kg][lanes]
   Split split;
-  Flag failed;
 
-  GroupedGradInput(const Shape &shape, const float *dy_, const float *x_, const float *w_, float *dx_, int mode_,
-                   float *filters_)
-      : Shape(shape), dy(dy_), x(x_), w(w_), dx(dx_), mode(mode_), limit(largest_operand(mode_)),
-        good_w(all_within<T>(w_, K * taps, limit)), left(Reach(shape).left), right(Reach(shape).right),
-        lanes(ceil_div(C, T::L) * T::L), filters(filters_),
-        split(N, H, GROUPED_LANES * (Q * Kg / stride_h + W) * 4, MOST_CHUNK, ceil_div(C, GROUPED_LANES), false) {}
+  GroupGradInput(const GradInputOperands &operands, float *filters_)
+      : GradInputOperands(operands), lanes(ceil_div(C, T::L) * T::L), filters(filters_),
+        split(N, H, GROUP_LANES * (Q * Kg / stride_h + W) * 4, MAX_CHUNK, ceil_div(C, GROUP_LANES), false) {}
+
+  int64_t tasks() const { return split.tasks(); }
+  double operations() const { return operations_of<T>(); }
 
   void pack(int64_t tap) const { // tap: (r * S + s) * Kg + k
     float *to = filters + tap * lanes;
@@ -220,82 +204,93 @@ template <class T> struct GroupedGradInput : Shape {
   }
 
   void run(int64_t begin, int64_t end) {
-    const int64_t padded = left + Q + right, stride = padded * Kg * GROUPED_LANES;
-    const int64_t out_rows = min64(P, (split.chunk + (R - 1) * dilation_h) / stride_h + 1);
-    Scratch<float> copy(out_rows * stride);
-    const int64_t phases = min64(stride_w, W), room = 1 + 2 * R * S * Kg;
-    Scratch<int64_t> taps_of(split.chunk * phases * room); // [row][phase]: how many, their places in dy, and in w
+    const int64_t stride = padded() * Kg * GROUP_LANES, room = 1 + 2 * R * S * Kg;
+    Scratch<float> copy(max_dy_rows(split.chunk) * stride);
+    Scratch<int64_t> taps_of(split.chunk * phases() * room); // [row][phase]: how many, their places in dy, and in w
     if (!copy || !taps_of) return failed.set();
     for (int64_t i = begin; i < end; ++i) {
       const Task task(split, i);
-      const int64_t low = task.row_begin + pad_top - (R - 1) * dilation_h, high = task.row_end - 1 + pad_top;
-      const int64_t p_begin = low <= 0 ? 0 : min64(P, ceil_div(low, stride_h));
-      const int64_t p_end = max64(p_begin, min64(P, high / stride_h + 1));
+      const auto [p_begin, p_end] = dy_rows(task.row_begin, task.row_end);
       for (int64_t block = task.block_begin; block < task.block_end; ++block) {
-        const int64_t first = block * GROUPED_LANES;
-        const Spread<T> spread(Kg, Cg, first, C);
+        const int64_t first = block * GROUP_LANES;
+        const GroupLanes<T> group_lanes(Kg, Cg, first, C);
         for (int64_t p = p_begin; p < p_end; ++p)
-          spread.row(dy + (task.image * P + p) * Q * K, Q, K, left, right, copy + (p - p_begin) * stride);
+          group_lanes.row(dy + (task.image * P + p) * Q * K, Q, K, pad.left, pad.right, copy + (p - p_begin) * stride);
         for (int64_t h = task.row_begin; h < task.row_end; ++h)
-          for (int64_t phase = 0; phase < phases; ++phase) {
-            int64_t *const taps = taps_of + ((h - task.row_begin) * phases + phase) * room;
-            if (block == task.block_begin) find_taps(h, phase, p_begin, stride, taps);
-            row(task.image, h, phase, first, copy, taps);
+          for (int64_t phase = 0; phase < phases(); ++phase) {
+            int64_t *const found = taps_of + ((h - task.row_begin) * phases() + phase) * room;
+            if (block == task.block_begin) find_taps(h, phase, p_begin, stride, found);
+            row_of_tiles(task.image, h, phase, first, copy, found);
           }
       }
     }
   }
 
   // The taps that meet a phase of row h.
-  void find_taps(int64_t h, int64_t phase, int64_t p_begin, int64_t stride, int64_t *taps) const {
-    int64_t count = 0, *const offsets = taps + 1, *const index = offsets + R * S * Kg;
+  void find_taps(int64_t h, int64_t phase, int64_t p_begin, int64_t stride, int64_t *found) const {
+    int64_t count = 0, *const offsets = found + 1, *const index = offsets + R * S * Kg;
     for (int64_t r = 0; r < R; ++r) {
-      const int64_t ph = h + pad_top - r * dilation_h;
-      if (ph < 0 || ph % stride_h || ph / stride_h >= P) continue;
+      const int64_t p = dy_row(h, r);
+      if (p < 0) continue;
       for (int64_t s = 0; s < S; ++s) {
-        const int64_t qw = phase + pad_left - s * dilation_w;
-        if (qw % stride_w) continue;
+        if (!column_meets(phase, s)) continue;
+        const int64_t column = pad.left + dy_column(phase, s);
         for (int64_t k = 0; k < Kg; ++k) {
-          offsets[count] = (ph / stride_h - p_begin) * stride + ((left + qw / stride_w) * Kg + k) * GROUPED_LANES;
+          offsets[count] = (p - p_begin) * stride + (column * Kg + k) * GROUP_LANES;
           index[count++] = (r * S + s) * Kg + k;
         }
       }
     }
-    *taps = count;
+    *found = count;
+  }
+
+  // Fills xs [mr][L] with x of a tile; whether all of it is within the limit.
+  bool take_x(const float *from, int64_t step, int64_t mr, int64_t channels, float *xs) const {
+    bool within = w_within;
+    for (int64_t m = 0; m < mr; ++m, from += step, xs += T::L) {
+      if (channels < T::L) {
+        T::store(xs, T::set(0.f));
+        memcpy(xs, from, static_cast<size_t>(channels) * sizeof(float));
+      } else T::store(xs, T::load(from));
+      within &= T::all_le(T::abs(T::load(xs)), T::set(limit));
+    }
+    return within;
   }
 
   // Lanes `first` and those beside it of a phase of row h of dx.
-  void row(int64_t image, int64_t h, int64_t phase, int64_t first, const float *copy, const int64_t *taps) const {
-    const int64_t count = *taps, *const offsets = taps + 1, *const index = offsets + R * S * Kg;
-    const int64_t pixel = Kg * GROUPED_LANES, step = stride_w * C, origin = ((image * H + h) * W + phase) * C;
-    const int64_t pixels = ceil_div(W - phase, stride_w), tiles = ceil_div(pixels, GROUPED_PIXELS);
-    const Cut cut(pixels, tiles);
-    alignas(64) float xs[GROUPED_PIXELS * T::L], sum[GROUPED_PIXELS * T::L];
-    for (int64_t c = first; c < min64(C, first + GROUPED_LANES); c += T::L) {
+  void row_of_tiles(int64_t image, int64_t h, int64_t phase, int64_t first, const float *copy,
+                    const int64_t *found) const {
+    const int64_t count = *found, *const offsets = found + 1, *const index = offsets + R * S * Kg;
+    const int64_t pixel = Kg * GROUP_LANES, step = stride_w * C, origin = ((image * H + h) * W + phase) * C;
+    const int64_t pixels = ceil_div(W - phase, stride_w), tile_count = ceil_div(pixels, GROUP_PIXELS);
+    const EvenParts sizes(pixels, tile_count);
+    const auto tiles = with_mode(mode, [](auto mode_value) {
+      constexpr int MODE = mode_value.value;
+      return tiles_of<GROUP_PIXELS>([](auto size) { return group_grad_input_tile<T, size.value, MODE>; });
+    });
+    alignas(64) float xs[GROUP_PIXELS * T::L], sum[GROUP_PIXELS * T::L];
+    for (int64_t c = first; c < min64(C, first + GROUP_LANES); c += T::L) {
       const int64_t channels = min64(T::L, C - c);
-      for (int64_t j = 0, q = 0, mr; j < tiles; ++j, q += mr) {
-        mr = cut.size(j);
-        const float *const from = x + origin + q * step + c;
-        float *const to = dx + origin + q * step + c;
-        bool good = good_w;
-        for (int64_t m = 0; m < mr; ++m) {
-          if (channels < T::L) {
-            T::store(xs + m * T::L, T::set(0.f));
-            memcpy(xs + m * T::L, from + m * step, static_cast<size_t>(channels) * sizeof(float));
-          } else T::store(xs + m * T::L, T::load(from + m * step));
-          good &= T::all_le(T::abs(T::load(xs + m * T::L)), T::set(limit));
-        }
-        if (good) {
-          grouped_grad_input_tile_for<T>(mode, mr)(offsets, index, count, copy + q * pixel + c - first, pixel,
-                                                   filters + c, lanes, xs, sum);
-          for (int64_t m = 0; m < mr; ++m) store_channels<T>(to + m * step, sum + m * T::L, 1, channels);
+      for (int64_t j = 0, q = 0, mr; j < tile_count; ++j, q += mr) {
+        mr = sizes.size(j);
+        const int64_t place = origin + q * step + c;
+        if (take_x(x + place, step, mr, channels, xs)) {
+          tiles[mr](offsets, index, count, copy + q * pixel + c - first, pixel, filters + c, lanes, xs, sum);
+          for (int64_t m = 0; m < mr; ++m) store_channels<T>(dx + place + m * step, sum + m * T::L, 1, channels);
         } else
-          for (int64_t m = 0; m < mr; ++m)
-            grad_input_pixel(*this, dy, x, w, dx, mode, image, h, phase + (q + m) * stride_w, c, c + channels);
+          for (int64_t m = 0; m < mr; ++m) one_by_one(image, h, phase + (q + m) * stride_w, c, c + channels);
       }
     }
   }
 };
+
+template <class T> int grad_input_by_groups(const GradInputOperands &operands) {
+  Scratch<float> filters(operands.R * operands.S * operands.Kg * ceil_div(operands.C, T::L) * T::L);
+  if (!filters) return ADDER_NO_MEMORY;
+  GroupGradInput<T> kernel(operands, filters);
+  for (int64_t tap = 0; tap < kernel.R * kernel.S * kernel.Kg; ++tap) kernel.pack(tap);
+  return launch(kernel);
+}
 
 } // namespace ADDER_NAMESPACE
 #endif

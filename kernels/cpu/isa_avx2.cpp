@@ -2,5 +2,5 @@
 #include "kernels.h"
 
 namespace adder {
-extern const Kernels avx2 = ADDER_NAMESPACE::kernels("avx2");
+extern const Kernels avx2 = ADDER_NAMESPACE::make_table("avx2");
 }

@@ -2,5 +2,5 @@
 #include "kernels.h"
 
 namespace adder {
-extern const Kernels avx512 = ADDER_NAMESPACE::kernels("avx512");
+extern const Kernels avx512 = ADDER_NAMESPACE::make_table("avx512");
 }

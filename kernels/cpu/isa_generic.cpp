@@ -2,5 +2,5 @@
 #include "kernels.h"
 
 namespace adder {
-extern const Kernels generic = ADDER_NAMESPACE::kernels("generic");
+extern const Kernels generic = ADDER_NAMESPACE::make_table("generic");
 }

@@ -3,5 +3,5 @@
 #include "kernels.h"
 
 namespace adder {
-extern const Kernels neon = ADDER_NAMESPACE::kernels("neon");
+extern const Kernels neon = ADDER_NAMESPACE::make_table("neon");
 }

@@ -3,11 +3,12 @@
 #define ADDER_OUTPUT_H
 
 #include "threads.h"
+#include "values.h"
 
 namespace ADDER_NAMESPACE {
 
-// Where a tile's outputs go, and what is done to them on the way.
-template <class T> struct Output {
+// Of a tile whose first pixel and first channel are at y.
+template <class T> struct TileOutput {
   float *y;                   // of the tile's first pixel and the block's first channel
   const float *residual;      // the same place there; null: none
   int64_t step;               // from pixel to pixel
@@ -21,8 +22,8 @@ template <class T> struct Output {
     if (residual) residual += pixels * step;
   }
   // From channel c on.
-  Output from(int64_t c) const {
-    Output next = *this;
+  TileOutput from(int64_t c) const {
+    TileOutput next = *this;
     next.y += c;
     if (residual) next.residual += c;
     if (scale) next.scale += c, next.shift += c;
@@ -31,7 +32,7 @@ template <class T> struct Output {
 };
 
 // Stores value(v) for each vector v of pixel m.
-template <class T, class F> ADDER_INLINE void store_pixel(const Output<T> &out, int64_t m, int nv, F value) {
+template <class T, class F> ADDER_INLINE void store_pixel(const TileOutput<T> &out, int64_t m, int nv, F value) {
   typedef typename T::V V;
   alignas(64) float row[4 * T::L], beside[4 * T::L];
   float *to = out.whole ? out.y + m * out.step : row;
@@ -54,8 +55,8 @@ template <class T, class F> ADDER_INLINE void store_pixel(const Output<T> &out, 
 }
 
 // The same for a whole tile that is in registers, of whole vectors.
-template <class T, int MR, int NV> ADDER_INLINE void store_tile(const Output<T> &out,
-                                                                const typename T::V (&values)[MR][NV]) {
+template <class T, int MR, int NV>
+ADDER_INLINE void store_tile(const TileOutput<T> &out, const typename T::V (&values)[MR][NV]) {
   typedef typename T::V V;
   float *const to = out.y;
   const int64_t step = out.step;
@@ -100,16 +101,10 @@ template <class T> struct Epilogue {
   }
 
   // For the outputs at y[offset], `channels` of nv vectors from `vector` on.
-  Output<T> output(float *y, int64_t offset, int64_t step, int64_t vector, int nv, int64_t channels) const {
-    const float *const scale = vectors ? padded + vector * T::L : nullptr;
-    return {y + offset,
-            residual ? residual + offset : nullptr,
-            step,
-            scale,
-            scale + vectors * T::L,
-            relu,
-            channels,
-            channels == nv * T::L};
+  TileOutput<T> output(float *y, int64_t offset, int64_t step, int64_t vector, int nv, int64_t channels) const {
+    const float *const at = vectors ? padded + vector * T::L : nullptr;
+    const float *const beside = residual ? residual + offset : nullptr;
+    return {y + offset, beside, step, at, at + vectors * T::L, relu, channels, channels == nv * T::L};
   }
 };
 

@@ -2,6 +2,7 @@
 #ifndef ADDER_PACK_H
 #define ADDER_PACK_H
 
+#include "plan.h"
 #include "threads.h"
 
 namespace ADDER_NAMESPACE {
@@ -79,9 +80,7 @@ template <class T> void pack_filters(const Shape &s, const float *w, float *pack
     }
     return;
   }
-  parallel(vectors, grain_for(2. * vectors * s.taps, vectors), [&](int64_t a, int64_t b) {
-    for (; a < b; ++a) pack_vector<T>(s, w, a, packed);
-  });
+  for_each(vectors, 2. * vectors * s.taps, [&](int64_t vector) { pack_vector<T>(s, w, vector, packed); });
 }
 
 } // namespace ADDER_NAMESPACE

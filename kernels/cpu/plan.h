@@ -2,8 +2,7 @@
 #ifndef ADDER_PLAN_H
 #define ADDER_PLAN_H
 
-#include "adder.h"
-#include "vec.h"
+#include "threads.h"
 
 namespace ADDER_NAMESPACE {
 
@@ -11,12 +10,11 @@ namespace ADDER_NAMESPACE {
 constexpr int64_t CHAIN = 256;
 // Bytes of image rows that a task works on, to stay in the second-level cache beside the panels: few where all panels
 // do, more where they come from further away for each chunk.
-constexpr int64_t LEAST_CHUNK = 96 << 10, MOST_CHUNK = 192 << 10;
+constexpr int64_t MIN_CHUNK = 96 << 10, MAX_CHUNK = 192 << 10;
 // Tasks to cut the work into, where there is enough of it.
 constexpr int64_t TASKS = 32;
-// Rows of a matrix product: a 1x1 kernel's pixels are cut into rows of this many, whatever the image's shape.
-constexpr int64_t FLAT_ROW = 60; // of tiles of 5, 6, 10 and 12 pixels
 
+// A stretch of the reduction whose taps lie side by side both in the image and in the panel of filters.
 struct Segment {
   int64_t source; // offset in the image, from the tile's first pixel
   int64_t panel;  // first tap
@@ -32,15 +30,11 @@ struct Block {
   int nv;
 };
 
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// `count` things in `parts` parts that differ by one at most, the larger ones first.
-struct Cut {
-  int64_t least, larger;
-  Cut(int64_t count, int64_t parts) : least(count / max64(1, parts)), larger(count % max64(1, parts)) {}
-  int64_t size(int64_t part) const { return least + (part < larger); }
+// `count` things in `parts` parts that differ by at most one, the larger ones first.
+struct EvenParts {
+  int64_t smaller, larger; // size of the smaller ones, number of the larger ones
+  EvenParts(int64_t count, int64_t parts) : smaller(count / max64(1, parts)), larger(count % max64(1, parts)) {}
+  int64_t size(int64_t part) const { return smaller + (part < larger); }
 };
 
 // The largest number of pixels that tiles of nv vectors are built for; x_too: the tile holds x beside its sums.
@@ -70,15 +64,25 @@ template <class T> int64_t cut_blocks(int64_t groups, int64_t channels, int nv_m
   return count;
 }
 
+// The blocks of a layer, in memory of their own (null when there was none to have).
+template <class T> struct Blocks {
+  int64_t count;
+  Scratch<Block> at;
+  Blocks(int64_t groups, int64_t channels, int nv_max)
+      : count(cut_blocks<T>(groups, channels, nv_max, nullptr)), at(count) {
+    if (at) cut_blocks<T>(groups, channels, nv_max, at);
+  }
+};
+
 // Tasks: images times chunks of rows times parts of the blocks.
 struct Split {
   int64_t images, rows, chunk, chunks, blocks, parts;
-  // rows_first: whether rather the rows than the blocks are cut where there are few images.
+  // rows_first: where there are few images, cut the rows rather than the blocks.
   Split(int64_t images_, int64_t rows_, int64_t row_bytes, int64_t panel_bytes, int64_t blocks_, bool rows_first = true)
       : images(images_), rows(rows_), blocks(blocks_) {
-    const int64_t least = rows_first ? images : images * blocks;
-    chunk = max64(1, min64(rows, max64(LEAST_CHUNK, min64(MOST_CHUNK, panel_bytes)) / max64(1, row_bytes)));
-    if (least * ceil_div(rows, chunk) < TASKS) chunk = max64(1, ceil_div(rows, ceil_div(TASKS, max64(1, least))));
+    const int64_t whole = rows_first ? images : images * blocks; // tasks, if rows are not cut
+    chunk = max64(1, min64(rows, max64(MIN_CHUNK, min64(MAX_CHUNK, panel_bytes)) / max64(1, row_bytes)));
+    if (whole * ceil_div(rows, chunk) < TASKS) chunk = max64(1, ceil_div(rows, ceil_div(TASKS, max64(1, whole))));
     chunks = ceil_div(rows, chunk);
     parts = max64(1, min64(blocks, TASKS / max64(1, images * chunks)));
   }
@@ -94,40 +98,6 @@ struct Task {
     row_end = min64(s.rows, row_begin + s.chunk);
     block_begin = s.blocks * part / s.parts;
     block_end = s.blocks * (part + 1) / s.parts;
-  }
-};
-
-// A kernel without neighbours is a matrix product: its pixels are one long row, cut into rows of FLAT_ROW, the last of
-// which may be shorter (last_width). A kernel that covers the whole image is one too, with C' = R * S * C.
-struct Shape : adder_shape {
-  int64_t Cg, Kg, taps;
-  int64_t last_width; // pixels in the last row
-  explicit Shape(const adder_shape &s) : adder_shape(s) {
-    const bool no_padding = pad_top == 0 && pad_left == 0 && (P - 1) * stride_h + (R - 1) * dilation_h + 1 <= H &&
-                            (Q - 1) * stride_w + (S - 1) * dilation_w + 1 <= W;
-    if (groups == 1 && no_padding && P == 1 && Q == 1 && R == H && S == W && dilation_h == 1 && dilation_w == 1) {
-      C *= R * S;
-      H = W = R = S = stride_h = stride_w = 1;
-    }
-    last_width = -1;
-    // Not with groups: the kernels for small ones know no shorter last row.
-    if (groups == 1 && R == 1 && S == 1 && stride_h == 1 && stride_w == 1 && no_padding) {
-      const int64_t pixels = N * H * W;
-      W = Q = max64(1, min64(pixels, FLAT_ROW));
-      H = P = ceil_div(pixels, W);
-      last_width = pixels - (H - 1) * W;
-      N = 1;
-    }
-    Cg = C / groups;
-    Kg = K / groups;
-    taps = R * S * Cg;
-  }
-  int64_t width(int64_t row, int64_t rows, int64_t full) const {
-    return last_width >= 0 && row == rows - 1 ? last_width : full;
-  }
-  // Are groups so small that lanes over the channels of one group would mostly be empty?
-  template <class T> bool small_groups(int64_t channels_of_a_group) const {
-    return groups > 1 && channels_of_a_group <= T::L / 2;
   }
 };
 

@@ -2,7 +2,7 @@
 #ifndef ADDER_ROWS_H
 #define ADDER_ROWS_H
 
-#include "plan.h"
+#include "shape.h"
 
 namespace ADDER_NAMESPACE {
 
@@ -49,16 +49,16 @@ Rows gather_rows(const float *image, int64_t width, int64_t channels, int64_t st
 // Calls the rows of the next task into the second-level cache, a few lines with each tile of this one. What the tiles
 // read is copied (and summed) in one go before them, which otherwise waits for memory where images do not fit into the
 // caches.
-struct Ahead {
+struct Prefetcher {
   const char *at = nullptr, *row_end = nullptr;
   int64_t row = 0, skip = 0, rows = 0; // bytes of a row, bytes to the next one, rows that are left
   int64_t lines = 0;                   // with each tile
 
-  Ahead() = default;
-  Ahead(const float *from, int64_t row_floats, int64_t row_step, int64_t rows_, int64_t tiles)
+  Prefetcher() = default;
+  Prefetcher(const float *from, int64_t row_floats, int64_t row_step, int64_t rows_, int64_t tiles)
       : at(reinterpret_cast<const char *>(from)), row_end(at + row_floats * 4), row(row_floats * 4),
         skip((row_step - row_floats) * 4), rows(rows_), lines(ceil_div(ceil_div(row, 64) * rows, max64(1, tiles))) {}
-  ADDER_INLINE void some() {
+  ADDER_INLINE void prefetch_lines() {
     if (rows <= 0) return;
     for (int64_t i = 0; i < lines; ++i, at += 64) {
       if (at >= row_end) {
@@ -70,12 +70,6 @@ struct Ahead {
     }
   }
 };
-
-template <class T> void store_channels(float *to, const float *from, int64_t vectors, int64_t channels) {
-  if (channels == vectors * T::L)
-    for (int64_t v = 0; v < vectors; ++v) T::store(to + v * T::L, T::load(from + v * T::L));
-  else memcpy(to, from, static_cast<size_t>(channels) * sizeof(float));
-}
 
 } // namespace ADDER_NAMESPACE
 #endif

@@ -25,7 +25,7 @@ namespace ADDER_NAMESPACE {
 // tile's outputs lie far apart.
 static ADDER_INLINE void prefetch_to_write(const float *p) {
 #if defined(__x86_64__)
-  asm volatile("prefetchw %0" ::"m"(*p)); // the builtin takes it only where the compiler was told of it
+  asm volatile("prefetchw %0" ::"m"(*p)); // the builtin takes it only if the compiler targets it
 #else
   __builtin_prefetch(p, 1, 3);
 #endif
@@ -40,7 +40,7 @@ struct Vec4 {
   static constexpr bool OVER_IMAGES = false; // whether dx with a lane for each image is cheaper
   static constexpr bool IDENTITY = true;     // whether a maximum is cheaper than the magnitude of a difference
   static constexpr bool EITHER_SUM = false;  // whether additions or fmas are faster, adder::adds says
-  static constexpr bool PERMUTES = false;    // whether it can order a vector's lanes anew in one instruction
+  static constexpr bool PERMUTES = false;    // whether it can reorder a vector's lanes in one instruction
   static ADDER_INLINE V load(const float *p) {
     V v;
     memcpy(&v, p, sizeof v);

@@ -1,0 +1,31 @@
+// The function t of the difference in the gradients: the clamp to [-1, 1], the identity or the sign.
+#ifndef ADDER_TRANSFER_H
+#define ADDER_TRANSFER_H
+
+#include "adder.h"
+#include "vec.h"
+
+#include <cfloat>
+
+namespace ADDER_NAMESPACE {
+
+// t(w - x) for operands within largest_operand.
+template <class T, int MODE> ADDER_INLINE typename T::V transfer(typename T::V w, typename T::V x) {
+  if (MODE == ADDER_CLIPPED) return T::clamp1(w - x);
+  if (MODE == ADDER_FULL) return w - x;
+  return T::sign_of_difference(w, x);
+}
+
+// t(w - x) for anything, NaN included.
+static inline float transfer_any(float w, float x, int mode) {
+  const float z = w - x;
+  if (mode == ADDER_FULL || z != z) return z;
+  if (mode == ADDER_SIGN) return static_cast<float>((z > 0) - (z < 0));
+  return z > 1 ? 1.f : z < -1 ? -1.f : z;
+}
+
+// The largest operand for which t(w - x) is finite, so that a tap that no output takes may add 0 * t.
+static inline float largest_operand(int mode) { return mode == ADDER_FULL ? FLT_MAX / 2 : FLT_MAX; }
+
+} // namespace ADDER_NAMESPACE
+#endif
