@@ -6,57 +6,19 @@ import pickle
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import timm
 import torch
+from small_networks import SIZES, dtypes, fitted, network
 from timm.layers import BatchNormAct2d, convert_splitbn_model, freeze_batch_norm_2d
-from timm.models import save_for_hf
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from truth import UNIT_ROUNDOFF
 
 import adder_zoo
 from adder_zoo import Adder2d, AdderLinear, AdderSGD, convert_to_adder, float32_norms, fuse, norms
-from adder_zoo.checkpoints import CheckpointError, import_checkpoint
-from adder_zoo.hub.save import save_pretrained
 from adder_zoo.layers import AdderLayer
 
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 SAMPLE = Path(__file__).parents[1] / "recipes" / "data" / "fashion_mnist_sample"
-SIZES = {
-    "adder_lenet5_bn": (1, 32, 32),
-    "adder_lenetpp": (1, 28, 28),
-    "adder_resnet8": (3, 8, 8),
-    "adder_vgg_small": (3, 8, 8),
-}
-
-
-def network(name="adder_resnet8", **kwargs):
-    """A small network whose batch norms fit its filters."""
-    if name == "adder_resnet8":
-        model = timm.create_model("adder_resnet20", depth=8, **kwargs)
-    else:
-        model = timm.create_model(name, **kwargs)
-    return fitted(model, SIZES[name])
-
-
-def fitted(model, size):
-    model.train()
-    for norm in batch_norms(model):
-        norm.momentum = None
-    with torch.no_grad():
-        model(torch.randn(8, *size, dtype=next(model.parameters()).dtype))
-    for norm in batch_norms(model):
-        norm.momentum = 0.1
-    return model.eval()
-
-
-def batch_norms(model):
-    return [m for m in model.modules() if isinstance(m, _BatchNorm)]
-
-
-def dtypes(tensors):
-    return {t.dtype for t in tensors if t.is_floating_point()}
 
 
 def unit(dtype):
@@ -429,103 +391,3 @@ def test_report_sees_the_same_network():
     assert adder_zoo.report(model).layers == adder_zoo.report(plain).layers
     assert adder_zoo.report(model.bfloat16()).layers == adder_zoo.report(plain).layers
     assert all(isinstance(m, AdderLayer) for m in model.modules() if "Adder2d" in type(m).__name__)
-
-
-# ---- checkpoints
-
-
-def lossy(model):
-    """The state dict as ``{key: value.half()}`` leaves it, with means where half precision has no room."""
-    model.layer2[0].bn1.running_mean.copy_(-5000 - torch.rand(32))
-    return {k: v.bfloat16() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-
-
-@pytest.fixture
-def half_file(tmp_path):
-    safetensors.torch.save_file(lossy(network()), tmp_path / "half.safetensors")
-    return tmp_path / "half.safetensors"
-
-
-REFUSED = "running statistics of an adder network are destroyed"
-
-
-@pytest.mark.parametrize("options", [{}, {"strict": False}, {"assign": True}])
-def test_statistics_in_half_precision_are_not_loaded(options):
-    model = network()
-    state = lossy(copy.deepcopy(model))
-    before = copy.deepcopy({k: v for k, v in model.state_dict().items() if "running" in k})
-    with pytest.raises(RuntimeError, match=REFUSED):
-        model.load_state_dict(state, **options)
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
-    with torch.device("meta"):
-        empty = timm.create_model("adder_resnet20", depth=8)
-    with pytest.raises(RuntimeError, match=REFUSED):
-        empty.load_state_dict(state, assign=True)
-
-
-def test_half_precision_filters_and_new_statistics_are_loaded():
-    model = network()
-    state = {k: v if "running" in k or "num" in k else v.bfloat16() for k, v in model.state_dict().items()}
-    model.load_state_dict(state)
-    assert dtypes(model.parameters()) == {torch.float32}
-    fresh = timm.create_model("adder_resnet20", depth=8)
-    fresh.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in fresh.state_dict().items()})
-    again = network()
-    again.load_state_dict(state, assign=True)
-    assert again.eval()(torch.randn(1, 3, 8, 8).bfloat16()).dtype == torch.bfloat16
-
-
-def test_a_file_in_half_precision_is_refused_on_every_way_in(half_file, tmp_path):
-    with pytest.raises(RuntimeError, match=REFUSED):
-        timm.create_model("adder_resnet20", depth=8, checkpoint_path=str(half_file))
-    overlay = {"file": str(half_file)}
-    with pytest.raises(RuntimeError, match=REFUSED) as error:
-        timm.create_model("adder_resnet20", depth=8, pretrained=True, pretrained_cfg_overlay=overlay)
-    assert "another model" not in str(error.value)
-    folder = tmp_path / "folder"
-    save_pretrained(network(), folder)
-    safetensors.torch.save_file(lossy(network()), folder / "model.safetensors")
-    with pytest.raises(RuntimeError, match=REFUSED):
-        timm.create_model(f"local-dir:{folder}", pretrained=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("widened", [False, True])
-def test_import_refuses_rounded_statistics(tmp_path, dtype, widened):
-    model = timm.create_model("adder_resnet20.cifar10", pretrained=True)
-    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    if widened:
-        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    torch.save(state, tmp_path / "half.pth")
-    with pytest.raises(CheckpointError, match=REFUSED):
-        import_checkpoint(tmp_path / "half.pth", "adder_resnet20", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    exact = model.state_dict()
-    state = {k: exact[k] if "running" in k else v for k, v in state.items()}
-    torch.save(state, tmp_path / "filters.pth")
-    network = import_checkpoint(tmp_path / "filters.pth", "adder_resnet20.cifar10", tmp_path / "out")
-    assert torch.equal(network.bn1.running_mean, model.bn1.running_mean)
-
-
-@pytest.mark.parametrize("save", [save_pretrained, lambda m, d: save_for_hf(m, str(d), safe_serialization=True)])
-def test_a_network_in_half_precision_is_saved_with_statistics_in_float32(tmp_path, save):
-    model = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).eval()
-    x = torch.rand(2, 1, 32, 32)
-    half = copy.deepcopy(model).bfloat16()
-    logits = half(x.bfloat16())
-    save(half, tmp_path)
-    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    assert {t.dtype for k, t in tensors.items() if "bn" in k and "num" not in k} == {torch.float32}
-    assert tensors["stages.0.conv.weight"].dtype == torch.bfloat16
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, dtype=torch.bfloat16).eval()
-    assert torch.equal(again(x.bfloat16()), logits)
-
-
-def test_save_refuses_statistics_that_are_lost(tmp_path):
-    model = network("adder_lenet5_bn")
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.data = buffer.data.bfloat16()
-    with pytest.raises(ValueError, match=REFUSED):
-        save_pretrained(model, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
