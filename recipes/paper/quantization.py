@@ -1,0 +1,90 @@
+"""What fewer bits cost: test accuracy of a trained adder network in float32 and after ``adder_zoo.quantize``.
+
+    python recipes/paper/quantization.py --model adder_resnet20.cifar10 --data-dir FOLDER
+
+MODEL is a trained network of the zoo, or ``local-dir:FOLDER`` (the authors' checkpoint, once ``adder-zoo import`` has
+read it). The ranges come from training images, which are drawn with a fixed seed; the whole test set is scored. The
+report keeps the networks that it has from earlier calls.
+"""
+
+import json
+from pathlib import Path
+
+import timm
+import torch
+from _runs import arguments, write
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+import adder_zoo
+from adder_zoo.datasets import cifar, idx
+
+
+def images_of(dataset: str, data_dir: str | None, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Both parts of the data set: images [N, C, H, W] uint8 in the size that the network takes, and labels."""
+    if dataset in cifar.CLASSES:
+        return cifar.load(dataset, cifar.find(dataset, data_dir))
+    size = resolve_data_config(model=model)["input_size"][-1]
+    splits, _ = idx.load(dataset, idx.find(dataset, data_dir))
+    return {part: (idx.resize(images, size).unsqueeze(1), labels) for part, (images, labels) in splits.items()}
+
+
+def normalised(images: Tensor, model: nn.Module) -> Tensor:
+    config = resolve_data_config(model=model)
+    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    right = 0
+    for batch, wanted in zip(images.split(250), labels.split(250), strict=True):
+        right += int((network(normalised(batch, model)).argmax(1) == wanted).sum())
+    return round(100 * right / len(labels), 2)
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--model", default="adder_resnet20.cifar10", help="a trained network")
+    parser.add_argument("--name", help="what the report calls it; default: MODEL")
+    parser.add_argument("--dataset", choices=(*cifar.CLASSES, "mnist", "fashion_mnist"), default="cifar10")
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 5, 4])
+    parser.add_argument("--images", type=int, default=512, help="training images that the ranges are chosen by")
+    args = parser.parse_args()
+
+    model = timm.create_model(args.model, pretrained=True).eval()
+    splits = images_of(args.dataset, args.data_dir, model)
+    train, _ = splits["train"]
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: args.images]
+    result = {"dataset": args.dataset, "images": args.images, "test_images": len(splits["test"][1])}
+    result["float"] = accuracy(adder_zoo.fuse(model), model, *splits["test"])
+    for bits in args.bits:
+        network = adder_zoo.quantize(model, normalised(train[drawn], model), bits=bits, images=args.images)
+        result[str(bits)] = accuracy(network, model, *splits["test"])
+        print(f"{bits} bits: {result[str(bits)]} %", flush=True)
+    found = Path(args.report_dir) / "quantization.json"
+    record = json.loads(found.read_text()) if found.exists() else {}
+    record[args.name or args.model] = result
+    report(args.report_dir, record)
+
+
+def report(folder: str, record: dict) -> None:
+    bits = sorted({int(b) for result in record.values() for b in result if b.isdigit()}, reverse=True)
+    lines = [
+        "# Accuracy with fewer bits",
+        "",
+        "Test accuracy in percent on the whole test set, after `adder_zoo.quantize` and without any training. Adder "
+        "layers with batch norm behind them compute with integers, the rest in float32. "
+        "`python recipes/paper/quantization.py --model MODEL`",
+        "",
+        "| network | data | float32 | " + " | ".join(f"{b} bits" for b in bits) + " |",
+        "|---|---|---|" + "---|" * len(bits),
+    ]
+    for name, result in record.items():
+        scores = " | ".join(f"{result[str(b)]:.2f}" if str(b) in result else "" for b in bits)
+        lines.append(f"| {name} | {result['dataset']} | {result['float']:.2f} | {scores} |")
+    write(folder, "quantization", record, lines)
+
+
+if __name__ == "__main__":
+    main()
