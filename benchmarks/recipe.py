@@ -37,7 +37,7 @@ RECIPES = {"cifar": (cifar, "adder_resnet20", 128), "imagenet": (imagenet, "adde
 WARMUP = 5
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", choices=RECIPES, default="cifar")
     parser.add_argument("--model", help="default: adder_resnet20 or adder_resnet18")
@@ -50,61 +50,82 @@ def main() -> None:
     args = parser.parse_args()
     if (args.recipe == "imagenet") != bool(args.data_dir):
         parser.error("--data-dir belongs to --recipe imagenet, which needs it")
-    recipe, name, batch_size = RECIPES[args.recipe]
-    name, batch_size = args.model or name, args.batch_size or batch_size
+    _, name, batch_size = RECIPES[args.recipe]
+    args.model, args.batch_size = args.model or name, args.batch_size or batch_size
+    return args
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = timm.create_model(name).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = AdderSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    images = torch.randn(batch_size, *model.pretrained_cfg["input_size"], device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch_size, device=device) % model.num_classes
 
-    def wait() -> float:
-        if device.type == "cuda":
+class BareSteps:
+    """Forward, backward and update of a network on one batch, again and again, between the steps of a recipe."""
+
+    def __init__(self, name: str, batch_size: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = timm.create_model(name).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.train()
+        self.optimizer = AdderSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        images = torch.randn(batch_size, *model.pretrained_cfg["input_size"], device=self.device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.arange(batch_size, device=self.device) % model.num_classes
+        self.recipe_times: list[float] = []
+        self.bare_times: list[float] = []
+        self.last = 0.0
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def bare() -> None:
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def step(self) -> None:
+        """One bare step; what passed since the last one was a step of the recipe."""
+        begin = self.now()
+        self.recipe_times.append(begin - self.last)
+        F.cross_entropy(self.model(self.images), self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.bare_times.append(self.now() - begin)
+        self.last = self.now()
 
+    def ratio(self) -> float:
+        """A step of the recipe over a bare one: medians, without the first steps."""
+        whole, alone = (statistics.median(times[WARMUP + 1 :]) for times in (self.recipe_times, self.bare_times))
+        return whole / alone
+
+
+def run_recipe(args: argparse.Namespace, bare: BareSteps) -> None:
+    """Trains by the recipe, with a bare step as each of its own begins."""
     seed = loop.seed_everything
-    recipe_times: list[float] = []
-    bare_times: list[float] = []
-    last = [0.0]
 
     def between(*key: int) -> None:
-        """Called by the recipe as each of its steps begins."""
-        now = wait()
-        recipe_times.append(now - last[0])
-        bare()
-        bare_times.append(wait() - now)
-        last[0] = wait()
+        bare.step()
         seed(*key)
 
     loop.seed_everything = between
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--max-steps", str(args.steps + WARMUP + 1), "--model", name, "--batch-size", str(batch_size)]
-        flags += ["--bn-batches", "1", "--report-to", "none", "--threads", str(args.threads), "--output-dir", folder]
+        flags = ["--max-steps", str(args.steps + WARMUP + 1), "--model", args.model]
+        flags += ["--batch-size", str(args.batch_size), "--threads", str(args.threads)]
+        flags += ["--bn-batches", "1", "--report-to", "none", "--output-dir", folder]
         if args.data_dir:
             flags += ["--data-dir", str(args.data_dir), "--train-split", "", "--val-split", ""]
             flags += ["--workers", str(args.workers), "--eval-every", "1000000"]
         else:
             flags += ["--synthetic"]
-        recipe.main(flags)
-    whole, alone = (statistics.median(t[WARMUP + 1 :]) for t in (recipe_times, bare_times))
+        RECIPES[args.recipe][0].main(flags)
+
+
+def main() -> None:
+    args = arguments()
+    bare = BareSteps(args.model, args.batch_size)
+    run_recipe(args, bare)
     record = {
         **measured(),
         "recipe": args.recipe,
-        "model": name,
-        "batch_size": batch_size,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "model": args.model,
+        "batch_size": args.batch_size,
+        "device": torch.cuda.get_device_name() if bare.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         **({"workers": args.workers} if args.data_dir else {}),
         "steps": args.steps,
-        "recipe_over_bare": round(whole / alone, 3),
+        "recipe_over_bare": round(bare.ratio(), 3),
     }
     print(json.dumps(record, indent=2))
     if args.json:

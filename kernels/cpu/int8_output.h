@@ -4,7 +4,6 @@
 
 #include "adder_int8.h"
 
-#include <cmath>
 #include <cstdint>
 
 namespace ADDER_NAMESPACE {
@@ -31,7 +30,7 @@ static inline void write_pixel(const int32_t *sums, int64_t k, int64_t at, int64
       for (int64_t i = 0; i < n; ++i) e.wide[at + first + i] = v[i];
     if (e.narrow)
       for (int64_t i = 0; i < n; ++i) {
-        const float level = std::nearbyint(v[i] * e.inverse_step) + (float)e.zero_point;
+        const float level = __builtin_nearbyintf(v[i] * e.inverse_step) + (float)e.zero_point;
         e.narrow[at + first + i] = (uint8_t)(int32_t)(level > (float)e.top ? (float)e.top
                                                       : level > 0          ? level
                                                                            : 0.f); // a NaN gives 0

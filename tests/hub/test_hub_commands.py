@@ -12,30 +12,32 @@ from PIL import Image
 from adder_zoo.hub import save_pretrained
 from adder_zoo.paths import WEIGHTS
 
+COMMANDS = [
+    ["push", str(RUN), "org/one", "--dry-run"],
+    ["push", str(RUN), "org/one", "--private", "--commit-message", "First"],
+    ["push", str(RUN), "org/one"],
+    ["push", str(RUN), "org/one", "--revision", "next"],
+    ["push", str(RUN), "org/one", "--create-pr"],
+    ["push", "--all", "zoo"],
+    ["push", "--all", "zoo"],
+    ["list", "--hub", "zoo"],
+    ["list", "--hub", "zoo", "--json"],
+    ["list", "--hub", "zoo", "--card"],
+    ["list", "--hub", "nobody"],
+    ["push", str(RUN)],
+    ["push", "--all", "zoo", str(RUN)],
+    ["push", "FOLDER/none", "org/one"],
+    ["push", "FOLDER", "org/one"],
+    ["list", "--card"],
+    ["push", "--help"],
+    ["push", str(RUN), "org/one", "--dry-run", "--json"],
+    ["push", str(RUN), "org/one", "--json"],
+    ["push", "--all", "zoo", "--json"],
+]
+
 
 def test_commands(tmp_path):
-    lines = [
-        ["push", str(RUN), "org/one", "--dry-run"],
-        ["push", str(RUN), "org/one", "--private", "--commit-message", "First"],
-        ["push", str(RUN), "org/one"],
-        ["push", str(RUN), "org/one", "--revision", "next"],
-        ["push", str(RUN), "org/one", "--create-pr"],
-        ["push", "--all", "zoo"],
-        ["push", "--all", "zoo"],
-        ["list", "--hub", "zoo"],
-        ["list", "--hub", "zoo", "--json"],
-        ["list", "--hub", "zoo", "--card"],
-        ["list", "--hub", "nobody"],
-        ["push", str(RUN)],
-        ["push", "--all", "zoo", str(RUN)],
-        ["push", str(tmp_path / "none"), "org/one"],
-        ["push", str(tmp_path), "org/one"],
-        ["list", "--card"],
-        ["push", "--help"],
-        ["push", str(RUN), "org/one", "--dry-run", "--json"],
-        ["push", str(RUN), "org/one", "--json"],
-        ["push", "--all", "zoo", "--json"],
-    ]
+    lines = [[word.replace("FOLDER", str(tmp_path)) for word in line] for line in COMMANDS]
     with HubServer(tmp_path / "hub") as hub:
         said = scenario(hub, tmp_path / "home", "commands", *map(json.dumps, lines), HF_TOKEN=WRITE_TOKEN)
         out = [answer["output"] for answer in said]
