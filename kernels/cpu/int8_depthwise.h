@@ -103,7 +103,8 @@ inline void DepthwiseCall::run_vector(int64_t vector, const uint8_t *source, int
     if (here == 1) sum_depthwise<1>(at, offsets, taps, panel, sums);
     else sum_depthwise<DEPTHWISE_PIXELS>(at, offsets, taps, panel, sums);
     for (int64_t m = 0; m < here; ++m)
-      write_pixel(sums + m * LANES, k, (first_pixel + begin + m) * s.K + k, smaller(LANES, s.K - k), epilogue, y);
+      write_pixel<LANES>(sums + m * LANES, k, (first_pixel + begin + m) * s.K + k, smaller(LANES, s.K - k), epilogue,
+                         y);
   }
 }
 

@@ -142,9 +142,18 @@ struct GroupsCall {
   int32_t status;
 
   void run_task(int64_t index);
+  void write_tile(const int32_t *sums, int64_t pixels, const FilterBlock &block, int64_t at) const;
   void run_block(const FilterBlock &block, const uint8_t *panel, const uint8_t *source, int64_t first_pixel,
                  int64_t pixels) const;
 };
+
+// The sums of a tile of `pixels` pixels, the first of which begins at element `at` of [N, P, Q, K].
+inline void GroupsCall::write_tile(const int32_t *sums, int64_t pixels, const FilterBlock &block, int64_t at) const {
+  constexpr int L = Bytes::L;
+  const auto write = block.nv == 1 ? write_pixel<L> : block.nv == 2 ? write_pixel<2 * L> : write_pixel<3 * L>;
+  for (int64_t m = 0; m < pixels; ++m)
+    write(sums + m * block.nv * L, block.first, at + m * s.K + block.first, block.filters, epilogue, y);
+}
 
 // Outputs [first_pixel, first_pixel + pixels), counted over the image rows whose input begins at `source`.
 inline void GroupsCall::run_block(const FilterBlock &block, const uint8_t *panel, const uint8_t *source,
@@ -162,9 +171,7 @@ inline void GroupsCall::run_block(const FilterBlock &block, const uint8_t *panel
       at[m] = group + pixel / s.Q * s.stride_h * rows.bytes + pixel % s.Q * s.stride_w * s.C;
     }
     tile(at, patch, panel, sums);
-    for (int64_t m = 0; m < here; ++m)
-      write_pixel(sums + m * block.nv * Bytes::L, block.first, (first_pixel + begin + m) * s.K + block.first,
-                  block.filters, epilogue, y);
+    write_tile(sums, here, block, (first_pixel + begin) * s.K);
     begin += here;
   }
 }
