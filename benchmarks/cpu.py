@@ -49,7 +49,9 @@ from _measured import measured
 from torch.fx.experimental.optimization import fuse as fold_batch_norm
 
 import adder_zoo
-from adder_zoo import AdderSGD, adder2d, cpu
+from adder_zoo import AdderSGD, adder2d
+from adder_zoo.ops import cpu
+from adder_zoo.ops.geometry import Geometry
 
 # name, how many of them, C, H = W, K, kernel, stride: the adder layers of ResNet-20.
 RESNET20 = [
@@ -169,7 +171,7 @@ def layer(N: int, C: int, H: int, K: int, R: int, stride: int, repeats: int, gro
         },
     }
     times: dict[str, Any] = {name: interleaved(candidates, repeats) for name, candidates in directions.items()}
-    return times | {"kernels": cpu.kernels(x, weight, *geometry)}
+    return times | {"kernels": cpu.kernels(x, weight, Geometry.of(*geometry))}
 
 
 def ratios(times: dict[str, Any]) -> dict[str, Any]:

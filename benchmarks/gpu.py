@@ -32,7 +32,8 @@ import triton
 from _measured import measured
 from layers import NETWORKS, Layer
 
-from adder_zoo.implementations import resolve
+from adder_zoo.ops.backends import resolve
+from adder_zoo.ops.geometry import Geometry
 
 LANES = {8.0: 64, 9.0: 128, 10.0: 128, 8.6: 128, 8.9: 128, 12.0: 128}  # fp32 additions a clock and multiprocessor
 
@@ -98,9 +99,9 @@ class tf32:
 
 def candidates(layer: Layer, batch: int, compiled: bool) -> dict[str, Callable[[], Any]]:
     """By "direction / who"."""
-    module = resolve("triton", torch.empty(0, device="cuda"), 1.0)
+    backend = resolve("triton", torch.empty(0, device="cuda"), 1.0)
     stride, padding = (layer.stride,) * 2, (layer.padding,) * 2
-    geometry = (stride, (layer.padding,) * 4, (1, 1), 1)
+    geometry = Geometry.of(stride, (layer.padding,) * 4, (1, 1), 1)
     found: dict[str, Callable[[], Any]] = {}
     x32 = torch.randn(batch, layer.C, layer.H, layer.H, device="cuda")
     w32 = torch.randn(layer.K, layer.C, layer.R, layer.R, device="cuda")
@@ -118,10 +119,10 @@ def candidates(layer: Layer, batch: int, compiled: bool) -> dict[str, Callable[[
     ):
         x, w = (t.to(dtype).to(memory_format=memory_format) for t in (x32, w32))
         dy = dy32.to(memory_format=memory_format)
-        found[f"forward / adder {name}"] = lambda x=x, w=w: module.forward(x, w, *geometry)
-        found[f"dx / adder {name}"] = lambda x=x, w=w, dy=dy: module.grad_input(dy, x, w, *geometry, "clipped")
+        found[f"forward / adder {name}"] = lambda x=x, w=w: backend.forward(x, w, geometry)
+        found[f"dx / adder {name}"] = lambda x=x, w=w, dy=dy: backend.grad_input(dy, x, w, geometry, "clipped")
         if dtype == torch.float32:
-            call = lambda x=x, w=w, dy=dy: module.grad_weight(dy, x, w, *geometry, "full")  # noqa: E731
+            call = lambda x=x, w=w, dy=dy: backend.grad_weight(dy, x, w, geometry, "full")  # noqa: E731
             found[f"dw / adder {name}"] = tf32(False, call)
             found[f"dw / adder {name} TF32"] = tf32(True, call)
     for name, dtype, memory_format, allow in (

@@ -38,7 +38,7 @@ from layers import NETWORKS, Layer
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from adder_zoo.implementations import _kernels
+from adder_zoo.ops.triton import kernels
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -96,7 +96,7 @@ def launches(hip: bool = False, networks=tuple(NETWORKS), batch: int = 32, dtype
 def plans(layer: Layer, batch: int, dtype, memory_format, hip: bool = False) -> Iterator:
     """(direction, launch) of one layer: forward, dx and what looks through dw."""
     names = ("forward", "grad_input", "grad_weight")
-    forward, grad_input, grad_weight = (sys.modules[f"{_kernels().__name__}.{name}"] for name in names)
+    forward, grad_input, grad_weight = (sys.modules[f"{kernels().__name__}.{name}"] for name in names)
     x_shape, w_shape = (batch, layer.C, layer.H, layer.H), (layer.K, layer.C, layer.R, layer.R)
     half = dtype == torch.float16
     last = torch.channels_last if dtype.itemsize < 4 else memory_format  # as the launcher has it

@@ -19,7 +19,7 @@ def pytest_configure():
 
 def missing_here() -> dict[str, str]:
     """What this machine lacks, by the words that a test asks for it with, and how to say so."""
-    from adder_zoo import cpu
+    from adder_zoo.ops import cpu
 
     missing = {} if torch.cuda.is_available() else {"gpu": "a GPU (`make gpu` runs its tests)"}
     try:
@@ -73,7 +73,7 @@ def data_dir() -> Path:
 @pytest.fixture
 def native():
     """A function that takes the native kernels of an instruction set, or skips where there are none."""
-    from adder_zoo import cpu
+    from adder_zoo.ops import cpu
 
     try:
         library = cpu.library()

@@ -1,5 +1,6 @@
 """What adder2d refuses, in words that name the argument; which implementations there are; what it imports without."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from torch import zeros
 
 import adder_zoo
 from adder_zoo import adder2d
+from adder_zoo.ops import backends
 
 SOURCE = Path(adder_zoo.__file__).parent
 x, w = zeros(1, 4, 6, 6), zeros(8, 4, 3, 3)
@@ -195,7 +197,7 @@ before = set(sys.modules)
 warnings.simplefilter("error")
 import adder_zoo
 new = set(sys.modules) - before
-print([m for m in new if m.partition(".")[0] == "triton" or m in ("adder_zoo.cpu", "adder_zoo.kernels")])
+print([m for m in new if m.partition(".")[0] == "triton" or m == "adder_zoo.kernels"])
 """)
     assert answer.split() == ["[]"]
 
@@ -245,24 +247,23 @@ else:
 @pytest.mark.parametrize(("device", "why"), [("cuda", "Triton is not installed"), ("xpu", "for CPUs and for GPUs")])
 def test_a_device_without_kernels_is_said_once(device, why, monkeypatch):
     """A GPU without Triton (Windows, aarch64) and other devices: what runs there is many times slower."""
-    implementations = sys.modules["adder_zoo.implementations"]  # the package has a function of this name
 
     class Fake:  # all that is asked of a tensor
         def __init__(self, dtype=torch.float32):
             self.device, self.dtype = torch.device(device), dtype
 
-    missing = implementations.Implementation("triton", False, "Triton is not installed (pip install triton)")
-    monkeypatch.setattr(implementations, "_probe_triton", lambda: missing)
-    implementations._warn_of_eager_torch.cache_clear()
+    missing = backends.Implementation("triton", False, "Triton is not installed (pip install triton)")
+    monkeypatch.setattr(backends, "TRITON", dataclasses.replace(backends.TRITON, probe=lambda: missing))
+    backends._warn_of_eager_torch.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # eager torch is what these are computed by anywhere
         for p, dtype in ((1.5, torch.float32), (1.0, torch.float64)):
-            assert implementations.resolve("auto", Fake(dtype), p).__name__ == "adder_zoo.reference"
-        assert implementations.resolve("auto", Fake(), 2.0).__name__ == "adder_zoo.convolution"
+            assert backends.resolve("auto", Fake(dtype), p).name == "reference"
+        assert backends.resolve("auto", Fake(), 2.0).name == "convolution"
     with pytest.warns(UserWarning, match=f"no kernels for {device} here, so adder layers run in eager torch.*{why}"):
-        assert implementations.resolve("auto", Fake(), 1.0).__name__ == "adder_zoo.reference"
+        assert backends.resolve("auto", Fake(), 1.0).name == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        implementations.resolve("auto", Fake(), 1.0)
-        implementations.resolve("reference", Fake(), 1.0)  # who asks for it knows
-    implementations._warn_of_eager_torch.cache_clear()
+        backends.resolve("auto", Fake(), 1.0)
+        backends.resolve("reference", Fake(), 1.0)  # who asks for it knows
+    backends._warn_of_eager_torch.cache_clear()

@@ -41,7 +41,7 @@ def test_handle_of_the_fused_operator():
 
 
 def test_handles_name_operators_that_exist():
-    import adder_zoo.int8.operator  # noqa: F401
+    import adder_zoo.ops.int8.library  # noqa: F401
 
     for name in HANDLES:
         assert getattr(torch.ops.adder_zoo, name.removeprefix("adder_zoo::")).default is not None

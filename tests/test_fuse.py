@@ -17,10 +17,12 @@ from torch import nn
 from torch.library import opcheck
 
 import adder_zoo
-from adder_zoo import Adder2d, convert_to_adder, cpu, fuse
+from adder_zoo import Adder2d, convert_to_adder, fuse
 from adder_zoo.fuse import FusedAdder2d
-from adder_zoo.fused import adder2d_fused
 from adder_zoo.layers import Adder2dSame
+from adder_zoo.ops import cpu
+from adder_zoo.ops.fused import adder2d_fused
+from adder_zoo.ops.geometry import Geometry
 
 U = truth.UNIT_ROUNDOFF["float32"]
 CANCELLATION = 4  # of kernels/cpu/forward_tile.h
@@ -148,11 +150,12 @@ def test_no_gradient():
 
 
 def test_follows_the_instruction_set(native):
-    x, weight, where = torch.randn(2, 8, 6, 6), torch.randn(20, 8, 3, 3), ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    x, weight = torch.randn(2, 8, 6, 6), torch.randn(20, 8, 3, 3)
+    geometry = Geometry((1, 1), (1, 1, 1, 1), (1, 1), 1)
     for isa in cpu.library().isas * 2:
         native(isa)
-        y = cpu.forward_fused(x, weight, torch.ones(20), torch.zeros(20), None, *where, False)
-        assert torch.equal(y, cpu.forward(x, weight.clone(), *where))
+        y = cpu.forward_fused(x, weight, torch.ones(20), torch.zeros(20), None, geometry, False)
+        assert torch.equal(y, cpu.forward(x, weight.clone(), geometry))
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------

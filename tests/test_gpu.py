@@ -13,7 +13,7 @@ from test_operator import MODES, SPECIAL_SHAPES, check, run, saturated_bound
 from torch import nn
 
 from adder_zoo import Adder2d, AdderSGD, adder2d
-from adder_zoo.fused import adder2d_fused
+from adder_zoo.ops.fused import adder2d_fused
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -239,7 +239,7 @@ def test_tuner(monkeypatch):
     """Triton's own tuner in the place of the default configurations: the same sums."""
     import sys
 
-    from adder_zoo.implementations import _kernels
+    from adder_zoo.ops.triton import kernels
 
-    monkeypatch.setattr(sys.modules[f"{_kernels().__name__}._launch"], "AUTOTUNE", True)
+    monkeypatch.setattr(sys.modules[f"{kernels().__name__}._launch"], "AUTOTUNE", True)
     check(LARGE[0], "triton", torch.float32, modes=MODES[:1], device=CUDA)

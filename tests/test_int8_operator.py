@@ -6,9 +6,9 @@ import pytest
 import torch
 from shapes import DEPTHWISE, NAMED, case, random_cases
 
-from adder_zoo.int8 import native
-from adder_zoo.int8.operator import adder2d_int8, adder2d_int8_fused
-from adder_zoo.int8.reference import MOST_TAPS
+from adder_zoo.ops.int8 import cpu as native
+from adder_zoo.ops.int8.library import adder2d_int8, adder2d_int8_fused
+from adder_zoo.ops.int8.reference import MOST_TAPS
 
 SHAPES = NAMED + DEPTHWISE
 CHANNELS_LAST = torch.channels_last

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from shapes import Case, arrange
 
-from adder_zoo import cpu, ops, reference
+from adder_zoo.ops import cpu, library, reference
+from adder_zoo.ops.geometry import Geometry
 
 FLT_MAX = float(torch.finfo(torch.float32).max)
 ROOT = Path(__file__).parents[1]
@@ -90,9 +91,9 @@ def test_fuzz(native, case, seed, specials, scale, modes, isa):
     dy = fill(rng, case.output, specials[2], 1, case.layout)
     x, weight = x.requires_grad_(), weight.requires_grad_()
     weight_grad, input_grad = modes
-    y = ops.adder2d(x, weight, *case.geometry, *modes, 1.0, "cpu")
+    y = library.adder2d(x, weight, *case.geometry, *modes, 1.0, "cpu")
     dx, dw = torch.autograd.grad(y, (x, weight), dy)
-    exact = cpu.forward(x.detach(), weight.detach(), *case.geometry, exact=True)
+    exact = cpu.forward(x.detach(), weight.detach(), Geometry.of(*case.geometry), exact=True)
     what = f"{case}, {specials}, {cpu.library().isa}"
     x, weight, dy = (t.detach().double().numpy() for t in (x, weight, dy))
     with np.errstate(all="ignore"):
@@ -121,10 +122,10 @@ def test_difference_that_overflows(groups, isa, native):
     """w - x beyond float32: infinite where an output takes the tap, and nothing (not 0·inf) where none does."""
     native(isa)
     x, weight, dy = torch.full((1, 6, 7, 7), -3e38), torch.full((6, 6 // groups, 3, 3), 3e38), torch.ones(1, 6, 5, 5)
-    where = ((1, 1), (0, 0, 0, 0), (1, 1), groups)
-    got = cpu.grad_input(dy, x, weight, *where, "full")
+    where = Geometry((1, 1), (0, 0, 0, 0), (1, 1), groups)
+    got = cpu.grad_input(dy, x, weight, where, "full")
     assert torch.equal(got, torch.full_like(x, torch.inf))
-    assert torch.equal(got, reference.grad_input(dy, x, weight, *where, "full"))
+    assert torch.equal(got, reference.grad_input(dy, x, weight, where, "full"))
 
 
 @pytest.mark.slow
@@ -159,7 +160,7 @@ def test_fuzz_under_sanitizers(tmp_path):
     }
     tests = [f"{ROOT}/tests/test_native_fuzz.py", f"{ROOT}/tests/test_operator.py"]
     program = (
-        "import sys, pytest, adder_zoo, adder_zoo.cpu as cpu\n"
+        "import sys, pytest, adder_zoo, adder_zoo.ops.cpu as cpu\n"
         f"assert adder_zoo.__file__.startswith({str(tmp_path)!r}) and cpu.library()\n"
         "sys.exit(pytest.main(sys.argv[1:]))"
     )

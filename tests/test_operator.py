@@ -11,7 +11,9 @@ import truth
 from checks import assert_within, bound, clipped_bound
 from shapes import DEPTHWISE, IMAGES, NAMED, Case, case, random_cases, tensors
 
-from adder_zoo import adder2d, convolution, cpu, ops, reference
+from adder_zoo import adder2d
+from adder_zoo.ops import cpu, library, quadratic, reference
+from adder_zoo.ops.geometry import Geometry
 
 INPUT_GRADS = ("clipped", "full", "sign")
 WEIGHT_GRADS = ("full", "sign")
@@ -31,7 +33,7 @@ def run(case: Case, x, weight, weight_grad="full", input_grad="clipped", p=1.0, 
     if top == bottom and left == right:
         modes = {"weight_grad": weight_grad, "input_grad": input_grad}
         return adder2d(x, weight, None, case.stride, (top, left), case.dilation, case.groups, **modes, p=p, impl=impl)
-    return ops.adder2d(x, weight, *case.geometry, weight_grad, input_grad, p, impl or "auto")
+    return library.adder2d(x, weight, *case.geometry, weight_grad, input_grad, p, impl or "auto")
 
 
 @functools.lru_cache(maxsize=1000)
@@ -244,8 +246,8 @@ def test_identity_keeps_its_bound(isa, offset, native):
         x, weight = x + offset, weight + offset
         true = truth.forward(x.double().numpy(), weight.double().numpy(), *shape.geometry)
         exact_bound = bound(true, chain=longest_chain(shape))
-        fast = cpu.forward(x, weight, *shape.geometry)
-        exact = cpu.forward(x, weight, *shape.geometry, exact=True)
+        fast = cpu.forward(x, weight, Geometry.of(*shape.geometry))
+        exact = cpu.forward(x, weight, Geometry.of(*shape.geometry), exact=True)
         assert_within(exact, true, exact_bound, f"exact y of {shape} at {offset}")
         assert_within(fast, true, exact_bound * (2 * CANCELLATION + 1), f"y of {shape} at {offset}")
         if shape.id in ("3x3", "1x1", "5x5"):
@@ -268,7 +270,7 @@ def test_identity_cuts_its_sums_over_channels(isa, offset, native):
     x, weight = torch.full(shape.x, 1 + 2**-12 - 2**-20), torch.full(shape.weight, 0.5937)
     true = truth.forward(x.double().numpy(), weight.double().numpy(), *shape.geometry)
     error = bound(true, chain=longest_chain(shape)) * (2 * CANCELLATION + 1)
-    assert_within(cpu.forward(x, weight, *shape.geometry), true, error, f"y of {shape}")
+    assert_within(cpu.forward(x, weight, Geometry.of(*shape.geometry)), true, error, f"y of {shape}")
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
@@ -277,7 +279,7 @@ def test_identity_that_would_overflow(isa, size, native):
     """2 Σ max(x, w) is beyond float32 here, and y is not."""
     native(isa)
     x, weight = torch.full((1, 64, 3, 3), size), torch.zeros(20, 64, 1, 1)
-    y = cpu.forward(x, weight, *case("1x1", "", x.shape, weight.shape).geometry)
+    y = cpu.forward(x, weight, Geometry.of(*case("1x1", "", x.shape, weight.shape).geometry))
     assert torch.isfinite(y).all()
     torch.testing.assert_close(y, torch.full_like(y, -64 * x.double()[0, 0, 0, 0].item()), rtol=1e-5, atol=0)
 
@@ -297,13 +299,13 @@ def test_median_keeps_its_bound(offset, native):
         x = x.abs() % 2 + offset
         numbers = [t.double().numpy() for t in (dy, x, weight)]
         true = truth.grad_input(*numbers, *shape.geometry)
-        dx = cpu.grad_input(dy, x, weight, *shape.geometry, "clipped")
+        dx = cpu.grad_input(dy, x, weight, Geometry.of(*shape.geometry), "clipped")
         medians = -1 <= offset <= 6
         error = clipped_bound(true, dy.double().numpy(), x.double().numpy(), shape.weight, shape.geometry)
         assert_within(dx, true, error if medians else bound(true), f"dx of {shape} at {offset}")
         if offset == 6:  # medians round as 2·|x| + 2 does, differences, which the generic kernels take, as |t| does
             native("generic")
-            other = cpu.grad_input(dy, x, weight, *shape.geometry, "clipped")
+            other = cpu.grad_input(dy, x, weight, Geometry.of(*shape.geometry), "clipped")
             native("avx2")
             off, off_other = (np.abs(t.double().numpy() - true[0]).mean() for t in (dx, other))
             assert off > off_other, "medians were not used, or they cost nothing"
@@ -461,16 +463,16 @@ def test_large_dw(shape, isa, native, threads):
     native(isa)
     x, weight, dy = tensors(shape)
     expected = "outer products" if shape.groups == 1 else "depthwise"
-    assert cpu.kernels(x, weight, *shape.geometry)["dw"] == expected
+    assert cpu.kernels(x, weight, Geometry.of(*shape.geometry))["dw"] == expected
     # The truth by a convolution in float64: truth.py would take minutes.
-    sums = convolution.full_grad_weight(dy.double(), x.double(), weight.double(), *shape.geometry)
+    sums = quadratic.full_grad_weight(dy.double(), x.double(), weight.double(), Geometry.of(*shape.geometry))
     all_positive = (dy.double().abs(), x.double().abs(), -weight.double().abs())
-    magnitude = convolution.full_grad_weight(*all_positive, *shape.geometry)
+    magnitude = quadratic.full_grad_weight(*all_positive, Geometry.of(*shape.geometry))
     true = (sums.numpy(), magnitude.numpy(), dy.numel() // dy.shape[1])
     first = None
     for count in (1, 2, 2, 5, 1):
         threads(count)
-        dw = cpu.grad_weight(dy, x, weight, *shape.geometry, "full")
+        dw = cpu.grad_weight(dy, x, weight, Geometry.of(*shape.geometry), "full")
         first = dw if first is None else first
         assert torch.equal(dw, first), f"dw differs with {count} threads"
     assert_within(first, true, bound(true), f"dw of {shape}")
@@ -529,9 +531,9 @@ def test_reference_holds_a_chunk_at_a_time(monkeypatch):
         monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
         largest = 0
         got = (
-            reference.forward(x, weight, *shape.geometry),
-            reference.grad_input(dy, x, weight, *shape.geometry, "clipped"),
-            reference.grad_weight(dy, x, weight, *shape.geometry, "full"),
+            reference.forward(x, weight, Geometry.of(*shape.geometry)),
+            reference.grad_input(dy, x, weight, Geometry.of(*shape.geometry), "clipped"),
+            reference.grad_weight(dy, x, weight, Geometry.of(*shape.geometry), "full"),
         )
         assert largest <= max(elements, row)
         whole = whole or got
@@ -551,12 +553,12 @@ def test_convolution_serves_every_full_gradient(count, threads):
         weight = weight.contiguous(memory_format=torch.channels_last)
         numbers = [t.double().numpy() for t in (dy, x, weight)]
         true = truth.grad_weight(*numbers, *shape.geometry)
-        got = convolution.full_grad_weight(dy, x, weight, *shape.geometry)
+        got = quadratic.full_grad_weight(dy, x, weight, Geometry.of(*shape.geometry))
         assert_within(got, true, bound(true), f"dw of {shape}")
         value, _, terms = truth.grad_input(*numbers, *shape.geometry, mode="full")
         numbers = [np.abs(numbers[0]), np.abs(numbers[1]), -np.abs(numbers[2])]
         sums = truth.grad_input(*numbers, *shape.geometry, mode="full")[1]
-        got = convolution.full_grad_input(dy, x, weight, *shape.geometry)
+        got = quadratic.full_grad_input(dy, x, weight, Geometry.of(*shape.geometry))
         assert_within(got, (value, sums, terms), bound((value, sums, terms)), f"dx of {shape}")
 
 
@@ -581,19 +583,20 @@ def test_more_than_2_31_elements(groups, native):
     assert x.numel() > 2**31
     x[0, 15, H - 2 :, W - 2 :] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     weight = torch.full((16, 16 // groups, 2, 2), 0.25)
-    geometry = ((H - 2, W - 2), (0, 0, 0, 0), (1, 1), groups)
-    y = cpu.forward(x, weight, *geometry)
+    geometry = Geometry((H - 2, W - 2), (0, 0, 0, 0), (1, 1), groups)
+    y = cpu.forward(x, weight, geometry)
     assert y.shape == (1, 16, 2, 2)
     n = 16 // groups
     far = -(n - 1) - (0.75 + 1.75 + 2.75 + 3.75)
     assert y[0, 15].tolist() == [[-n, -n], [-n, far]]
     dy = torch.arange(64.0).view(1, 16, 2, 2)
-    dx = cpu.grad_input(dy, x, weight, *geometry, "full")
+    dx = cpu.grad_input(dy, x, weight, geometry, "full")
     taps = dy[0, 15] if groups == 16 else dy[0].sum(0)
     assert dx[0, 15, H - 2 :, W - 2 :].tolist() == [[(0.25 - v) * taps[1, 1] for v in row] for row in ((1, 2), (3, 4))]
     assert dx[0, 15, H - 2 :, :2].tolist() == [[0.25 * taps[1, 0]] * 2] * 2
     assert dx.count_nonzero() == 16 * 16 - (4 if groups == 16 else 0)
     del dx
-    y = cpu.forward(zeros(1, 1, 1500, 1500), torch.arange(1000.0).view(1000, 1, 1, 1), (1, 1), (0,) * 4, (1, 1), 1)
+    geometry = Geometry((1, 1), (0, 0, 0, 0), (1, 1), 1)
+    y = cpu.forward(zeros(1, 1, 1500, 1500), torch.arange(1000.0).view(1000, 1, 1, 1), geometry)
     assert y.numel() > 2**31
     assert y[0, :, 1499, 1499].equal(-torch.arange(1000.0))

@@ -53,11 +53,11 @@ print(json.dumps({c.name: vars(c) for c in counts}))
 # Every kernel, also those that no ResNet needs: layers as (x, weight, stride, padding, groups).
 ALL = """
 import json, sys, torch, sass
-from adder_zoo.implementations import _kernels
+from adder_zoo.ops.triton import kernels
 arch = sys.argv[1]
 hip = arch.startswith("gfx")
 names = ("forward", "grad_input", "grad_weight", "small_groups", "_launch")
-forward, grad_input, grad_weight, small, launch = (sys.modules[f"{_kernels().__name__}.{n}"] for n in names)
+forward, grad_input, grad_weight, small, launch = (sys.modules[f"{kernels().__name__}.{n}"] for n in names)
 layers = {
     "3x3": ((8, 128, 28, 28), (128, 128, 3, 3), 1, 1, 1),
     "7x7 stride 2, three channels": ((8, 3, 64, 64), (64, 3, 7, 7), 2, 3, 1),

@@ -15,9 +15,9 @@ from test_operator import MODES, check, run, saturated_bound
 
 import adder_zoo
 from adder_zoo import Adder2d, adder2d
-from adder_zoo.fused import adder2d_fused
-from adder_zoo.implementations import _kernels
 from adder_zoo.layers import Adder2dSame
+from adder_zoo.ops.fused import adder2d_fused
+from adder_zoo.ops.triton import kernels as load_kernels
 
 HALF = [
     case("half", "ragged", (2, 5, 7, 6), (7, 5, 3, 3), 2, 1),
@@ -114,7 +114,7 @@ else:
 
     def test_several_programs_and_64_bit_offsets(monkeypatch):
         """Small tiles, as on a card, and the offsets for tensors beyond 2^31 elements."""
-        kernels = _kernels()
+        kernels = load_kernels()
         sub = [sys.modules[f"{kernels.__name__}.{name}"] for name in ("forward", "grad_input", "grad_weight")]
         for module in sub:
             monkeypatch.setattr(module, "interpreting", lambda: False)
@@ -128,7 +128,7 @@ else:
 
     def test_reduction_in_parts(monkeypatch):
         """Few tiles: the reduction is cut, within taps too, and the parts are added up."""
-        kernels = _kernels()
+        kernels = load_kernels()
         for name in ("forward", "grad_input"):
             monkeypatch.setattr(sys.modules[f"{kernels.__name__}.{name}"], "parts", lambda *sizes: 3)
         for i, shape in enumerate((FUSED[0], FUSED[2], case("parts", "phases", (1, 20, 5, 5), (18, 20, 3, 3), 2, 1))):
@@ -140,7 +140,7 @@ else:
         assert torch.equal(fused, (y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1) + residual).relu())
 
     def test_number_of_parts():
-        parts = sys.modules[f"{_kernels().__name__}._launch"].parts
+        parts = sys.modules[f"{load_kernels().__name__}._launch"].parts
         assert [parts(n, 64, 132) for n in (0, 1, 20, 60, 66, 67, 1000)] == [1, 8, 6, 2, 2, 1, 1]
         assert [parts(8, steps, 132) for steps in (1, 8, 16, 1000)] == [1, 1, 2, 16]
         assert parts(1, 64, 0) == 1, "a CPU"
@@ -174,7 +174,7 @@ else:
         ],
     )
     def test_layer_for_kernelize(kind, options):
-        kernels = _kernels()
+        kernels = load_kernels()
         layer = kind(4, 6, 3, **options, input_grad="sign")
         x = torch.randn(2, 4, 8, 8, requires_grad=True)
         y = kernels.layers.Adder2d.forward(layer, x)
@@ -193,14 +193,14 @@ else:
 
     def test_layer_for_kernelize_is_for_p_1():
         with pytest.raises(ValueError, match=r"for p = 1 only, and this layer has p = 1\.5"):
-            _kernels().layers.Adder2d.forward(Adder2d(4, 6, 3, p=1.5), torch.randn(1, 4, 5, 5))
+            load_kernels().layers.Adder2d.forward(Adder2d(4, 6, 3, p=1.5), torch.randn(1, 4, 5, 5))
         plain = torch.nn.Conv2d(4, 6, 3, padding=1)  # which has no p, and no padded()
-        y = _kernels().layers.Adder2d.forward(plain, torch.zeros(1, 4, 3, 3))
+        y = load_kernels().layers.Adder2d.forward(plain, torch.zeros(1, 4, 3, 3))
         want = plain.bias - plain.weight.abs().sum((1, 2, 3))
         torch.testing.assert_close(y[0, :, 1, 1], want, rtol=1e-5, atol=1e-5)
 
     def test_errors():
-        kernels = _kernels()
+        kernels = load_kernels()
         x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3)
         with pytest.raises(ValueError, match="do not fit"):
             kernels.adder2d(x, w, groups=2)

@@ -10,10 +10,10 @@ from .convert import convert_to_adder
 from .functional import adder2d
 from .fuse import fuse
 from .hub import push_to_hub
-from .implementations import implementations
 from .int8.quantize import quantize
 from .layers import Adder2d, AdderLinear, adder_parameters
 from .norms import float32_norms
+from .ops.backends import implementations
 from .optim import AdderSGD
 from .report import report
 

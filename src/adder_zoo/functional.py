@@ -6,20 +6,18 @@ which a call is a node of the graph.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .implementations import IMPLEMENTATIONS
-from .ops import adder2d as _adder2d_op
+from .ops.backends import IMPLEMENTATIONS
+from .ops.geometry import Geometry, check_tensor, shape_of
+from .ops.library import adder2d as _adder2d_operator
 
 WEIGHT_GRADS = ("full", "sign")
 INPUT_GRADS = ("clipped", "full", "sign")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def adder2d(
@@ -92,14 +90,14 @@ def adder2d(
             adder2d, (x, weight, bias), x, weight, bias, stride, padding, dilation, groups,
             weight_grad=weight_grad, input_grad=input_grad, p=p, impl=impl,
         )  # fmt: skip
-    _check_tensor("x", x)
+    check_tensor("x", x)
     unbatched = x.dim() == 3
-    stride, pads, dilation = checked_geometry(x, weight, stride, padding, dilation, groups)
+    geometry = Geometry.checked(x, weight, stride, padding, dilation, groups)
     x = x.unsqueeze(0) if unbatched else x
     if bias is not None:
-        _check_tensor("bias", bias)
+        check_tensor("bias", bias)
         if not torch.jit.is_tracing() and bias.shape != weight.shape[:1]:
-            raise ValueError(f"adder2d: bias must have shape {_shape(weight)[:1]}, got {_shape(bias)}")
+            raise ValueError(f"adder2d: bias must have shape {shape_of(weight)[:1]}, got {shape_of(bias)}")
         if bias.device != x.device:
             raise ValueError(f"adder2d: x is on {x.device} and bias on {bias.device}; move one of them")
     if weight_grad not in WEIGHT_GRADS:
@@ -111,7 +109,8 @@ def adder2d(
     if impl is not None and impl not in IMPLEMENTATIONS:
         raise ValueError(f"adder2d: impl must be None or one of {tuple(IMPLEMENTATIONS)}, got {impl!r}")
 
-    y = _adder2d_op(x, weight, stride, pads, dilation, groups, weight_grad, input_grad, float(p), impl or "auto")
+    options = weight_grad, input_grad, float(p), impl or "auto"
+    y = _adder2d_operator(x, weight, *geometry.arguments, *options)
     if bias is not None:
         y = y + bias.to(y.dtype).view(-1, 1, 1)
     return y.squeeze(0) if unbatched else y
@@ -143,122 +142,15 @@ def adder_linear(
             adder_linear, (x, weight, bias), x, weight, bias,
             weight_grad=weight_grad, input_grad=input_grad, p=p, impl=impl,
         )  # fmt: skip
-    _check_tensor("x", x)
-    _check_tensor("weight", weight)
+    check_tensor("x", x)
+    check_tensor("weight", weight)
     if weight.dim() != 2:
-        raise ValueError(f"adder_linear: weight must have 2 dimensions [K, C], got shape {_shape(weight)}")
+        raise ValueError(f"adder_linear: weight must have 2 dimensions [K, C], got shape {shape_of(weight)}")
     K, C = weight.shape
     if x.dim() == 0 or (not torch.jit.is_tracing() and x.shape[-1] != C):
-        raise ValueError(f"adder_linear: expects {C} features in the last dimension, got shape {_shape(x)}")
+        raise ValueError(f"adder_linear: expects {C} features in the last dimension, got shape {shape_of(x)}")
     y = adder2d(
         x.reshape(-1, C, 1, 1), weight[:, :, None, None], bias,
         weight_grad=weight_grad, input_grad=input_grad, p=p, impl=impl,
     )  # fmt: skip
     return y.view(*x.shape[:-1], K)
-
-
-def checked_geometry(
-    x: Tensor,
-    weight: Tensor,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int] | str,
-    dilation: int | Sequence[int],
-    groups: int,
-    dtypes: Sequence[torch.dtype] = DTYPES,
-) -> tuple[list[int], list[int], list[int]]:
-    """stride, padding as (top, bottom, left, right) and dilation, as the operators take them; raises as ``adder2d``."""
-    _check_tensor("x", x, dtypes)
-    _check_tensor("weight", weight, dtypes)
-    if weight.dim() != 4:
-        raise ValueError(f"adder2d: weight must have 4 dimensions [K, C/groups, R, S], got shape {_shape(weight)}")
-    if x.dim() not in (3, 4):
-        raise ValueError(f"adder2d: x must have shape [N, C, H, W] or [C, H, W], got shape {_shape(x)}")
-    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"adder2d: groups must be an int, got {groups!r}")
-    if groups < 1:
-        raise ValueError(f"adder2d: groups must be at least 1, got {groups}")
-    if x.device != weight.device:
-        raise ValueError(f"adder2d: x is on {x.device} and weight on {weight.device}; move one of them")
-    if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
-        raise TypeError(f"adder2d: x is {x.dtype} and weight {weight.dtype}; float64 goes with float64 only")
-    pads = _padding(padding, stride, dilation, numbers(weight.shape[2:]))
-    if not torch.jit.is_tracing():  # sizes are tensors there, and each comparison warns that it is not traced
-        _check_sizes(x, weight, pads, dilation, groups)
-    return stride, pads, dilation
-
-
-def _check_sizes(x: Tensor, weight: Tensor, pads: list[int], dilation: list[int], groups: int) -> None:
-    K, Cg, R, S = weight.shape
-    C, H, W = x.shape[-3:]
-    if min(K, Cg, R, S) == 0:
-        raise ValueError(f"adder2d: weight must not be empty, got shape {_shape(weight)}")
-    if K % groups:
-        raise ValueError(f"adder2d: groups = {groups} does not divide weight's {K} output channels")
-    if Cg * groups != C:
-        raise ValueError(
-            f"adder2d: weight of shape {_shape(weight)} with groups = {groups} expects {Cg * groups} input channels, "
-            f"but x has {C} (shape {_shape(x)})"
-        )
-    if min(H, W) == 0:
-        raise ValueError(f"adder2d: x must have at least one pixel (its batch may be empty), got shape {_shape(x)}")
-    for name, size, kernel, d, before, after in (
-        ("height", H, R, dilation[0], pads[0], pads[1]),
-        ("width", W, S, dilation[1], pads[2], pads[3]),
-    ):
-        if size + before + after < d * (kernel - 1) + 1:
-            raise ValueError(
-                f"adder2d: the kernel's {name} {d * (kernel - 1) + 1} (dilation included) is larger than the padded "
-                f"input's {size + before + after}"
-            )
-
-
-def _shape(t: Tensor) -> tuple[int, ...]:
-    return tuple(t.shape)
-
-
-def numbers(sizes: Sequence[Any]) -> list[Any]:
-    """``sizes`` as numbers, where ``torch.jit.trace`` has tensors: for what may be the same in every run of a trace."""
-    if not torch.jit.is_tracing():
-        return list(sizes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        return [int(size) for size in sizes]
-
-
-def _check_tensor(name: str, t: object, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"adder2d: {name} must be a tensor, got {type(t).__name__}")
-    if t.dtype not in dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"adder2d: {name} must have one of the types {names}, got {t.dtype}")
-    if t.layout != torch.strided:
-        raise TypeError(f"adder2d: {name} must be a dense tensor, got layout {t.layout}")
-
-
-def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
-    values: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value]
-    if len(values) == 1:
-        values *= 2
-    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, (int, torch.SymInt)) for v in values):
-        raise TypeError(f"adder2d: {name} must be an int or a pair of ints, got {value!r}")
-    if min(values) < least:
-        raise ValueError(f"adder2d: {name} must be at least {least}, got {value!r}")
-    return values
-
-
-def _padding(
-    padding: int | Sequence[int] | str, stride: list[int], dilation: list[int], kernel: Sequence[int]
-) -> list[int]:
-    """``padding`` as (top, bottom, left, right)."""
-    if isinstance(padding, str):
-        if padding == "valid":
-            return [0, 0, 0, 0]
-        if padding != "same":
-            raise ValueError(f"adder2d: padding must be an int, a pair, 'same' or 'valid', got {padding!r}")
-        if stride != [1, 1]:
-            raise ValueError("adder2d: padding='same' needs stride 1; give the padding as numbers")
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return [totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2]
-    top, left = _pair("padding", padding, 0)
-    return [top, top, left, left]

@@ -28,11 +28,11 @@ from torch import Tensor, fx, nn
 from . import norms
 from .architecture import rename_fused
 from .convert import _some
-from .fused import adder2d_and_rest
 from .layers import Adder2d, Adder2dSame, AdderLayer
 from .norms import InFloat32, Kept, cast, half_of
+from .ops.fused import adder2d_and_rest
+from .ops.reference import compute_dtype
 from .precision import HALF
-from .reference import compute_dtype
 
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # what they do in eval mode
 NORMS = (nn.BatchNorm2d, BatchNormAct2d, norms.BatchNorm2d, norms.BatchNormAct2d)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .functional import INPUT_GRADS, WEIGHT_GRADS, adder2d, adder_linear
-from .implementations import IMPLEMENTATIONS
 from .living import LAYERS
+from .ops.backends import IMPLEMENTATIONS
 from .precision import HALF
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")

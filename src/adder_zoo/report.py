@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from . import fused, ops  # noqa: F401, they register the operators that are counted
 from .binary import BinaryConv2d, BinaryLinear
+from .ops import fused, library  # noqa: F401, they register the operators that are counted
 
 # pJ for an operation in 45 nm (Horowitz, ISSCC 2014, "Computing's energy problem"): (multiplication, addition).
 PICOJOULES = {"fp32": (3.7, 0.9), "fp16": (1.1, 0.4), "int32": (3.1, 0.1), "int8": (0.2, 0.03)}

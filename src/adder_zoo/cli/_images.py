@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..images import ImageError, open_image
-from ..implementations import IMPLEMENTATIONS
 from ..labels import LabelError, Labels, assumption, labels_of
 from ..layers import AdderLayer
+from ..ops.backends import IMPLEMENTATIONS
 from ._common import Failure, config_of, create, has_weights, on_device
 
 SHOWN = 5  # file names in a message

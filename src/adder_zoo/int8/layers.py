@@ -9,12 +9,12 @@ import torch
 from timm.layers import get_same_padding
 from torch import Tensor, nn
 
-from ..functional import adder2d, checked_geometry
+from ..functional import adder2d
 from ..fuse import FusedAdder2d
 from ..layers import Adder2dSame
-from ..ops import _output_shape
-from . import reference
-from .operator import adder2d_int8, adder2d_int8_fused
+from ..ops.geometry import Geometry
+from ..ops.int8.library import adder2d_int8, adder2d_int8_fused
+from ..ops.int8.reference import levels
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Range:
 
     def levels(self, x: Tensor) -> Tensor:
         """``x``, float32, as bytes."""
-        return reference.levels(x, 1 / self.step, self.zero_point, self.top)
+        return levels(x, 1 / self.step, self.zero_point, self.top)
 
 
 class QuantizedAdder2d(nn.Module):
@@ -95,29 +95,29 @@ class QuantizedAdder2d(nn.Module):
     def sums(self, x: Tensor) -> Tensor:
         """The bare -Σ|x - w| over levels, int32 [N, K, P, Q]."""
         x, geometry = self._operands(x)
-        return adder2d_int8(x, self.weight, self.input_range.zero_point, *geometry, self.impl or "auto")
+        return adder2d_int8(x, self.weight, self.input_range.zero_point, *geometry.arguments, self.impl or "auto")
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
         x, geometry = self._operands(x)
         if residual is not None:
-            residual = residual.float().expand(_output_shape(x, self.weight, *geometry[:3]))
+            residual = residual.float().expand(geometry.output_shape(x, self.weight))
         out = self.next_range or Range(1.0, 0, 255)
         wide, narrow = adder2d_int8_fused(
             x, self.weight, self.input_range.zero_point, self.scale, self.shift, residual, self.relu, self.wide,
-            1 / out.step, out.zero_point, out.top, self.next_range is not None, *geometry, self.impl or "auto",
+            1 / out.step, out.zero_point, out.top, self.next_range is not None, *geometry.arguments,
+            self.impl or "auto",
         )  # fmt: skip
         if self.next_range is None:
             return wide
         return (wide, narrow) if self.wide else narrow
 
-    def _operands(self, x: Tensor) -> tuple[Tensor, Any]:
+    def _operands(self, x: Tensor) -> tuple[Tensor, Geometry]:
         if x.dtype != torch.uint8:
             x = self.input_range.levels(x.float())
         _, stride, padding, dilation, groups = self.geometry
         if self.same:
-            return x, (list(stride), self._same_padding(x), list(dilation), groups)
-        checked = checked_geometry(x, self.weight, stride, padding, dilation, groups, (torch.uint8,))
-        return x, (*checked, groups)
+            return x, Geometry.of(stride, self._same_padding(x), dilation, groups)
+        return x, Geometry.checked(x, self.weight, stride, padding, dilation, groups, (torch.uint8,))
 
     def _same_padding(self, x: Tensor) -> list[int]:
         """TensorFlow's SAME padding for this input, (top, bottom, left, right)."""

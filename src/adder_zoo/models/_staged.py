@@ -17,8 +17,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from ..functional import numbers
 from ..norms import BatchNorm1d, BatchNorm2d
+from ..ops.geometry import numbers
 from ._pretrained import check_input_channels, without
 from ._similarity import conv2d, linear
 

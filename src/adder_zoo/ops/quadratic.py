@@ -10,57 +10,56 @@ Shapes and argument names as in ``reference.py``. The convolutions run in float3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .geometry import Geometry
 from .reference import compute_dtype
 
 
-def forward(x, weight, stride, padding, dilation, groups, p=2.0) -> Tensor:
+def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """y = 2·<x, w> - ‖x‖² - ‖w‖² for p = 2, [N, K, P, Q]."""
     dtype = compute_dtype(x)
     x, weight = x.to(dtype), weight.to(dtype)
-    x, pads = _symmetric(x, padding)
-    inner = F.conv2d(x, weight, None, stride, pads, dilation, groups)
-    ones = weight.new_ones(groups, *weight.shape[1:])
-    x_norm = F.conv2d(x.square(), ones, None, stride, pads, dilation, groups)  # [N, G, P, Q]
+    x, pads = _symmetric(x, geometry)
+    where = (None, geometry.stride, pads, geometry.dilation, geometry.groups)
+    inner = F.conv2d(x, weight, *where)
+    ones = weight.new_ones(geometry.groups, *weight.shape[1:])
+    x_norm = F.conv2d(x.square(), ones, *where)  # [N, G, P, Q]
     y = 2 * inner - weight.square().sum((1, 2, 3)).view(-1, 1, 1)
-    return y - x_norm.repeat_interleave(weight.shape[0] // groups, 1)
+    return y - x_norm.repeat_interleave(weight.shape[0] // geometry.groups, 1)
 
 
-def grad_input(dy, x, weight, stride, padding, dilation, groups, input_grad="full", p=2.0) -> Tensor:
-    """dx = Σ dy·2(w - x) for p = 2."""
-    return 2 * full_grad_input(dy, x, weight, stride, padding, dilation, groups)
+def grad_input(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, input_grad: str = "full") -> Tensor:
+    """dx = Σ dy·2(w - x) for p = 2, whatever ``input_grad``."""
+    return 2 * full_grad_input(dy, x, weight, geometry)
 
 
-def grad_weight(dy, x, weight, stride, padding, dilation, groups, weight_grad="full", p=2.0) -> Tensor:
-    """dw = Σ dy·2(x - w) for p = 2."""
-    return 2 * full_grad_weight(dy, x, weight, stride, padding, dilation, groups)
+def grad_weight(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, weight_grad: str = "full") -> Tensor:
+    """dw = Σ dy·2(x - w) for p = 2, whatever ``weight_grad``."""
+    return 2 * full_grad_weight(dy, x, weight, geometry)
 
 
 def full_grad_input(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """dx = Σ dy·(w - x) = conv_input_grad(dy, w) - x·conv_input_grad(Σ_k dy, 1), [N, C, H, W] in the dtype of x."""
     dtype = compute_dtype(x)
-    xp, pads = _symmetric(x.to(dtype), padding)
+    xp, pads = _symmetric(x.to(dtype), geometry)
     dy, weight = dy.to(dtype), weight.to(dtype)
-    dx = _convolution_backward(dy, xp, weight, stride, pads, dilation, groups, 0)
+    dx = _convolution_backward(dy, xp, weight, geometry, pads, 0)
+    groups = geometry.groups
     dy_sum = dy.unflatten(1, (groups, -1)).sum(2)  # [N, G, P, Q]
     one = weight.new_ones(groups, 1, *weight.shape[2:])
-    coverage = _convolution_backward(dy_sum, xp[:, ::xp.shape[1] // groups], one, stride, pads, dilation, groups, 0)
+    coverage = _convolution_backward(dy_sum, xp[:, :: xp.shape[1] // groups], one, geometry, pads, 0)
     dx = dx - xp * coverage.repeat_interleave(xp.shape[1] // groups, 1)
     if xp.shape != x.shape:  # the padding was made of real pixels: drop their gradient
-        dx = dx[:, :, padding[0] : padding[0] + x.shape[2], padding[2] : padding[2] + x.shape[3]]
+        top, _, left, _ = geometry.padding
+        dx = dx[:, :, top : top + x.shape[2], left : left + x.shape[3]]
     return dx.to(x.dtype)
 
 
@@ -68,17 +67,14 @@ def full_grad_weight(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """dw = Σ dy·(x - w) (Eq. 5), [K, C/G, R, S] in the dtype of weight.
 
     Where an element is not finite the two sums may have met as ∞ - ∞ or 0·∞ although Σ dy·(x - w) has a value: a
     caller that promises the equation for infinities computes those again.
     """
-    dw = grad_weight_product(dy, x, weight, stride, padding, dilation, groups)
+    dw = grad_weight_product(dy, x, weight, geometry)
     return (dw - weight.to(dw.dtype) * dy.to(dw.dtype).sum((0, 2, 3)).view(-1, 1, 1, 1)).to(weight.dtype)
 
 
@@ -86,35 +82,36 @@ def grad_weight_product(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """Σ dy·x, [K, C/G, R, S] in the dtype that is computed with: what Eq. 5 has in common with a convolution."""
     dtype = compute_dtype(x)
-    x, pads = _symmetric(x.to(dtype), padding)
-    return _convolution_backward(dy.to(dtype), x, weight.to(dtype), stride, pads, dilation, groups, 1)
+    x, pads = _symmetric(x.to(dtype), geometry)
+    return _convolution_backward(dy.to(dtype), x, weight.to(dtype), geometry, pads, 1)
 
 
-def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:
+def _symmetric(x: Tensor, geometry: Geometry) -> tuple[Tensor, list[int]]:
     """x and the (height, width) padding that a convolution takes; padding that differs by side is put into x."""
-    top, bottom, left, right = padding
+    top, bottom, left, right = geometry.padding
     if top == bottom and left == right:
         return x, [top, left]
     return F.pad(x, (left, right, top, bottom)), [0, 0]
 
 
-def _convolution_backward(dy, x, weight, stride, pads, dilation, groups, which: int) -> Tensor:
+def _convolution_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, pads: list[int], which: int
+) -> Tensor:
+    """The convolution's gradient of its input (``which`` = 0) or of its filters (1)."""
+    stride = list(geometry.stride)
     mask = [which == i for i in range(3)]
     if which == 1 and weight.shape[2:] == (1, 1) and x.device.type == "cpu" and max(stride) > 1:
         x, stride, pads = _met_pixels(x, dy, stride, pads), [1, 1], [0, 0]
     dy, x, weight = _usual_strides(dy), _usual_strides(x), _usual_strides(weight)
-    args = (None, list(stride), pads, list(dilation), False, [0, 0], groups, mask)
+    args = (None, stride, pads, list(geometry.dilation), False, [0, 0], geometry.groups, mask)
     return torch.ops.aten.convolution_backward(dy, x, weight, *args)[which]
 
 
-def _met_pixels(x: Tensor, dy: Tensor, stride: Sequence[int], pads: Sequence[int]) -> Tensor:
+def _met_pixels(x: Tensor, dy: Tensor, stride: list[int], pads: list[int]) -> Tensor:
     """The pixels that a strided 1x1 kernel meets, [N, C, P, Q].
 
     oneDNN gathers them itself, and up to 3.12 writes behind its workspace where x is channels_last with fewer channels

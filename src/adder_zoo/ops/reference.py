@@ -1,8 +1,7 @@
 """The written definition of the adder operator in eager torch: slow, plain, on any device, in bounded memory.
 
-Shapes: x [N, C, H, W], weight [K, C/G, R, S], dy and y [N, K, P, Q]; stride and dilation are (height, width),
-padding is (top, bottom, left, right). Equations as in ``adder_zoo.adder2d``, whose Eq. numbers are the paper's
-(arXiv 1912.13200).
+Shapes: x [N, C, H, W], weight [K, C/G, R, S], dy and y [N, K, P, Q]. Equations as in ``adder_zoo.adder2d``, whose Eq.
+numbers are the paper's (arXiv 1912.13200).
 
 Everything is written on differences d = x - w of shape [G, M, K/G, C/G·R·S], where M counts output pixels, a chunk of
 them at a time. Half precision is computed in float32.
@@ -10,11 +9,14 @@ them at a time. Half precision is computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .geometry import Geometry
 
 CHUNK_ELEMENTS = 1 << 22  # differences held at a time: 16 MiB in float32
 
@@ -22,16 +24,13 @@ CHUNK_ELEMENTS = 1 << 22  # differences held at a time: 16 MiB in float32
 def forward(
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     p: float = 1.0,
 ) -> Tensor:
     """y = -Σ|x - w|^p (Eq. 2 for p = 1), [N, K, P, Q], contiguous."""
     dtype = compute_dtype(x)
-    windows = _windows(_pad(x.to(dtype), padding), weight, stride, dilation, groups)
-    w = _filters(weight.to(dtype), groups)
+    windows = _windows(_pad(x.to(dtype), geometry), weight, geometry)
+    w = _filters(weight.to(dtype), geometry.groups)
     N, G, P, Q = windows.shape[:4]
     y = torch.empty(N, G, w.shape[1], P, Q, dtype=dtype, device=x.device)
     for n, rows in _chunks(windows, w):
@@ -40,25 +39,45 @@ def forward(
     return y.flatten(1, 2)
 
 
+def epilogue(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """``act(scale[k]·y + shift[k] + residual)`` in the dtype of y, [N, K, P, Q]; a NaN stays one."""
+    y = y * scale.to(y.dtype).view(-1, 1, 1) + shift.to(y.dtype).view(-1, 1, 1)
+    if residual is not None:
+        y = y + residual.to(y.dtype)
+    return y.relu() if relu else y
+
+
+def forward_then_epilogue(
+    forward: Callable[[Tensor, Tensor, Geometry], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    geometry: Geometry,
+    relu: bool,
+) -> Tensor:
+    """What ``adder2d_fused`` means: ``forward``, then ``epilogue``, in two passes."""
+    return epilogue(forward(x, weight, geometry), scale, shift, residual, relu)
+
+
 def grad_input(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     input_grad: str,
     p: float = 1.0,
 ) -> Tensor:
     """dx = Σ_{k,r,s} dy·HT(w - x) (Eq. 6 and 7, or its variants), [N, C, H, W], contiguous, in the dtype of x."""
     dtype = compute_dtype(x)
-    xp = _pad(x.to(dtype), padding)
-    windows = _windows(xp, weight, stride, dilation, groups)
-    w = _filters(weight.to(dtype), groups)
-    dy = dy.to(dtype).unflatten(1, (groups, -1))  # [N, G, K/G, P, Q]
+    xp = _pad(x.to(dtype), geometry)
+    windows = _windows(xp, weight, geometry)
+    w = _filters(weight.to(dtype), geometry.groups)
+    dy = dy.to(dtype).unflatten(1, (geometry.groups, -1))  # [N, G, K/G, P, Q]
     dx = torch.zeros_like(xp, memory_format=torch.contiguous_format)
     Q, R, S = windows.shape[3], *weight.shape[2:]
+    stride, dilation = geometry.stride, geometry.dilation
     for n, rows in _chunks(windows, w):
         t = _differences(windows[n, :, rows], w).neg_()  # w - x
         if p > 1:
@@ -76,7 +95,7 @@ def grad_input(
                 left = s * dilation[1]
                 dx[n, :, top : top + (count - 1) * stride[0] + 1 : stride[0],
                    left : left + (Q - 1) * stride[1] + 1 : stride[1]] += taps[:, r, s]  # fmt: skip
-    top, bottom, left, right = padding
+    top, bottom, left, right = geometry.padding
     return F.pad(dx, (-left, -right, -top, -bottom)).to(x.dtype)
 
 
@@ -84,18 +103,15 @@ def grad_weight(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     weight_grad: str,
     p: float = 1.0,
 ) -> Tensor:
     """dw = Σ_{n,p,q} dy·(x - w) (Eq. 5) or Σ dy·sgn(x - w) (Eq. 4), [K, C/G, R, S], in the dtype of weight."""
     dtype = compute_dtype(x)
-    windows = _windows(_pad(x.to(dtype), padding), weight, stride, dilation, groups)
-    w = _filters(weight.to(dtype), groups)
-    dy = dy.to(dtype).unflatten(1, (groups, -1))
+    windows = _windows(_pad(x.to(dtype), geometry), weight, geometry)
+    w = _filters(weight.to(dtype), geometry.groups)
+    dy = dy.to(dtype).unflatten(1, (geometry.groups, -1))
     dw = torch.zeros_like(w)
     for n, rows in _chunks(windows, w):
         t = _differences(windows[n, :, rows], w)  # x - w
@@ -112,16 +128,16 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _pad(x: Tensor, padding: Sequence[int]) -> Tensor:
-    top, bottom, left, right = padding
-    return F.pad(x, (left, right, top, bottom)) if any(padding) else x
+def _pad(x: Tensor, geometry: Geometry) -> Tensor:
+    top, bottom, left, right = geometry.padding
+    return F.pad(x, (left, right, top, bottom)) if any(geometry.padding) else x
 
 
-def _windows(xp: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
+def _windows(xp: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """A view of the padded image as patches, [N, G, P, Q, C/G, R, S]; nothing is copied."""
     (N, C, H, W), (R, S) = xp.shape, weight.shape[2:]
-    P = (H - dilation[0] * (R - 1) - 1) // stride[0] + 1
-    Q = (W - dilation[1] * (S - 1) - 1) // stride[1] + 1
+    P, Q = dataclasses.replace(geometry, padding=(0, 0, 0, 0)).output_size((H, W), (R, S))
+    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
     sn, sc, sh, sw = xp.stride()
     return xp.as_strided(
         (N, groups, P, Q, C // groups, R, S),

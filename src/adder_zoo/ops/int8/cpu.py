@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint8, c_void_p
 
 import torch
 from torch import Tensor
 
-from ..cpu import Library, _check, _Shape, _shape, library
+from ..cpu import Library, NativeShape, check_status, library, native_shape
+from ..geometry import Geometry
+from .reference import Epilogue
 
 
 class _Epilogue(ctypes.Structure):
@@ -33,8 +34,8 @@ class Int8Library:
     """The int8 functions of the native library, and the instruction set that they run with."""
 
     def __init__(self, loaded: Library) -> None:
-        native = loaded._native
-        shape, pointer = POINTER(_Shape), c_void_p
+        native = loaded.native
+        shape, pointer = POINTER(NativeShape), c_void_p
         self.packed_size = native.adder_int8_packed_size
         self.packed_size.argtypes, self.packed_size.restype = [shape], c_int64
         self.pack = native.adder_int8_pack
@@ -71,56 +72,34 @@ def int8_library() -> Int8Library:
     return Int8Library(library())
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    zero_point: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> Tensor:
     """y of ``reference.forward``, channels_last."""
-    x, shape, packed = _prepared(x, weight, stride, padding, dilation, groups)
+    x, shape, packed = _prepared(x, weight, geometry)
     y = torch.empty((shape.N, shape.K, shape.P, shape.Q), dtype=torch.int32, memory_format=torch.channels_last)
-    _check(int8_library().forward(shape, x.data_ptr(), packed.data_ptr(), zero_point, None, y.data_ptr()))
+    check_status(int8_library().forward(shape, x.data_ptr(), packed.data_ptr(), zero_point, None, y.data_ptr()))
     return y
 
 
 def forward_fused(
-    x: Tensor,
-    weight: Tensor,
-    zero_point: int,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    relu: bool,
-    wide: bool,
-    inverse_step: float,
-    next_zero_point: int,
-    top: int,
-    narrow: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    x: Tensor, weight: Tensor, zero_point: int, after: Epilogue, geometry: Geometry
 ) -> tuple[Tensor | None, Tensor | None]:
-    """``reference.epilogue`` and ``reference.levels`` of y in one pass, channels_last; None where not wanted."""
-    x, shape, packed = _prepared(x, weight, stride, padding, dilation, groups)
+    """``reference.forward_fused`` in one pass, channels_last."""
+    x, shape, packed = _prepared(x, weight, geometry)
     size = (shape.N, shape.K, shape.P, shape.Q)
-    v = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last) if wide else None
-    out = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last) if narrow else None
-    scale, shift = scale.contiguous(), shift.contiguous()
-    residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
+    v = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last) if after.wide else None
+    out = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last) if after.narrow else None
+    scale, shift = after.scale.contiguous(), after.shift.contiguous()
+    residual = None if after.residual is None else after.residual.contiguous(memory_format=torch.channels_last)
     pointers = [None if t is None else t.data_ptr() for t in (scale, shift, residual, v, out)]
-    epilogue = _Epilogue(*pointers[:3], relu, inverse_step, next_zero_point, top, *pointers[3:])
-    _check(int8_library().forward(shape, x.data_ptr(), packed.data_ptr(), zero_point, epilogue, None))
+    quantised = after.inverse_step, after.next_zero_point, after.top
+    epilogue = _Epilogue(*pointers[:3], after.relu, *quantised, *pointers[3:])
+    check_status(int8_library().forward(shape, x.data_ptr(), packed.data_ptr(), zero_point, epilogue, None))
     return v, out
 
 
-def _prepared(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> tuple[Tensor, _Shape, Tensor]:
+def _prepared(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, NativeShape, Tensor]:
     x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    shape = _shape(x, weight, stride, padding, dilation, groups)
+    shape = native_shape(x, weight, geometry)
     packed = torch.empty(int8_library().packed_size(shape), dtype=torch.uint8)
     int8_library().pack(shape, weight.data_ptr(), packed.data_ptr())
     return x, shape, packed

@@ -8,31 +8,45 @@ point's byte. (AdderNet, arXiv 1912.13200, Eq. 2.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..geometry import Geometry
+
 MOST_TAPS = (2**31 - 1) // 255  # more could overflow the sum, an int32
 MOST_ELEMENTS = 2**24  # differences that are held at a time
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows the sums in a network; ``adder2d_int8_fused`` says what each part means."""
+
+    scale: Tensor
+    shift: Tensor
+    residual: Tensor | None
+    relu: bool
+    wide: bool
+    inverse_step: float
+    next_zero_point: int
+    top: int
+    narrow: bool
 
 
 def forward(
     x: Tensor,
     weight: Tensor,
     zero_point: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """y as int32, [N, K, P, Q], from uint8 x [N, C, H, W] and weight [K, C/groups, R, S]."""
     N, K, Cg = x.shape[0], weight.shape[0], weight.shape[1]
-    top, bottom, left, right = padding
+    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
+    top, bottom, left, right = geometry.padding
     padded = F.pad(x.to(torch.int16), (left, right, top, bottom), value=zero_point)
-    P = (padded.shape[2] - dilation[0] * (weight.shape[2] - 1) - 1) // stride[0] + 1
-    Q = (padded.shape[3] - dilation[1] * (weight.shape[3] - 1) - 1) // stride[1] + 1
+    P, Q = geometry.output_size(x.shape[2:], weight.shape[2:])
     filters = weight.to(torch.int16).unflatten(0, (groups, K // groups))
     y = torch.zeros(N, groups, K // groups, P, Q, dtype=torch.int32, device=x.device)
     together = max(1, MOST_ELEMENTS // max(1, N * groups * Cg * P * Q))
@@ -42,9 +56,19 @@ def forward(
             columns = slice(s * dilation[1], s * dilation[1] + (Q - 1) * stride[1] + 1, stride[1])
             taps = padded[:, :, rows, columns].unflatten(1, (groups, 1, Cg))  # [N, G, 1, Cg, P, Q]
             for first in range(0, K // groups, together):
-                some = filters[:, first : first + together, :, r, s, None, None]  # [G, Kg, Cg, 1, 1]
-                y[:, :, first : first + together] -= (taps - some).abs().sum(3, dtype=torch.int32)
+                chunk = filters[:, first : first + together, :, r, s, None, None]  # [G, Kg, Cg, 1, 1]
+                y[:, :, first : first + together] -= (taps - chunk).abs().sum(3, dtype=torch.int32)
     return y.flatten(1, 2)
+
+
+def forward_fused(
+    x: Tensor, weight: Tensor, zero_point: int, after: Epilogue, geometry: Geometry
+) -> tuple[Tensor | None, Tensor | None]:
+    """v, float32, and levels, uint8, both [N, K, P, Q]; None where not wanted."""
+    y = forward(x, weight, zero_point, geometry)
+    v = epilogue(y, after.scale, after.shift, after.residual, after.relu)
+    out = levels(v, after.inverse_step, after.next_zero_point, after.top) if after.narrow else None
+    return v if after.wide else None, out
 
 
 def epilogue(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:

@@ -5,60 +5,31 @@
 Batch norm in eval mode is a scale and a shift for each filter. It cannot fold into the filters, for a distance is not
 linear in them, but it can be applied while a tile's sums are still at hand, and so can a shortcut and a ReLU.
 
-An implementation (see ``implementations.py``) that has a function ``forward_fused`` with the signature of the one below
-computes it in one pass; for the others this one is the definition: their ``forward``, then ``epilogue`` in eager torch.
+A backend with a ``forward_fused`` of its own computes it in one pass; the others do what
+``reference.forward_then_epilogue`` says, which is the definition: their ``forward``, then the rest in eager torch.
 ``adder_zoo.fuse`` rewrites a whole network in terms of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import batching
 from .autograd import register_autograd
-from .functional import checked_geometry, numbers
-from .implementations import resolve
-from .ops import _check_operands, _library, _memory_format, _output_shape, operator
+from .backends import resolve
+from .geometry import Geometry, numbers
 from .reference import compute_dtype
-
-
-def epilogue(y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """``act(scale[k]·y + shift[k] + residual)`` in the dtype of y, [N, K, P, Q]; a NaN stays one."""
-    y = y * scale.to(y.dtype).view(-1, 1, 1) + shift.to(y.dtype).view(-1, 1, 1)
-    if residual is not None:
-        y = y + residual.to(y.dtype)
-    return y.relu() if relu else y
-
-
-def forward_fused(
-    module: ModuleType,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    relu: bool,
-) -> Tensor:
-    """By ``module``'s own ``forward_fused`` (same arguments, without ``module``), or by its ``forward``."""
-    own = getattr(module, "forward_fused", None)
-    if own is not None:
-        return own(x, weight, scale, shift, residual, stride, padding, dilation, groups, relu)
-    return epilogue(module.forward(x, weight, stride, padding, dilation, groups), scale, shift, residual, relu)
+from .registration import LIBRARY, memory_format, operator
 
 
 def _fake(x, weight, scale, shift, residual, stride, padding, dilation, groups, relu, impl):
-    shape = _output_shape(x, weight, stride, padding, dilation)
+    shape = Geometry.of(stride, padding, dilation, groups).output_shape(x, weight)
     _check_shapes(shape, scale, shift, residual)
     y = x.new_empty(shape, dtype=compute_dtype(x))
-    return y.contiguous(memory_format=_memory_format(x, weight))
+    return y.contiguous(memory_format=memory_format(x, weight))
 
 
 @operator(_fake, batching.fused)
@@ -89,11 +60,11 @@ def adder2d_fused(
         [N, K, P, Q], float32 (float64 for float64), channels_last where x or weight is. It has no gradient: asking for
         one raises.
     """
-    _check_operands(x, weight, groups)
-    _check_shapes(_output_shape(x, weight, stride, padding, dilation), scale, shift, residual)
-    module = resolve(impl, x, 1.0)
-    y = forward_fused(module, x, weight, scale, shift, residual, stride, padding, dilation, groups, relu)
-    return y.contiguous(memory_format=_memory_format(x, weight))
+    geometry = Geometry.of(stride, padding, dilation, groups)
+    geometry.check_operands(x, weight)
+    _check_shapes(geometry.output_shape(x, weight), scale, shift, residual)
+    y = resolve(impl, x, 1.0).forward_fused(x, weight, scale, shift, residual, geometry, relu)
+    return y.contiguous(memory_format=memory_format(x, weight))
 
 
 def adder2d_and_rest(
@@ -116,11 +87,10 @@ def adder2d_and_rest(
         return handle_torch_function(
             adder2d_and_rest, tensors, *tensors, stride, padding, dilation, groups, relu=relu, impl=impl
         )
-    stride, pads, dilation = checked_geometry(x, weight, stride, padding, dilation, groups)
-    geometry = stride, pads, dilation, groups
-    whole = residual is None or numbers(residual.shape) == numbers(_output_shape(x, weight, stride, pads, dilation))
+    geometry = Geometry.checked(x, weight, stride, padding, dilation, groups)
+    whole = residual is None or numbers(residual.shape) == numbers(geometry.output_shape(x, weight))
     inside = residual if whole else None
-    y = adder2d_fused(x, weight, scale, shift, inside, *geometry, relu and whole, impl or "auto")
+    y = adder2d_fused(x, weight, scale, shift, inside, *geometry.arguments, relu and whole, impl or "auto")
     if whole:
         return y
     y = y + residual
@@ -141,4 +111,4 @@ def _no_gradient(ctx, dy):
     )
 
 
-register_autograd(_library, "adder2d_fused", _no_gradient)
+register_autograd(LIBRARY, "adder2d_fused", _no_gradient)

@@ -19,14 +19,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import convolution
+from ..paths import PACKAGE
+from . import quadratic
+from .geometry import Geometry
 from .reference import compute_dtype
 
 _MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
 _UNSUITED, _NOT_FINITE = 2, 3
 
 
-class _Shape(ctypes.Structure):
+class NativeShape(ctypes.Structure):
     """adder_shape in adder.h."""
 
     _fields_ = [
@@ -53,10 +55,10 @@ class Library:
     """
 
     def __init__(self, path: Path):
-        self._native = native = ctypes.CDLL(str(path))
+        self.native = native = ctypes.CDLL(str(path))
         native.adder_isa.restype = native.adder_isas.restype = c_char_p
         native.adder_use.argtypes = [c_char_p]
-        shape, pointer = POINTER(_Shape), c_void_p
+        shape, pointer = POINTER(NativeShape), c_void_p
         self.forward = native.adder_forward
         self.forward.argtypes = [shape, pointer, pointer, pointer, POINTER(_Epilogue), pointer, c_int]
         self.grad_input = native.adder_grad_input
@@ -75,7 +77,7 @@ class Library:
     @property
     def isa(self) -> str:
         """The instruction set in use: the best one, unless ``use`` chose another."""
-        return self._native.adder_isa().decode()
+        return self.native.adder_isa().decode()
 
     def use(self, isa: str) -> None:
         """Takes the kernels for another instruction set (for tests and measurements).
@@ -83,7 +85,7 @@ class Library:
         Raises:
             ValueError: this CPU or this build does not have it.
         """
-        if not self._native.adder_use(isa.encode()):
+        if not self.native.adder_use(isa.encode()):
             raise ValueError(f"adder_zoo: this CPU library and CPU have {', '.join(self.isas)}, not {isa}")
 
     def _use_torch_threads(self) -> str:
@@ -93,8 +95,8 @@ class Library:
             if (folder / name).exists():
                 parallel_for = getattr(ctypes.CDLL(str(folder / name)), "torch_parallel_for", None)
                 if parallel_for is not None:
-                    self._native.adder_set_parallel_for.argtypes = [c_void_p]
-                    self._native.adder_set_parallel_for(ctypes.cast(parallel_for, c_void_p))
+                    self.native.adder_set_parallel_for.argtypes = [c_void_p]
+                    self.native.adder_set_parallel_for(ctypes.cast(parallel_for, c_void_p))
                     return "torch's threads"
         return "one thread (this torch has no torch_parallel_for)"
 
@@ -106,7 +108,7 @@ def library() -> Library:
     Raises:
         OSError: it was not built, or cannot be loaded.
     """
-    paths = sorted(Path(__file__).parent.glob("_native*.so"))
+    paths = sorted(PACKAGE.glob("_native*.so"))
     if not paths:
         raise OSError("the native library was not built")
     return Library(paths[0])
@@ -115,10 +117,7 @@ def library() -> Library:
 def forward(
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     *,
     exact: bool = False,
 ) -> Tensor:
@@ -129,9 +128,9 @@ def forward(
     computes all of it from the differences, some 1.5 times as slow.
     """
     x, weight = _dense(x), _dense(weight)
-    shape = _shape(x, weight, stride, padding, dilation, groups)
+    shape = native_shape(x, weight, geometry)
     y = _empty((shape.N, shape.K, shape.P, shape.Q))
-    _check(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, None, y.data_ptr(), exact))
+    check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, None, y.data_ptr(), exact))
     return y
 
 
@@ -141,20 +140,17 @@ def forward_fused(
     scale: Tensor,
     shift: Tensor,
     residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     relu: bool,
 ) -> Tensor:
     """act(scale·y + shift + residual) of ``forward``'s y in one pass, [N, K, P, Q], float32, channels_last."""
     x, weight = _dense(x), _dense(weight)
-    shape = _shape(x, weight, stride, padding, dilation, groups)
+    shape = native_shape(x, weight, geometry)
     scale, shift = (t.to(torch.float32).contiguous() for t in (scale, shift))
     residual = None if residual is None else _dense(residual.to(torch.float32))
     y = _empty((shape.N, shape.K, shape.P, shape.Q))
     epilogue = _Epilogue(scale.data_ptr(), shift.data_ptr(), None if residual is None else residual.data_ptr(), relu)
-    _check(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, epilogue, y.data_ptr(), False))
+    check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, epilogue, y.data_ptr(), False))
     return y
 
 
@@ -162,10 +158,7 @@ def grad_input(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     input_grad: str,
     *,
     exact: bool = False,
@@ -177,12 +170,12 @@ def grad_input(
     """
     dtype = x.dtype
     dy, x, weight = _dense(dy), _dense(x), _dense(weight)
-    shape = _shape(x, weight, stride, padding, dilation, groups)
+    shape = native_shape(x, weight, geometry)
     dx = _empty(x.shape)
     status = library().grad_input(
         shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr(), _MODES[input_grad], exact
     )
-    _check(status)
+    check_status(status)
     return dx.to(dtype)
 
 
@@ -190,10 +183,7 @@ def grad_weight(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
     weight_grad: str,
     *,
     exact: bool = False,
@@ -204,40 +194,39 @@ def grad_weight(
     """
     dtype = weight.dtype
     dy, x, weight = _dense(dy), _dense(x), _dense(weight)
-    shape = _shape(x, weight, stride, padding, dilation, groups)
+    shape = native_shape(x, weight, geometry)
     dw = _empty(weight.shape)
     if weight_grad == "full" and not exact:
         status = library().grad_weight_product(shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
         if status == _UNSUITED:
-            dw = convolution.grad_weight_product(dy, x, weight, stride, padding, dilation, groups)
+            dw = quadratic.grad_weight_product(dy, x, weight, geometry)
             dw = dw.contiguous(memory_format=torch.channels_last)
             status = library().grad_weight_from_convolution(shape, dy.data_ptr(), weight.data_ptr(), dw.data_ptr())
         if status != _NOT_FINITE:
-            _check(status)
+            check_status(status)
             return dw.to(dtype)
     status = library().grad_weight(
         shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr(), _MODES[weight_grad]
     )
-    _check(status)
+    check_status(status)
     return dw.to(dtype)
 
 
 def kernels(
     x: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    geometry: Geometry,
 ) -> dict[str, str]:
     """Which kernel of the native library ``forward``, clipped ``dx`` and full ``dw`` take for these shapes."""
-    shape = _shape(x, weight, stride, padding, dilation, groups)
+    shape = native_shape(x, weight, geometry)
     return {name: library().kernel(shape, i).decode() for i, name in enumerate(("forward", "dx", "dw"))}
 
 
 def _dense(t: Tensor) -> Tensor:
     if t.device.type != "cpu" or compute_dtype(t) != torch.float32:
-        raise TypeError(f"adder_zoo.cpu takes float32, float16 or bfloat16 on a CPU, got {t.dtype} on {t.device}")
+        raise TypeError(
+            f"adder_zoo's CPU kernels take float32, float16 or bfloat16 on a CPU, got {t.dtype} on {t.device}"
+        )
     return t.resolve_neg().to(torch.float32).contiguous(memory_format=torch.channels_last)
 
 
@@ -245,13 +234,13 @@ def _empty(shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
 
 
-def _shape(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> _Shape:
-    (N, C, H, W), (K, _, R, S) = x.shape, weight.shape
-    P = (H + padding[0] + padding[1] - dilation[0] * (R - 1) - 1) // stride[0] + 1
-    Q = (W + padding[2] + padding[3] - dilation[1] * (S - 1) - 1) // stride[1] + 1
-    return _Shape(N, C, H, W, K, R, S, P, Q, groups, *stride, padding[0], padding[2], *dilation)
+def native_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> NativeShape:
+    N, K, P, Q = geometry.output_shape(x, weight)
+    top, _, left, _ = geometry.padding
+    sizes = (N, *x.shape[1:], K, *weight.shape[2:], P, Q)
+    return NativeShape(*sizes, geometry.groups, *geometry.stride, top, left, *geometry.dilation)
 
 
-def _check(status: int) -> None:
+def check_status(status: int) -> None:
     if status:
         raise MemoryError("adder_zoo: the CPU library found no memory for its packed filters or image rows")

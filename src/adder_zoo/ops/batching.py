@@ -11,66 +11,68 @@ from typing import Any
 
 from torch import Tensor
 
+from .geometry import Geometry
+
 
 def forward(operator: Any, B: int, in_dims: tuple, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    stride, padding, dilation, groups, *options = rest
-    geometry = stride, padding, dilation
+    geometry, options = Geometry.of(*rest[:4]), rest[4:]
     x_dim, w_dim = in_dims[:2]
     if w_dim is None:
         x = _first(x, x_dim, B)
-        return operator(x.flatten(0, 1), weight, *geometry, groups, *options).unflatten(0, x.shape[:2]), 0
+        return operator(x.flatten(0, 1), weight, *geometry.arguments, *options).unflatten(0, x.shape[:2]), 0
     weight = _first(weight, w_dim, B)
     if x_dim is None:
-        y = operator(x, _within_groups(weight, 1, groups), *geometry, groups, *options)
-        return _of_samples(y, 1, groups, B), 0
-    y = operator(_as_groups(x, x_dim, B), weight.flatten(0, 1), *geometry, groups * B, *options)
+        y = operator(x, _within_groups(weight, 1, geometry.groups), *geometry.arguments, *options)
+        return _of_samples(y, 1, geometry.groups, B), 0
+    geometry = geometry.times_groups(B)
+    y = operator(_as_groups(x, x_dim, B), weight.flatten(0, 1), *geometry.arguments, *options)
     return y.unflatten(1, (B, -1)), 1
 
 
 def fused(operator: Any, B: int, in_dims: tuple, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, int]:
-    scale, shift, residual, stride, padding, dilation, groups, *options = rest
-    geometry = stride, padding, dilation
+    scale, shift, residual = rest[:3]
+    geometry, options = Geometry.of(*rest[3:7]), rest[7:]
     x_dim, w_dim, scale_dim, shift_dim, residual_dim = in_dims[:5]
     if (w_dim, scale_dim, shift_dim) == (None, None, None):
         x = _first(x, x_dim, B)
         residual = None if residual is None else _first(residual, residual_dim, B).flatten(0, 1)
-        y = operator(x.flatten(0, 1), weight, scale, shift, residual, *geometry, groups, *options)
+        y = operator(x.flatten(0, 1), weight, scale, shift, residual, *geometry.arguments, *options)
         return y.unflatten(0, x.shape[:2]), 0
     per_filter = ((weight, w_dim), (scale, scale_dim), (shift, shift_dim))
     weight, scale, shift = (_first(t, dim, B).flatten(0, 1) for t, dim in per_filter)
     residual = None if residual is None else _as_groups(residual, residual_dim, B)
-    y = operator(_as_groups(x, x_dim, B), weight, scale, shift, residual, *geometry, groups * B, *options)
+    geometry = geometry.times_groups(B)
+    y = operator(_as_groups(x, x_dim, B), weight, scale, shift, residual, *geometry.arguments, *options)
     return y.unflatten(1, (B, -1)), 1
 
 
 def grad_input(
     operator: Any, B: int, in_dims: tuple, dy: Tensor, x: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, int]:
-    stride, padding, dilation, groups, *options = rest
-    geometry = stride, padding, dilation
+    geometry, options = Geometry.of(*rest[:4]), rest[4:]
     dy_dim, x_dim, w_dim = in_dims[:3]
     if w_dim is None:
         dy, x = _first(dy, dy_dim, B), _first(x, x_dim, B)
-        dx = operator(dy.flatten(0, 1), x.flatten(0, 1), weight, *geometry, groups, *options)
+        dx = operator(dy.flatten(0, 1), x.flatten(0, 1), weight, *geometry.arguments, *options)
         return dx.unflatten(0, x.shape[:2]), 0
     weight = _first(weight, w_dim, B).flatten(0, 1)
-    dx = operator(_as_groups(dy, dy_dim, B), _as_groups(x, x_dim, B), weight, *geometry, groups * B, *options)
+    geometry = geometry.times_groups(B)
+    dx = operator(_as_groups(dy, dy_dim, B), _as_groups(x, x_dim, B), weight, *geometry.arguments, *options)
     return dx.unflatten(1, (B, -1)), 1
 
 
 def grad_weight(
     operator: Any, B: int, in_dims: tuple, dy: Tensor, x: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, int]:
-    stride, padding, dilation, groups, *options = rest
-    geometry = stride, padding, dilation
+    geometry, options = Geometry.of(*rest[:4]), rest[4:]
     dy_dim, x_dim, w_dim = in_dims[:3]
     weight = _first(weight, w_dim, B)
     if x_dim is None:
-        dy = _within_groups(_first(dy, dy_dim, B), 2, groups)
-        dw = operator(dy, x, _within_groups(weight, 1, groups), *geometry, groups, *options)
-        return _of_samples(dw, 0, groups, B), 0
+        dy = _within_groups(_first(dy, dy_dim, B), 2, geometry.groups)
+        dw = operator(dy, x, _within_groups(weight, 1, geometry.groups), *geometry.arguments, *options)
+        return _of_samples(dw, 0, geometry.groups, B), 0
     dy, x = _as_groups(dy, dy_dim, B), _as_groups(x, x_dim, B)
-    dw = operator(dy, x, weight.flatten(0, 1), *geometry, groups * B, *options)
+    dw = operator(dy, x, weight.flatten(0, 1), *geometry.times_groups(B).arguments, *options)
     return dw.unflatten(0, (B, -1)), 0
 
 

@@ -8,17 +8,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..implementations import implementations
-from ..ops import _output_shape
-from . import native, reference
+from ..backends import CPU
+from ..geometry import Geometry
+from ..registration import memory_format
+from . import cpu, reference
+from .reference import Epilogue
 
-IMPLEMENTATIONS = ("reference", "cpu")
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation's functions, as in ``reference.py``."""
+
+    forward: Callable[[Tensor, Tensor, int, Geometry], Tensor]
+    forward_fused: Callable[[Tensor, Tensor, int, Epilogue, Geometry], tuple[Tensor | None, Tensor | None]]
+
+
+BACKENDS = {
+    "reference": Backend(reference.forward, reference.forward_fused),
+    "cpu": Backend(cpu.forward, cpu.forward_fused),
+}
 
 
 @torch.library.custom_op("adder_zoo::adder2d_int8", mutates_args=())
@@ -49,15 +63,16 @@ def adder2d_int8(
         ValueError: shapes or options do not fit, or a filter has so many taps (over 8,421,504) that a sum may overflow.
         RuntimeError: ``impl`` cannot run here.
     """
-    _check(x, weight, zero_point, stride, padding, dilation, groups)
-    y = _resolve(impl, x).forward(x, weight, zero_point, stride, padding, dilation, groups)
-    return y.contiguous(memory_format=_memory_format(x, weight))
+    geometry = Geometry.of(stride, padding, dilation, groups)
+    _check(x, weight, zero_point, geometry)
+    y = _resolve(impl, x).forward(x, weight, zero_point, geometry)
+    return y.contiguous(memory_format=memory_format(x, weight))
 
 
 @adder2d_int8.register_fake
 def _(x, weight, zero_point, stride, padding, dilation, groups, impl="auto"):
-    shape = _output_shape(x, weight, stride, padding, dilation)
-    return x.new_empty(shape, dtype=torch.int32).contiguous(memory_format=_memory_format(x, weight))
+    shape = Geometry.of(stride, padding, dilation, groups).output_shape(x, weight)
+    return x.new_empty(shape, dtype=torch.int32).contiguous(memory_format=memory_format(x, weight))
 
 
 @torch.library.custom_op("adder_zoo::adder2d_int8_fused", mutates_args=())
@@ -98,23 +113,16 @@ def adder2d_int8_fused(
         v, float32, and levels, uint8, both [N, K, P, Q] and channels_last where x or weight is. What is not wanted has
         no elements.
     """
-    _check(x, weight, zero_point, stride, padding, dilation, groups)
-    shape = _output_shape(x, weight, stride, padding, dilation)
-    _check_epilogue(shape, scale, shift, residual, next_zero_point, top, wide, narrow)
-    module = _resolve(impl, x)
-    if module is native:
-        v, out = native.forward_fused(
-            x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, top, narrow,
-            stride, padding, dilation, groups,
-        )  # fmt: skip
-    else:
-        y = reference.forward(x, weight, zero_point, stride, padding, dilation, groups)
-        v = reference.epilogue(y, scale, shift, residual, relu)
-        out = reference.levels(v, inverse_step, next_zero_point, top) if narrow else None
-        v = v if wide else None
-    order = _memory_format(x, weight)
-    empty = x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.uint8)
-    return tuple(e if t is None else t.contiguous(memory_format=order) for t, e in zip((v, out), empty, strict=True))  # type: ignore[return-value]
+    geometry = Geometry.of(stride, padding, dilation, groups)
+    epilogue = Epilogue(scale, shift, residual, relu, wide, inverse_step, next_zero_point, top, narrow)
+    _check(x, weight, zero_point, geometry)
+    _check_epilogue(epilogue, geometry.output_shape(x, weight))
+    v, levels = _resolve(impl, x).forward_fused(x, weight, zero_point, epilogue, geometry)
+    order = memory_format(x, weight)
+    return (
+        x.new_empty(0, dtype=torch.float32) if v is None else v.contiguous(memory_format=order),
+        x.new_empty(0, dtype=torch.uint8) if levels is None else levels.contiguous(memory_format=order),
+    )
 
 
 @adder2d_int8_fused.register_fake
@@ -122,7 +130,8 @@ def _(
     x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, top, narrow,
     stride, padding, dilation, groups, impl="auto",
 ):  # fmt: skip
-    shape, order = _output_shape(x, weight, stride, padding, dilation), _memory_format(x, weight)
+    shape = Geometry.of(stride, padding, dilation, groups).output_shape(x, weight)
+    order = memory_format(x, weight)
 
     def made(wanted, dtype):
         t = x.new_empty(shape if wanted else 0, dtype=dtype)
@@ -131,48 +140,40 @@ def _(
     return made(wide, torch.float32), made(narrow, torch.uint8)
 
 
-def _memory_format(*tensors: Tensor) -> torch.memory_format:
-    if any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in tensors):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
-def _resolve(impl: str, x: Tensor) -> ModuleType:
-    if impl not in ("auto", *IMPLEMENTATIONS):
-        raise ValueError(f"adder2d_int8: impl must be one of {('auto', *IMPLEMENTATIONS)}, got {impl!r}")
+def _resolve(impl: str, x: Tensor) -> Backend:
+    if impl not in ("auto", *BACKENDS):
+        raise ValueError(f"adder2d_int8: impl must be one of {('auto', *BACKENDS)}, got {impl!r}")
     if impl == "reference" or (impl == "auto" and x.device.type != "cpu"):
-        return reference
-    found = implementations()["cpu"]
+        return BACKENDS["reference"]
+    found = CPU.probe()
     if found.available and x.device.type == "cpu":
-        return native
+        return BACKENDS["cpu"]
     if impl == "auto":
-        return reference
+        return BACKENDS["reference"]
     raise RuntimeError(
         f"adder2d_int8: impl='cpu' cannot run on {x.device}: "
         + (found.detail if x.device.type == "cpu" else "its tensors must be on a CPU")
     )
 
 
-def _check(x: Tensor, weight: Tensor, zero_point: int, stride, padding, dilation, groups: int) -> None:
+def _check(x: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> None:
     """The kernels believe what they are told; what does not fit would be read beyond its end."""
+    stride, padding, dilation, groups = geometry.arguments
     for name, t in (("x", x), ("weight", weight)):
         if t.dtype != torch.uint8:
             raise TypeError(f"adder2d_int8: {name} must be uint8, got {t.dtype}")
     if x.dim() != 4 or weight.dim() != 4 or groups < 1 or 0 in weight.shape or 0 in x.shape[1:]:
         raise ValueError(f"adder2d_int8: expected 4 dimensions and groups, got {x.shape}, {weight.shape}, {groups}")
-    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups:
-        raise ValueError(
-            f"adder2d_int8: filters {list(weight.shape)} in {groups} group(s) do not fit {x.shape[1]} channels of x"
-        )
+    geometry.check_operands(x, weight)
     if not 0 <= zero_point <= 255:
         raise ValueError(f"adder2d_int8: zero_point must lie between 0 and 255, got {zero_point}")
     lengths = len(stride), len(padding), len(dilation)
     if lengths != (2, 4, 2) or min(*stride, *dilation) < 1 or min(padding) < 0:
         raise ValueError(
             "adder2d_int8: needs stride and dilation as pairs of at least 1 and four paddings of at least 0, got "
-            f"{list(stride)}, {list(dilation)}, {list(padding)}"
+            f"{stride}, {dilation}, {padding}"
         )
-    if min(_output_shape(x, weight, stride, padding, dilation)[2:]) < 1:
+    if min(geometry.output_shape(x, weight)[2:]) < 1:
         raise ValueError(f"adder2d_int8: the kernel {list(weight.shape[2:])} is larger than the padded input")
     if weight[0].numel() > reference.MOST_TAPS:
         raise ValueError(
@@ -181,8 +182,12 @@ def _check(x: Tensor, weight: Tensor, zero_point: int, stride, padding, dilation
         )
 
 
-def _check_epilogue(shape, scale, shift, residual, next_zero_point: int, top: int, wide: bool, narrow: bool) -> None:
-    wanted_shapes = (("scale", scale, shape[1:2]), ("shift", shift, shape[1:2]), ("residual", residual, shape))
+def _check_epilogue(epilogue: Epilogue, shape: list[int]) -> None:
+    wanted_shapes = (
+        ("scale", epilogue.scale, shape[1:2]),
+        ("shift", epilogue.shift, shape[1:2]),
+        ("residual", epilogue.residual, shape),
+    )
     for name, t, wanted in wanted_shapes:
         if t is None:
             continue
@@ -190,9 +195,10 @@ def _check_epilogue(shape, scale, shift, residual, next_zero_point: int, top: in
             raise ValueError(
                 f"adder2d_int8_fused: {name} must be float32 of shape {wanted}, got {t.dtype} of {list(t.shape)}"
             )
-    if not 0 <= next_zero_point <= top <= 255:
+    if not 0 <= epilogue.next_zero_point <= epilogue.top <= 255:
         raise ValueError(
-            f"adder2d_int8_fused: needs 0 <= next_zero_point <= top <= 255, got {next_zero_point} and {top}"
+            f"adder2d_int8_fused: needs 0 <= next_zero_point <= top <= 255, got {epilogue.next_zero_point} and "
+            f"{epilogue.top}"
         )
-    if not (wide or narrow):
+    if not (epilogue.wide or epilogue.narrow):
         raise ValueError("adder2d_int8_fused: nothing is wanted: set wide or narrow")
