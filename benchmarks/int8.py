@@ -149,8 +149,8 @@ def main() -> None:
 
 
 def hold_to_avx2() -> None:
-    from adder_zoo import cpu
-    from adder_zoo.int8.native import int8_library
+    from adder_zoo.ops import cpu
+    from adder_zoo.ops.int8.cpu import int8_library
 
     cpu.library().use("avx2")
     int8_library().use("avx2")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from adder_zoo import cpu
+from adder_zoo.ops import cpu
+from adder_zoo.ops.geometry import Geometry
 
 # id: x, weight, groups, and what forward, dx and dw take with AVX2
 LAYERS = {
@@ -23,7 +24,7 @@ LAYERS = {
 def kernels(layer):
     x, weight, groups, _ = LAYERS[layer]
     pad = weight[2] // 2
-    return cpu.kernels(torch.empty(x), torch.empty(weight), (1, 1), (pad,) * 4, (1, 1), groups)
+    return cpu.kernels(torch.empty(x), torch.empty(weight), Geometry((1, 1), (pad,) * 4, (1, 1), groups))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
