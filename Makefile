@@ -1,21 +1,23 @@
 # make demo    the main job on real images, from nothing but Python and make
-# make test    the test suite (make test-slow: with what takes minutes)
+# make test    the test suite (make test-all: with what takes long)
+# make test-python310  the oldest Python that is supported: installs and imports everything under it, needs python3.10
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
 # make driver  the CPU library's driver without Python, into build/, for benchmarks/limits.py and tests/native/count.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
 # make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
-# make check   lint, format and types
+# make check   lint, format, types, and nothing newer than Python 3.10
 # make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
 # make cards   the model cards in hub_cards/, from results.json
 # make gpu-train  the paper's trainings on a GPU for MINUTES=10, to be taken up again; DATA=FOLDER has MNIST and CIFAR-10
 # make kernel  the kernel project as it is uploaded to the Hub, into build/kernel/
 PYTHON ?= python3
 BIN := .venv/bin
+PYTHON310 ?= python3.10
 GPU_WORKERS ?= 8
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-slow test-arm bench driver docs figures check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-all test-python310 test-arm bench driver docs figures check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -31,8 +33,15 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
-test-slow: install
+test-all: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-python310:
+	@$(PYTHON310) -c '' || { echo "needs Python 3.10: make test-python310 PYTHON310=PATH"; exit 1; }
+	$(PYTHON310) -m venv build/python310
+	build/python310/bin/python -m pip install --quiet --upgrade pip
+	build/python310/bin/python -m pip install --quiet '.[dev]'
+	build/python310/bin/python tests/import_everything.py
 
 test-arm: install
 	@command -v aarch64-linux-gnu-g++ >/dev/null && { command -v qemu-aarch64-static || command -v qemu-aarch64; } >/dev/null || \
@@ -59,6 +68,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror kernels/cpu/*.h kernels/cpu/*.cpp tests/native/*.cpp benchmarks/*.cpp
 	$(BIN)/mypy
+	$(BIN)/vermin --quiet --no-tips --violations -t=3.10- src recipes benchmarks tests docs kernels setup.py
 
 gpu:
 	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu -n $(GPU_WORKERS) -p no:cacheprovider tests/test_gpu.py

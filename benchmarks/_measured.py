@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,4 +24,4 @@ def commit() -> str:
 
 
 def measured() -> dict[str, str]:
-    return {"date": datetime.now(UTC).date().isoformat(), "commit": commit()}
+    return {"date": datetime.now(timezone.utc).date().isoformat(), "commit": commit()}

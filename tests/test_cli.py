@@ -433,7 +433,7 @@ def test_wrong_arguments(tmp_path, monkeypatch, args, code, message):
     torch.save(state, "x.pth")
     torch.save({**state, key: state[key].to(torch.float8_e4m3fn)}, "f8.pth")
     torch.save({**state, key: state[key].to_sparse()}, "sparse.pth")
-    torch.save({**state, key: state[key].long()}, "whole.pth")
+    torch.save({**state, key: state[key].to(torch.int64)}, "whole.pth")
     torch.save({**state, key: state[key][:, :0]}, "none.pth")
     (tmp_path / "utf16.txt").write_bytes("a\nb\n".encode("utf-16"))
     (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
