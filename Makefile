@@ -4,6 +4,7 @@
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
 # make driver  the CPU library's driver without Python, into build/, for benchmarks/limits.py and tests/native/count.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
+# make dist    what PyPI takes, into dist/: the sources, and a manylinux wheel that is built from them; nothing is uploaded
 # make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
 # make check   lint, format, types, and nothing newer than Python 3.10
 # make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
@@ -17,7 +18,7 @@ GPU_WORKERS ?= 8
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-all test-python310 test-arm bench driver docs figures check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-all test-python310 test-arm bench driver dist docs figures check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -31,10 +32,10 @@ demo: install
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/demo.py
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 test-all: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-python310:
 	@$(PYTHON310) -c '' || { echo "needs Python 3.10: make test-python310 PYTHON310=PATH"; exit 1; }
@@ -56,6 +57,12 @@ driver: install
 	mkdir -p build
 	g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Ikernels/cpu tests/native/driver.cpp \
 		src/adder_zoo/_native.so -Wl,-rpath,$(CURDIR)/src/adder_zoo -o build/driver
+
+dist: install
+	rm -rf build/dist dist
+	$(BIN)/python -m build --outdir build/dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist/
 
 docs: install
 	$(BIN)/python -m sphinx -W -n --keep-going docs docs/_build/html
@@ -84,4 +91,4 @@ kernel: install
 	$(BIN)/python -c 'from adder_zoo.hub import kernel_project; print(kernel_project.build("build/kernel"))'
 
 clean:
-	rm -rf .venv build docs/_build runs/demo src/*.egg-info src/adder_zoo/_native*.so
+	rm -rf .venv build dist docs/_build runs/demo src/*.egg-info src/adder_zoo/_native*.so

@@ -59,7 +59,7 @@ def _seeds():
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder that holds mnist/, cifar10/, ... as downloaded."""
     folder = os.environ.get("ADDER_ZOO_DATA")

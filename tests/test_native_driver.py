@@ -112,7 +112,11 @@ def test_driver_on_aarch64(tmp_path, cases):
 LAYERS = json.loads((HERE / "instructions.json").read_text())
 
 
-@pytest.mark.parametrize("layer", LAYERS["layers"])
+# valgrind takes a second for five million instructions
+COUNTED = [pytest.param(k, marks=[pytest.mark.slow] * (n > 20_000_000)) for k, n in LAYERS["layers"].items()]
+
+
+@pytest.mark.parametrize("layer", COUNTED)
 def test_instructions(layer, driver, tmp_path):
     """As many as were recorded, which noise cannot touch. Far fewer: record them anew, with tests/native/count.py."""
     from native.count import compiler, instructions

@@ -541,14 +541,21 @@ def test_reference_holds_a_chunk_at_a_time(monkeypatch):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_convolution_serves_every_full_gradient(count, threads):
+@pytest.mark.parametrize(
+    ("count", "shapes"),
+    [
+        pytest.param(1, NAMED + RANDOM, id="one thread"),
+        pytest.param(2, NAMED, id="two threads"),
+        pytest.param(2, RANDOM, id="two threads, random", marks=pytest.mark.slow),
+    ],
+)
+def test_convolution_serves_every_full_gradient(count, shapes, threads):
     """What implementations share: dw by Eq. 5 and dx = Σ dy (w - x) from a convolution's own gradients.
 
     torch takes other kernels on one thread, and one of those misreads the strides of sizes of 1.
     """
     threads(count)
-    for shape in NAMED + RANDOM:
+    for shape in shapes:
         x, weight, dy = tensors(shape)
         weight = weight.contiguous(memory_format=torch.channels_last)
         numbers = [t.double().numpy() for t in (dy, x, weight)]

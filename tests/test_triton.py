@@ -15,7 +15,7 @@ HERE = Path(__file__)
 
 
 def taps(shape):
-    """Of forward and dx, and programs of dw: what the interpreter's time goes with."""
+    """Of forward and dx, and programs of dw: the interpreter's time goes with them, 3 ms each."""
     K, Cg, R, S = shape.weight
     return R * S * (Cg + K // shape.groups + shape.groups - 1)
 
@@ -46,12 +46,12 @@ else:
 
     def named():
         for i, shape in enumerate(NAMED):
-            yield pytest.param(i, shape, id=shape.id, marks=[pytest.mark.slow] * (taps(shape) > 3000))
+            yield pytest.param(i, shape, id=shape.id, marks=[pytest.mark.slow] * (taps(shape) > 600))
 
     @pytest.mark.parametrize(("i", "shape"), named())
     def test_named_shapes(i, shape):
         check(shape, "triton", torch.float32, modes=[MODES[i % 3]])
-        if i % 3 == 0 and taps(shape) < 450:
+        if i % 3 == 0 and taps(shape) < 250:
             check(shape, "triton", DTYPES[1 + i % 2], modes=[MODES[i // 3 % 3]])
 
     @pytest.mark.slow
@@ -59,7 +59,7 @@ else:
     def test_large_shapes(shape):
         check(shape, "triton", torch.float32)
 
-    @pytest.mark.parametrize("part", range(8))
+    @pytest.mark.parametrize("part", [0, 1, 2, *(pytest.param(i, marks=pytest.mark.slow) for i in range(3, 8))])
     def test_random_shapes(part):
         shapes = RANDOM[part::8]
         assert len(shapes) == 8

@@ -107,7 +107,7 @@ def outside(code, *arguments):
 
 
 @pytest.mark.skipif(not RECENT, reason="the limits hold for the compilers in Triton 3.8 and later")
-@pytest.mark.parametrize("arch", LIMITS)
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=[pytest.mark.slow] * (a != "sm_80")) for a in LIMITS])
 def test_machine_code(arch):
     limits = LIMITS[arch]
     counts = outside(GATE, arch, json.dumps(list(limits)))

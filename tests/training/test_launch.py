@@ -73,6 +73,7 @@ def test_launcher_is_known_by_all_its_names(monkeypatch, command, asked):
     assert launch.requested_processes() == asked
 
 
+@pytest.mark.slow  # the two tests above look at the two parts of it
 def test_launcher_that_starts_fewer_processes_is_found_out(tmp_path):
     launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2")
     code, _, err = run(tmp_path / "run", "--epochs", "1", launcher=launcher)
@@ -95,7 +96,8 @@ ONE_MACHINE = ("--num_machines", "1", "--machine_rank", "0", "--num_processes", 
     ("file", "flags", "kind", "precision"),
     [
         ("one_gpu", (), "NO", "bf16"),
-        ("two_cpus", ("--multi_gpu",), "MULTI_CPU", "no"),
+        # As two processes of torchrun above.
+        pytest.param("two_cpus", ("--multi_gpu",), "MULTI_CPU", "no", marks=pytest.mark.slow),
         # The same as each other where there is no GPU, and all but the same as two_cpus.
         pytest.param("eight_gpus", ONE_MACHINE, "MULTI_CPU", "bf16", marks=pytest.mark.slow),
         pytest.param("nodes", ONE_MACHINE, "MULTI_CPU", "bf16", marks=pytest.mark.slow),
