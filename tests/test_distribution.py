@@ -1,0 +1,78 @@
+"""What `make dist` builds installs into empty environments and computes there, the wheel without a compiler."""
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TRY = """
+import sys, torch, adder_zoo, adder_zoo.training
+from pathlib import Path
+assert Path(adder_zoo.__file__).is_relative_to(sys.prefix), adder_zoo.__file__
+x, w = torch.randn(2, 5, 7, 6), torch.randn(4, 5, 3, 3)
+y = adder_zoo.adder2d(x, w, padding=1, impl="cpu")
+torch.testing.assert_close(y, adder_zoo.adder2d(x, w, padding=1, impl="reference"), rtol=1e-5, atol=1e-4)
+import timm
+timm.create_model("adder_lenet5_bn.mnist", pretrained=True)
+print(adder_zoo.__version__)
+"""
+
+
+def command(*words, **options):
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=1800, **options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def distribution(tmp_path_factory):
+    """The folder that holds the sources and the wheel, built from the tracked files alone."""
+    for tool in ("auditwheel", "build"):
+        pytest.importorskip(tool)
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout: its tracked files are what a release is built from")
+    folder = tmp_path_factory.mktemp("distribution")
+    names = command("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / "tree" / name)
+    tools = f"BIN={Path(sys.executable).parent}"  # nothing is left to install
+    command("make", "-C", folder / "tree", "-o", "install", "dist", tools)
+    return folder / "tree/dist"
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """An environment without adder_zoo; what it depends on is this environment's, which no test can download."""
+    venv.create(tmp_path / "empty", with_pip=True)
+    (packages,) = (tmp_path / "empty").glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return tmp_path / "empty/bin/python"
+
+
+@pytest.mark.slow
+def test_wheel_installs_without_a_compiler(distribution, empty, tmp_path):
+    (wheel,) = distribution.glob("*.whl")
+    assert re.search(r"-py3-none-.*manylinux_2_\d+_", wheel.name), wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"adder_zoo/_native.so", "adder_zoo/py.typed", "adder_zoo/hub/card.md"} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", "recipes/", "build/"))]
+    no_compiler = {"PATH": str(empty.parent), "CC": "false", "CXX": "false", "HOME": str(tmp_path)}
+    command(empty, "-m", "pip", "install", "--no-deps", "--no-index", wheel, env=no_compiler)
+    assert command(empty, "-c", TRY, env=no_compiler, cwd=tmp_path).strip() in wheel.name
+    assert "adder_lenet5_bn" in command(empty.parent / "adder-zoo", "list", env=no_compiler, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_sources_install_with_a_compiler(distribution, empty, tmp_path):
+    (sources,) = distribution.glob("*.tar.gz")
+    command(empty, "-m", "pip", "install", "--no-deps", sources)
+    assert command(empty, "-c", TRY, cwd=tmp_path).strip() in sources.name
