@@ -31,14 +31,14 @@ def command(*words, **options):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def distribution(tmp_path_factory):
+@pytest.fixture
+def distribution(tmp_path):
     """The folder that holds the sources and the wheel, built from the tracked files alone."""
     for tool in ("auditwheel", "build"):
         pytest.importorskip(tool)
     if not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout: its tracked files are what a release is built from")
-    folder = tmp_path_factory.mktemp("distribution")
+    folder = tmp_path / "distribution"
     names = command("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():
@@ -49,30 +49,35 @@ def distribution(tmp_path_factory):
     return folder / "tree/dist"
 
 
-@pytest.fixture
-def empty(tmp_path):
-    """An environment without adder_zoo; what it depends on is this environment's, which no test can download."""
-    venv.create(tmp_path / "empty", with_pip=True)
-    (packages,) = (tmp_path / "empty").glob("lib/python*/site-packages")
+def empty(folder):
+    """Python in an environment without adder_zoo. What it depends on is this environment's: the tests download nothing."""
+    venv.create(folder, with_pip=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return tmp_path / "empty/bin/python"
+    return folder / "bin/python"
 
 
-@pytest.mark.slow
-def test_wheel_installs_without_a_compiler(distribution, empty, tmp_path):
-    (wheel,) = distribution.glob("*.whl")
+def check_wheel(wheel, folder):
     assert re.search(r"-py3-none-.*manylinux_2_\d+_", wheel.name), wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert {"adder_zoo/_native.so", "adder_zoo/py.typed", "adder_zoo/hub/card.md"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "recipes/", "build/"))]
-    no_compiler = {"PATH": str(empty.parent), "CC": "false", "CXX": "false", "HOME": str(tmp_path)}
-    command(empty, "-m", "pip", "install", "--no-deps", "--no-index", wheel, env=no_compiler)
-    assert command(empty, "-c", TRY, env=no_compiler, cwd=tmp_path).strip() in wheel.name
-    assert "adder_lenet5_bn" in command(empty.parent / "adder-zoo", "list", env=no_compiler, cwd=tmp_path)
+    python = empty(folder)
+    no_compiler = {"PATH": str(python.parent), "CC": "false", "CXX": "false", "HOME": str(folder)}
+    command(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, env=no_compiler)
+    assert command(python, "-c", TRY, env=no_compiler, cwd=folder).strip() in wheel.name
+    assert "adder_lenet5_bn" in command(python.parent / "adder-zoo", "list", env=no_compiler, cwd=folder)
+
+
+def check_sources(sources, folder):
+    python = empty(folder)
+    command(python, "-m", "pip", "install", "--no-deps", sources)
+    assert command(python, "-c", TRY, cwd=folder).strip() in sources.name
 
 
 @pytest.mark.slow
-def test_sources_install_with_a_compiler(distribution, empty, tmp_path):
+def test_both_files_install_and_compute(distribution, tmp_path):
+    (wheel,) = distribution.glob("*.whl")
+    check_wheel(wheel, tmp_path / "wheel")
     (sources,) = distribution.glob("*.tar.gz")
-    command(empty, "-m", "pip", "install", "--no-deps", sources)
-    assert command(empty, "-c", TRY, cwd=tmp_path).strip() in sources.name
+    check_sources(sources, tmp_path / "sources")
