@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -50,10 +49,10 @@ def distribution(tmp_path):
 
 
 def empty(folder):
-    """Python in an environment without adder_zoo. What it depends on is this environment's: the tests download nothing."""
+    """Python in an environment without adder_zoo. What it depends on is this environment's: nothing is downloaded."""
     venv.create(folder, with_pip=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
     return folder / "bin/python"
 
 
