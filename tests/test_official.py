@@ -96,7 +96,7 @@ def exact(network, noise=False):
 @torch.no_grad()
 def test_every_layer_is_within_rounding_of_the_equations(file, impl):
     """On what each layer really gets: an error is held against the sum's own rounding, image by image."""
-    network = load_checkpoint(file, "adder_resnet20").to(memory_format=torch.channels_last)
+    network = load_checkpoint(file, "adder_resnet20", dataset="cifar10").to(memory_format=torch.channels_last)
     seen = []
 
     def check(layer, args, y):
@@ -120,7 +120,8 @@ def test_every_layer_is_within_rounding_of_the_equations(file, impl):
 def test_logits_are_those_of_the_equations(file, thousand):
     """In float32 the network strays from float64 as far as rounding explains, and changes no answer but a close one."""
     paths = sorted((thousand / "test").glob("*/000*.png"))[:8]
-    networks = {name: load_checkpoint(file, "adder_resnet20") for name in ("reference", "cpu", "exact", "rounded")}
+    names = ("reference", "cpu", "exact", "rounded")
+    networks = {name: load_checkpoint(file, "adder_resnet20", dataset="cifar10") for name in names}
     x = preprocessed(paths, networks["cpu"])
     true = exact(networks.pop("exact"))(x.double())
     explained = (exact(networks.pop("rounded"), noise=True)(x.double()) - true).abs().amax(1)
@@ -174,7 +175,7 @@ def test_reference_and_cpu_answer_alike(file, cifar10):
     """On all 10,000 images; where an answer differs, the two logits lie closer together than the two ways round."""
     paths = sorted((cifar10 / "test").glob("*/*.png"))
     labels = torch.tensor([sorted({p.parent.name for p in paths}).index(p.parent.name) for p in paths])
-    networks = {impl: load_checkpoint(file, "adder_resnet20") for impl in ("reference", "cpu")}
+    networks = {impl: load_checkpoint(file, "adder_resnet20", dataset="cifar10") for impl in ("reference", "cpu")}
     right = dict.fromkeys(networks, 0)
     differing = []
     for start in range(0, len(paths), 100):
