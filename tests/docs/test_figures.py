@@ -114,6 +114,13 @@ def test_outputs_are_large():
     assert steps == [32, 4]
 
 
+def test_fewer_bits():
+    figures = report_of("quantization")["adder_resnet20, the authors' weights"]
+    said = rf"keeps {figures['8']}( %)? of( its)? {figures['float']} % at 8 bits and {figures['4']} % at 4"
+    for text in (words("results.md"), " ".join((ROOT / "README.md").read_text().split())):
+        assert re.search(said, text), said
+
+
 # ---- the guides
 
 

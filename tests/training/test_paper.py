@@ -101,3 +101,13 @@ def test_reports_name_their_command():
         assert (DOCS.parents[1] / command).is_file()
         for picture in re.findall(r"\]\((\S+\.png)\)", text):
             assert (DOCS / picture).is_file()
+
+
+@pytest.mark.slow
+def test_fewer_bits_cost_little(tmp_path, data_dir):
+    flags = ["--model", "adder_lenet5_bn.mnist", "--dataset", "mnist", "--bits", "8"]
+    run("quantization", *flags, "--report-dir", str(tmp_path), "--data-dir", str(data_dir))
+    figures = json.loads((tmp_path / "quantization.json").read_text())["adder_lenet5_bn.mnist"]
+    shipped = json.loads((DOCS / "quantization.json").read_text())["adder_lenet5_bn.mnist"]
+    assert figures["float"] == pytest.approx(shipped["float"], abs=0.02)  # an image whose answer rounding decides
+    assert figures["8"] == pytest.approx(shipped["float"], abs=0.15)
