@@ -141,7 +141,7 @@ def test_sums_over_layers():
     assert [layer.name for layer in result.layers] == ["0", "1", "2", "3", "4", "6"]
     assert [layer.kind for layer in result.layers] == ["convolution", "norm", "adder", "norm", "binary", "linear"]
     # 7776 of the first, 6·36·6 = 1296 of the second, 2·36·6 = 432 of the third, 72·3 = 216 of the last.
-    assert result.weighted == Count(
+    assert result.without_norm == Count(
         taps=7776 + 1296 + 432 + 216,
         multiplications=7776 + 216,
         additions=7776 + 2 * 1296 + 432 + 216 + 3,
@@ -150,9 +150,9 @@ def test_sums_over_layers():
     assert result.paper == Count(taps=1296 + 432, multiplications=0, additions=2 * 1296 + 432, xnors=432)
     norms = 2 * 216
     assert result.total == Count(
-        taps=result.weighted.taps,
-        multiplications=result.weighted.multiplications + norms,
-        additions=result.weighted.additions + norms,
+        taps=result.without_norm.taps,
+        multiplications=result.without_norm.multiplications + norms,
+        additions=result.without_norm.additions + norms,
         xnors=432,
     )
     assert result.parameters == 216 + 12 + 36 + 12 + 12 + 219
@@ -163,14 +163,14 @@ def test_sums_over_layers():
     ]  # fmt: skip
     told = json.loads(json.dumps(result.to_dict()))
     assert told["parameters"] == result.parameters
-    assert told["weighted"]["taps"] == result.weighted.taps
+    assert told["without_norm"]["taps"] == result.without_norm.taps
     assert [layer["kind"] for layer in told["layers"]] == [layer.kind for layer in result.layers]
 
 
 def test_a_layer_that_runs_twice_counts_twice_and_its_parameters_once():
     conv = nn.Conv2d(4, 4, 1, bias=False)
     result = report(nn.Sequential(conv, conv), SIZE)
-    assert result.weighted.taps == 2 * 1024
+    assert result.without_norm.taps == 2 * 1024
     assert result.parameters == 16
 
 
@@ -211,7 +211,7 @@ def shown(number):
 @pytest.mark.parametrize("name", TAPS)
 def test_document_shows_what_is_counted(name):
     result = counted(name)
-    ours = result.weighted.taps
+    ours = result.without_norm.taps
     assert ours == TAPS[name]
     (row,) = (line for line in DOC.read_text().splitlines() if line.startswith(f"| `{name}` |"))
     _, _, paper, taps, difference, inner, _ = (cell.strip() for cell in row.split("|"))
@@ -224,7 +224,7 @@ def test_document_shows_what_is_counted(name):
 
 @pytest.mark.parametrize("name", ["adder_resnet20", "adder_resnet32", "adder_resnet18"])
 def test_within_one_percent_of_the_paper(name):
-    assert abs(off(counted(name).weighted.taps, PAPER[name])) < 1
+    assert abs(off(counted(name).without_norm.taps, PAPER[name])) < 1
 
 
 @pytest.mark.parametrize("name", ["adder_lenet5_bn", "adder_resnet20"])
@@ -239,7 +239,7 @@ def test_an_adder_network_computes_two_additions_where_its_twin_multiplies_and_a
 def test_paper_counts_first_and_last_layers():
     """Without them its figure for ResNet-32, to which ours is exact, would not be reached."""
     result = counted("adder_resnet32")
-    assert round(result.weighted.taps / 1e6, 2) == 69.12
+    assert round(result.without_norm.taps / 1e6, 2) == 69.12
     assert round(result.paper.taps / 1e6, 2) == 68.68
 
 
@@ -247,8 +247,8 @@ def test_batch_norm_of_resnet20():
     result = counted("adder_resnet20")
     # Seven layers of 16 channels, seven of 32 and of 64 with the shortcuts, and the classifier's ten.
     elements = 7 * 16 * 32**2 + 7 * 32 * 16**2 + 7 * 64 * 8**2 + 10
-    assert result.total.multiplications - result.weighted.multiplications == elements
-    assert result.total.additions - result.weighted.additions == elements
+    assert result.total.multiplications - result.without_norm.multiplications == elements
+    assert result.total.additions - result.without_norm.additions == elements
 
 
 def test_resnet50_with_its_stride_where_the_original_has_it():
@@ -256,7 +256,7 @@ def test_resnet50_with_its_stride_where_the_original_has_it():
         model = timm.create_model("adder_resnet50")
     for stage in (model.layer2, model.layer3, model.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
-    taps = report(model).weighted.taps
+    taps = report(model).without_norm.taps
     # In three blocks the first 1x1 layer sees a quarter of the pixels: 256, 512, 1024 to 128, 256, 512 channels.
     smaller = sum(3 * size**2 * c * c // 2 for size, c in ((28, 256), (14, 512), (7, 1024)))
     assert taps == TAPS["adder_resnet50"] - smaller
@@ -266,7 +266,7 @@ def test_resnet50_with_its_stride_where_the_original_has_it():
 
 def test_papers_resnet20_and_resnet32_are_not_counted_alike():
     twelve = 12 * 2_359_296
-    assert counted("adder_resnet32").weighted.taps - counted("adder_resnet20").weighted.taps == twelve
+    assert counted("adder_resnet32").without_norm.taps - counted("adder_resnet20").without_norm.taps == twelve
     assert round((PAPER["adder_resnet32"] - PAPER["adder_resnet20"]) / 1e6, 2) == 27.95
     assert PAPER["adder_resnet32"] - PAPER["adder_resnet20"] < twelve - 3e5
     assert shown(f"{twelve:,}")
@@ -284,16 +284,16 @@ def test_lenet5_with_three_more_operations_for_each_output_that_is_pooled():
     assert shown(f"{pooled:,}")
     assert shown(f"{3 * pooled:,}")
     assert abs(3 * pooled - missing) < 500
-    more = lenet.weighted.taps + 3 * pooled
+    more = lenet.without_norm.taps + 3 * pooled
     assert shown(f"{more:,}")
     assert round(more / 1e3) == 435
     there = 2 * sum(torch.Size(layer.output_shape).numel() for layer in resnet.layers if layer.kind == "adder")
     assert shown(f"{there:,}")
-    assert shown(f"{off(resnet.weighted.taps + there, PAPER['adder_resnet32']):+.2f} %")
+    assert shown(f"{off(resnet.without_norm.taps + there, PAPER['adder_resnet32']):+.2f} %")
 
 
 def test_vgg_small_by_other_rules():
-    ours = counted("adder_vgg_small").weighted.taps
+    ours = counted("adder_vgg_small").without_norm.taps
     seventh = 4**2 * 512 * 512 * 3**2
     assert shown(f"{seventh:,}")
     assert shown(f"{(PAPER['adder_vgg_small'] - ours) / 1e6:.1f} M")
@@ -307,7 +307,7 @@ def test_vgg_small_by_other_rules():
 
 
 def test_energy_of_resnet20():
-    cnn, adder = (counted("adder_resnet20", similarity=s).weighted for s in ("conv", "adder"))
+    cnn, adder = (counted("adder_resnet20", similarity=s).without_norm for s in ("conv", "adder"))
     assert f"{cnn.energy():.1f} µJ" == "187.7 µJ"
     assert f"{adder.energy():.1f} µJ" == "74.7 µJ"
     assert shown(f"{cnn.energy():.1f} µJ")
@@ -454,7 +454,7 @@ def test_stored_counts_name_the_networks_of_the_zoo():
 def stored(names):
     known = json.loads(zoo_counts.FILE.read_text())
     for name in names:
-        assert known[name] == zoo_counts.count(name) == zoo_counts.counts(name), name
+        assert known[name] == zoo_counts.count_model(name) == zoo_counts.known_counts(name), name
 
 
 def test_stored_counts_of_a_few():
@@ -467,6 +467,6 @@ def test_stored_counts_of_all():
 
 
 def test_counts_of_a_network_that_is_not_stored(monkeypatch):
-    want = zoo_counts.counts("adder_resnet20.cifar10")
-    monkeypatch.setattr(zoo_counts, "_known", dict)
-    assert zoo_counts.counts("adder_resnet20.cifar10") == want
+    want = zoo_counts.known_counts("adder_resnet20.cifar10")
+    monkeypatch.setattr(zoo_counts, "_stored", dict)
+    assert zoo_counts.known_counts("adder_resnet20.cifar10") == want

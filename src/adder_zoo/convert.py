@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from timm.layers import CondConv2d, Conv2dSame, SplitAttn
@@ -103,8 +103,9 @@ def convert_to_adder(
         >>> model = adder_zoo.convert_to_adder(timm.create_model("resnet18"))
         >>> optimizer = adder_zoo.AdderSGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     """
-    options = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
-    converted = replace_convolutions(model, lambda conv: _adder_layer(conv, reset_weights, options), filter_fn)
+    options: dict[str, Any] = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
+    make = functools.partial(layer_for, reset_weights=reset_weights, **options)
+    converted = replace_convolutions(model, make, filter_fn)
     put_in_float32(converted)
     rename_converted(converted)
     return converted
@@ -114,9 +115,15 @@ def replace_convolutions(
     model: nn.Module,
     make: Callable[[nn.Conv2d], nn.Module],
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
+    *,
+    need_norm: bool = False,
 ) -> nn.Module:
-    """What ``convert_to_adder`` does, with ``make`` to make a layer of any kind from a convolution; same errors."""
-    keep = kept(model)
+    """What ``convert_to_adder`` does, with ``make`` to make a layer of any kind from a convolution; same errors.
+
+    ``need_norm`` leaves those without batch norm as convolutions, instead of a warning that names them.
+    """
+    alone = without_norm(model)
+    left = left_as_convolutions(model, alone) | set(alone if need_norm else ()) if filter_fn is None else set()
     chosen: list[tuple[str, nn.Conv2d]] = []
     refused: dict[tuple[str, str], list[str]] = {}
     found = False
@@ -124,7 +131,7 @@ def replace_convolutions(
         if not is_convolution(module):
             continue
         found = True
-        if not (filter_fn(name, module) if filter_fn is not None else name not in keep):
+        if not (filter_fn(name, module) if filter_fn is not None else name not in left):
             continue
         reason = _no_adder_form(module)
         if reason:
@@ -132,7 +139,7 @@ def replace_convolutions(
         else:
             chosen.append((name, module))  # type: ignore[arg-type]
     if refused:
-        lines = [f"\n  {_some(names, 3)} ({kind}): {reason}" for (kind, reason), names in refused.items()]
+        lines = [f"\n  {abbreviated(names, 3)} ({kind}): {reason}" for (kind, reason), names in refused.items()]
         raise ValueError(
             "convert_to_adder: these convolutions have no adder form:"
             + "".join(lines)
@@ -154,7 +161,8 @@ def replace_convolutions(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, replacements[conv])
     _forbid_fusion(model)
-    _warn_without_norm(model, replacements)
+    names = {name for name, _ in chosen}
+    _warn_without_norm(model, [name for name in alone if name in names])
     return model
 
 
@@ -163,8 +171,11 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, (_ConvNd, CondConv2d))
 
 
-def kept(model: nn.Module) -> set[str]:
-    """Names of the convolutions that the default leaves as they are: the first, the classifier's and gates."""
+def left_as_convolutions(model: nn.Module, alone: Sequence[str]) -> set[str]:
+    """Names of the convolutions that the default leaves as they are: the first, the classifier's and gates.
+
+    ``alone``: the names of those without a normalisation, from ``without_norm``.
+    """
     names = [name for name, module in model.named_modules(remove_duplicate=False) if is_convolution(module)]
     cfg = getattr(model, "pretrained_cfg", None) or {}
     first = list(_names(cfg.get("first_conv"))) or names[:1]
@@ -179,7 +190,7 @@ def kept(model: nn.Module) -> set[str]:
     stay = {name for name in names if any(name == end or name.startswith(end + ".") for end in ends)}
     if not heads:
         answering = {name for name in names if any(ANSWERS.search(part) for part in name.split(".")[:-1] or [name])}
-        stay |= answering & set(without_norm(model, {m for m in model.modules() if is_convolution(m)}))
+        stay |= answering & set(alone)
     return stay
 
 
@@ -214,24 +225,39 @@ def _no_adder_form(module: nn.Module) -> str | None:
     return None
 
 
-def _adder_layer(conv: nn.Module, reset_weights: bool, options: dict[str, object]) -> Adder2d:
-    same = type(conv) is Conv2dSame
-    assert isinstance(conv, nn.Conv2d)
-    layer = (Adder2dSame if same else Adder2d)(
+def layer_for(
+    conv: nn.Conv2d, kind: type[nn.Module] = Adder2d, *, reset_weights: bool = True, **options: Any
+) -> nn.Module:
+    """A layer of ``kind`` in the place of ``conv``: its shapes, its parameters (optimizers and ties keep theirs).
+
+    Args:
+        conv: The convolution. One that pads as TensorFlow does, by each image's size, becomes an ``Adder2dSame``.
+        kind: ``Adder2d``, or another class that is built as ``nn.Conv2d`` is.
+        reset_weights: Whether the parameters start again from the layer's own distribution.
+        options: Further arguments of ``kind``.
+
+    Raises:
+        ValueError: ``conv`` pads as TensorFlow does and ``kind`` is not ``Adder2d``.
+    """
+    if type(conv) is Conv2dSame:
+        if kind is not Adder2d:
+            raise ValueError(f"{kind.__name__} knows no SAME padding; take a network whose name has no tf_")
+        kind = Adder2dSame
+    layer: Any = kind(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
         conv.groups,
         conv.bias is not None,
         conv.padding_mode,
         device="meta",
         dtype=conv.weight.dtype,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
-    layer.weight, layer.bias = conv.weight, conv.bias  # type: ignore[assignment]  # optimizers and ties keep theirs
+    layer.weight, layer.bias = conv.weight, conv.bias
     layer.train(conv.training)
     if reset_weights and not conv.weight.is_meta:
         layer.reset_parameters()
@@ -258,19 +284,18 @@ def _refuse_fusion(name: str, method: str, *args: Any, **kwargs: Any) -> None:
     )
 
 
-def _warn_without_norm(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    alone = without_norm(model, set(replacements.values()))
+def _warn_without_norm(model: nn.Module, alone: list[str]) -> None:
     if alone:
         warnings.warn(
-            f"convert_to_adder: no normalisation layer follows {_some(alone, 5)} in {type(model).__name__}. The output "
-            "of an adder layer is large and never positive; without batch norm behind it (that is not frozen) the "
-            "network will not train. Use a filter_fn that leaves these as convolutions, or add batch norm.",
+            f"convert_to_adder: no normalisation layer follows {abbreviated(alone, 5)} in {type(model).__name__}. The "
+            "output of an adder layer is large and never positive; without batch norm behind it (that is not frozen) "
+            "the network will not train. Use a filter_fn that leaves these as convolutions, or add batch norm.",
             stacklevel=4,
         )
 
 
-def without_norm(model: nn.Module, layers: set[nn.Module]) -> list[str]:
-    """Names of those of ``layers`` behind which no normalisation stands, as far as the order of definition tells.
+def without_norm(model: nn.Module) -> list[str]:
+    """Names of the convolutions that no normalisation follows, as far as the order of definition tells.
 
     Of the modules with parameters the next one must normalise. Where layers are listed in a ``ModuleList``, their
     normalisations may be listed behind them. A pre-activation block whose shortcut is defined before its first
@@ -281,13 +306,13 @@ def without_norm(model: nn.Module, layers: set[nn.Module]) -> list[str]:
     for name, module in model.named_modules():
         if _normalises(module):
             del waiting[:1]
-        elif module in layers or next(module.parameters(recurse=False), None) is not None:
+        elif is_convolution(module) or next(module.parameters(recurse=False), None) is not None:
             parent = name.rpartition(".")[0]
             listed = parent and isinstance(model.get_submodule(parent), nn.ModuleList)
             if not listed or any(other.rpartition(".")[0] != parent for other in waiting):
                 alone += waiting
                 waiting = []
-            if module in layers:
+            if is_convolution(module):
                 waiting.append(name)
     return alone + waiting
 
@@ -299,5 +324,6 @@ def _normalises(module: nn.Module) -> bool:
     return "Norm" in name and "Frozen" not in name and all(p.dim() < 2 for p in inner)
 
 
-def _some(names: list[str], most: int) -> str:
+def abbreviated(names: list[str], most: int) -> str:
+    """The first ``most`` of ``names``, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

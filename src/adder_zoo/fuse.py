@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from . import norms
 from .architecture import rename_fused
-from .convert import _some
+from .convert import abbreviated
 from .layers import Adder2d, Adder2dSame, AdderLayer
 from .norms import InFloat32, Kept, cast, half_of
 from .ops.fused import adder2d_and_rest
@@ -66,8 +66,8 @@ def fuse(model: nn.Module) -> nn.Module:
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(
-            f"fuse: {_some(training, 3)} {'is' if len(training) == 1 else 'are'} in training mode, where batch norm "
-            "depends on the batch and cannot be a constant; call model.eval() first"
+            f"fuse: {abbreviated(training, 3)} {'is' if len(training) == 1 else 'are'} in training mode, where batch "
+            "norm depends on the batch and cannot be a constant; call model.eval() first"
         )
     if not any(isinstance(module, AdderLayer) for module in model.modules()):
         raise ValueError(f"fuse: {type(model).__name__} has no adder layer; convert_to_adder() makes them")
@@ -345,11 +345,11 @@ def _as_graph(module: nn.Module, graph: fx.Graph, chains: list[_Chain]) -> fx.Gr
             new = graph.call_module(str(chain.adder.target), chain.adder.args)
         if chain.addition is not None:
             new.args = (*new.args, chain.addition.args[chain.residual])
-        behind = new
+        end_of_chain = new
         if not isinstance(module.get_submodule(str(chain.norm.target)), nn.Identity):
             with graph.inserting_after(new):
-                behind = graph.call_module(str(chain.norm.target), (new,))
-        chain.last.replace_all_uses_with(behind)
+                end_of_chain = graph.call_module(str(chain.norm.target), (new,))
+        chain.last.replace_all_uses_with(end_of_chain)
         for old in (chain.relu, chain.addition, chain.norm, chain.adder):
             if old is not None:
                 _erase(graph, old)

@@ -133,14 +133,14 @@ class Report:
         return Count.of([layer for layer in self.layers if layer.kind != "norm"][1:-1])
 
     @property
-    def weighted(self) -> Count:
+    def without_norm(self) -> Count:
         """All layers but normalisation, as most other papers count, and some of this one's figures."""
         return Count.of([layer for layer in self.layers if layer.kind != "norm"])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the counts, the energy in µJ, and each layer."""
         counts = {}
-        for name in ("total", "weighted", "paper"):
+        for name in ("total", "without_norm", "paper"):
             count: Count = getattr(self, name)
             counts[name] = {
                 **dataclasses.asdict(count),
@@ -167,7 +167,7 @@ class Report:
         ]  # fmt: skip
         for label, count in (
             ("all layers", self.total),
-            ("without normalisation", self.weighted),
+            ("without normalisation", self.without_norm),
             ("and without first and last", self.paper),
         ):
             counts = tuple(f"{v:,}" for v in (count.multiplications, count.additions, count.xnors))
@@ -193,7 +193,7 @@ def report(model: nn.Module, input_size: Sequence[int] | None = None) -> Report:
 
     Example:
         >>> import adder_zoo, timm
-        >>> counts = adder_zoo.report(timm.create_model("adder_resnet20")).weighted
+        >>> counts = adder_zoo.report(timm.create_model("adder_resnet20")).without_norm
         >>> f"{counts.multiplications:,} multiplications and {counts.additions:,} additions"
         '443,008 multiplications and 81,183,360 additions'
     """

@@ -10,7 +10,7 @@ import click
 import timm
 import torch
 
-from ..counts import counts
+from ..counts import known_counts
 from ..labels import assumption, labels_of
 from ..paths import WEIGHTS
 from ..preprocessing import in_words
@@ -51,7 +51,7 @@ def describe(name: str) -> dict[str, Any]:
         "model": name,
         "input_size": list(cfg.input_size),
         "num_classes": cfg.num_classes,
-        **counts(name),
+        **known_counts(name),
         "accuracy": record.get("test_accuracy"),
         "dataset": record.get("dataset"),
         "weights": "package" if str(cfg.file or "").startswith(str(WEIGHTS)) else cfg.hf_hub_id or cfg.url,
@@ -160,8 +160,9 @@ def info(model: str, image_size: int | None, similarity: str | None, as_json: bo
     click.echo(f"{model}\n")
     click.echo(count)
     click.echo(
-        f"\nEnergy of the arithmetic without normalisation, 45 nm: {count.weighted.energy('fp32'):,.1f} uJ in fp32, "
-        f"{count.weighted.energy('int8', 'int32'):,.1f} uJ in int8 with int32 sums.\n"
+        "\nEnergy of the arithmetic without normalisation, 45 nm: "
+        f"{count.without_norm.energy('fp32'):,.1f} uJ in fp32, "
+        f"{count.without_norm.energy('int8', 'int32'):,.1f} uJ in int8 with int32 sums.\n"
         "Memory traffic is left out; a GPU gains nothing, it multiplies as fast as it adds."
     )
     if record and isinstance(record.get("test_accuracy"), (int, float)):

@@ -34,7 +34,7 @@ def build(folder: Path, **options: Any) -> nn.Module:
 def counts(folder: Path, similarity: str | None = None) -> tuple[Count, int]:
     """Operations for one image, and parameters, of the network that is saved in ``folder``, or of its twin."""
     counted = report(build(folder, **({"similarity": similarity} if similarity else {})))
-    return counted.weighted, counted.parameters
+    return counted.without_norm, counted.parameters
 
 
 def similarity_of(config: Mapping[str, Any], folder: Path) -> str:

@@ -183,6 +183,6 @@ def check_input_channels(state_dict: dict[str, Tensor], first: str, in_chans: in
         )
 
 
-def without(state_dict: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+def drop_keys(state_dict: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
     """``state_dict`` less the keys that start with one of ``prefixes``."""
     return {key: value for key, value in state_dict.items() if not key.startswith(prefixes)}

@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..norms import BatchNorm1d, BatchNorm2d
 from ..ops.geometry import numbers
-from ._pretrained import check_input_channels, without
+from ._pretrained import check_input_channels, drop_keys
 from ._similarity import conv2d, linear
 
 
@@ -59,7 +59,7 @@ class StagedNet(nn.Module):
     ) -> None:
         super().__init__()
         if self.fixed_size is not None and img_size is not None:
-            square(img_size, self.fixed_size, type(self).__name__)
+            require_image_size(img_size, self.fixed_size, type(self).__name__)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.similarity = self.classifier_similarity = similarity
@@ -71,7 +71,7 @@ class StagedNet(nn.Module):
     def check_input(self, x: Tensor) -> None:
         """Raises ValueError for images that do not fit."""
         if self.fixed_size is not None:
-            check_size(x, self.fixed_size, type(self).__name__)
+            require_images_of_size(x, self.fixed_size, type(self).__name__)
 
     def run_stage(self, i: int, x: Tensor) -> Tensor:
         """Stage ``i``, whose output ``feature_info[i]`` describes."""
@@ -196,7 +196,7 @@ def filter_for(first: str) -> Any:
         check_input_channels(state_dict, f"{first}.weight", model.in_chans)  # type: ignore[arg-type]
         classifier = state_dict.get("head.fc.weight")
         if classifier is not None and classifier.shape[0] != model.num_classes:
-            return without(state_dict, "head.")
+            return drop_keys(state_dict, "head.")
         return state_dict
 
     return checkpoint_filter_fn
@@ -217,17 +217,17 @@ def conv_stage(
     return nn.Sequential(OrderedDict([*layers, ("pool", nn.MaxPool2d(2))]))
 
 
-def square(size: int | Sequence[int], wanted: int, name: str) -> None:
+def require_image_size(size: int | Sequence[int], wanted: int, name: str) -> None:
     """Raises ValueError if ``img_size`` is not the only one that fits."""
     if (tuple(size) if isinstance(size, Sequence) else (size, size)) != (wanted, wanted):
         raise ValueError(f"{name} takes images of {wanted} x {wanted} pixels, not img_size={size!r}")
 
 
 @torch.fx.wrap  # a condition on the shape, which a symbolic trace cannot follow
-def check_size(x: Tensor, wanted: int, name: str) -> None:
+def require_images_of_size(x: Tensor, wanted: int, name: str) -> None:
     """Raises ValueError for images of other sizes than ``wanted`` x ``wanted``."""
     if has_torch_function_unary(x):  # a proxy of torch.fx: the graph checks when it is run
-        return handle_torch_function(check_size, (x,), x, wanted, name)
+        return handle_torch_function(require_images_of_size, (x,), x, wanted, name)
     if x.dim() != 4 or numbers(x.shape[2:]) != [wanted, wanted]:
         raise ValueError(
             f"{name} takes images of {wanted} x {wanted} pixels, [N, C, {wanted}, {wanted}], got {tuple(x.shape)}; "

@@ -16,14 +16,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Conv2dSame
 from timm.models import generate_default_cfgs, get_pretrained_cfg, model_entrypoint, register_model
 from torch import nn
 
-from ..convert import _adder_layer, is_convolution, kept, replace_convolutions, without_norm
+from ..convert import layer_for, replace_convolutions
 from ..norms import put_in_float32
 from ._pretrained import PAPER, build_model
-from ._similarity import conv2d
+from ._similarity import CONVOLUTIONS
 
 __all__: list[str] = []
 
@@ -69,44 +68,13 @@ default_cfgs = generate_default_cfgs({f"adder_{parent}.in1k": _cfg(parent) for p
 def _network(parent: str, similarity: str, **kwargs: Any) -> nn.Module:
     """timm's network with its convolutions replaced: what ``build_model_with_cfg`` takes for a class."""
     model = model_entrypoint(parent)(pretrained=False, **kwargs)
-    # A convolution without batch norm is a fully connected layer on pooled features (vgg, mobilenetv3): those stay too.
-    stay = kept(model) | set(without_norm(model, {m for m in model.modules() if is_convolution(m)}))
-
-    def chosen(name: str, module: nn.Module) -> bool:
-        return name not in stay
-
-    if similarity == "adder":
-        replace_convolutions(model, functools.partial(_adder_layer, reset_weights=True, options={}), chosen)
-    elif similarity != "conv":
-        replace_convolutions(model, functools.partial(_like, similarity), chosen)
     if similarity != "conv":
+        make = functools.partial(layer_for, kind=CONVOLUTIONS[similarity])
+        # A convolution without batch norm is a fully connected layer on pooled features (vgg, mobilenetv3): those stay.
+        replace_convolutions(model, make, need_norm=True)
         put_in_float32(model)
     model.similarity = similarity
     return model
-
-
-def _like(similarity: str, conv: nn.Conv2d) -> nn.Module:
-    """A layer of another similarity with the arguments of ``conv``.
-
-    Raises:
-        ValueError: ``conv`` pads as TensorFlow does, by each image's size, which only adder layers have a form for.
-    """
-    if isinstance(conv, Conv2dSame):
-        raise ValueError(f"similarity={similarity!r} knows no SAME padding; take a network whose name has no tf_")
-    return conv2d(
-        similarity,
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        padding_mode=conv.padding_mode,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-    )
 
 
 def _create(parent: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
