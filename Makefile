@@ -35,11 +35,11 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 # Of the slow tests: memory errors in the native kernels, counted instructions and machine code, the larger shapes under
-# Triton's interpreter, published accuracies on all images, a run stopped in two processes.
+# Triton's interpreter, published accuracies on all images, a run stopped in two processes, the tutorials.
 test-ci: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/test_native_fuzz.py tests/test_native_driver.py \
 		tests/test_native_int8.py tests/test_triton.py tests/test_triton_aot.py tests/test_official.py \
-		tests/test_distribution.py tests/training/test_launch.py tests/training/test_resume.py \
+		tests/test_distribution.py tests/training/test_launch.py tests/training/test_resume.py tests/docs/test_examples.py \
 		--deselect tests/test_triton_aot.py::test_every_kernel_compiles \
 		--deselect tests/test_official.py::test_reference_and_cpu_answer_alike
 

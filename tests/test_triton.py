@@ -48,7 +48,7 @@ else:
         for i, shape in enumerate(NAMED):
             yield pytest.param(i, shape, id=shape.id, marks=[pytest.mark.slow] * (taps(shape) > 600))
 
-    @pytest.mark.parametrize(("i", "shape"), named())
+    @pytest.mark.parametrize(("i", "shape"), list(named()))
     def test_named_shapes(i, shape):
         check(shape, "triton", torch.float32, modes=[MODES[i % 3]])
         if i % 3 == 0 and taps(shape) < 250:

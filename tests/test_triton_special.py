@@ -97,7 +97,7 @@ else:
                     marks = () if quick else pytest.mark.slow
                     yield pytest.param(shape, special, where, id=f"{shape.id}-{special[0]}-{where}", marks=marks)
 
-    @pytest.mark.parametrize(("shape", "special", "where"), special_values())
+    @pytest.mark.parametrize(("shape", "special", "where"), list(special_values()))
     def test_special_values(shape, special, where):
         named = dict(zip(("x", "weight", "dy"), tensors(shape), strict=True))
         t = named[where]

@@ -20,7 +20,7 @@ LENETS = ("adder_lenet5_bn", "adder_lenetpp")
 NETWORKS = (*LENETS, "adder_vgg_small", *RESNETS)
 # One of each family; they share the code in which all of a family differ from others.
 FAMILIES = (*LENETS, "adder_vgg_small", "adder_resnet20")
-QUICK = {("adder_lenet5_bn", "adder"), ("adder_lenet5_bn", "xnor"), ("adder_resnet20", "adder")}
+QUICK = {("adder_lenet5_bn", "adder")}  # binary layers compile in test_binary.py
 
 COMPILED = [
     pytest.param(name, similarity, marks=() if (name, similarity) in QUICK else pytest.mark.slow)

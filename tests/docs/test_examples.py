@@ -22,7 +22,17 @@ import adder_zoo
 ON_THE_HUB = [SITE / "tutorials/share.md", SITE / "hub.md"]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if has_python(p) and p not in ON_THE_HUB], ids=name)
+# These train networks, for half a minute each.
+LONG = [SITE / "tutorials/convert.md", SITE / "tutorials/similarity.md"]
+
+
+def pages_with_python():
+    for page in PAGES:
+        if has_python(page) and page not in ON_THE_HUB:
+            yield pytest.param(page, id=name(page), marks=[pytest.mark.slow] * (page in LONG))
+
+
+@pytest.mark.parametrize("page", list(pages_with_python()))
 def test_examples_run(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     run(page)
