@@ -100,20 +100,24 @@ def adder2d(
             raise ValueError(f"adder2d: bias must have shape {shape_of(weight)[:1]}, got {shape_of(bias)}")
         if bias.device != x.device:
             raise ValueError(f"adder2d: x is on {x.device} and bias on {bias.device}; move one of them")
-    if weight_grad not in WEIGHT_GRADS:
-        raise ValueError(f"adder2d: weight_grad must be one of {WEIGHT_GRADS}, got {weight_grad!r}")
-    if input_grad not in INPUT_GRADS:
-        raise ValueError(f"adder2d: input_grad must be one of {INPUT_GRADS}, got {input_grad!r}")
-    if not isinstance(p, (int, float)) or not 1 <= p <= 2:
-        raise ValueError(f"adder2d: p must be a number from 1 to 2, got {p!r}")
-    if impl is not None and impl not in IMPLEMENTATIONS:
-        raise ValueError(f"adder2d: impl must be None or one of {tuple(IMPLEMENTATIONS)}, got {impl!r}")
-
+    check_options("adder2d", weight_grad, input_grad, p, impl)
     options = weight_grad, input_grad, float(p), impl or "auto"
     y = _adder2d_operator(x, weight, *geometry.arguments, *options)
     if bias is not None:
         y = y + bias.to(y.dtype).view(-1, 1, 1)
     return y.squeeze(0) if unbatched else y
+
+
+def check_options(caller: str, weight_grad: str, input_grad: str, p: float, impl: str | None) -> None:
+    """Raises ValueError for options that ``adder2d`` does not know; ``caller`` begins the message."""
+    if weight_grad not in WEIGHT_GRADS:
+        raise ValueError(f"{caller}: weight_grad must be one of {WEIGHT_GRADS}, got {weight_grad!r}")
+    if input_grad not in INPUT_GRADS:
+        raise ValueError(f"{caller}: input_grad must be one of {INPUT_GRADS}, got {input_grad!r}")
+    if not isinstance(p, (int, float)) or not 1 <= p <= 2:
+        raise ValueError(f"{caller}: p must be a number from 1 to 2, got {p!r}")
+    if impl is not None and impl not in IMPLEMENTATIONS:
+        raise ValueError(f"{caller}: impl must be None or one of {IMPLEMENTATIONS}, got {impl!r}")
 
 
 def adder_linear(

@@ -18,9 +18,8 @@ from timm.layers import pad_same
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from .functional import INPUT_GRADS, WEIGHT_GRADS, adder2d, adder_linear
+from .functional import adder2d, adder_linear, check_options
 from .living import LAYERS
-from .ops.backends import IMPLEMENTATIONS
 from .precision import HALF
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -50,15 +49,7 @@ class AdderLayer(nn.Module):
 
     def __init__(self, weight_grad: str, input_grad: str, p: float, impl: str | None) -> None:
         super().__init__()
-        name = type(self).__name__
-        if weight_grad not in WEIGHT_GRADS:
-            raise ValueError(f"{name}: weight_grad must be one of {WEIGHT_GRADS}, got {weight_grad!r}")
-        if input_grad not in INPUT_GRADS:
-            raise ValueError(f"{name}: input_grad must be one of {INPUT_GRADS}, got {input_grad!r}")
-        if not isinstance(p, (int, float)) or not 1 <= p <= 2:
-            raise ValueError(f"{name}: p must be a number from 1 to 2, got {p!r}")
-        if impl is not None and impl not in IMPLEMENTATIONS:
-            raise ValueError(f"{name}: impl must be None or one of {tuple(IMPLEMENTATIONS)}, got {impl!r}")
+        check_options(type(self).__name__, weight_grad, input_grad, p, impl)
         self.weight_grad = weight_grad
         self.input_grad = input_grad
         self.p = p
