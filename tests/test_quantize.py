@@ -235,3 +235,53 @@ def test_an_input_that_is_always_the_same():
         adder_zoo.quantize(model, -torch.rand(2, 3, 9, 9))
     with pytest.raises(ValueError, match="the input of 1 is the constant 2"):
         adder_zoo.quantize(model, torch.full((2, 3, 9, 9), 2.0))
+
+
+def test_images_that_the_float_network_refuses(lenet):
+    model, images = lenet
+    network = adder_zoo.quantize(model, images)
+    for dtype in (torch.uint8, torch.int64):  # bytes are not levels because they are bytes
+        with pytest.raises(TypeError, match="x must be floating point"):
+            network(images.to(dtype))
+
+
+def test_state_dicts_carry_the_ranges_of_their_bytes(small):
+    model, images = small
+    network, other = adder_zoo.quantize(model, images), adder_zoo.quantize(model, images * 0.9)
+    with torch.no_grad():
+        assert not torch.equal(other(images), network(images))
+        other.load_state_dict(network.state_dict())
+        assert torch.equal(other(images), network(images))
+    apart = adder_zoo.quantize(model, images)
+    first = next(layer for layer in quantised(apart) if layer.next_range is not None)
+    first.emit(True, None)
+    with pytest.raises(RuntimeError, match="bytes go from layer to layer in another way"):
+        apart.load_state_dict(network.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_leaves_scales_and_ranges_alone(dtype):
+    torch.manual_seed(0)
+    model = adder_zoo.float32_norms(nn.Sequential(adder_zoo.Adder2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 4, 3)))
+    images = torch.randn(8, 3, 9, 9)
+    with adder_zoo.reestimated_batch_norm(model, [images]), torch.no_grad():
+        model.eval()
+        wanted = adder_zoo.quantize(model, images).get_submodule("0")(images)
+        for network in (adder_zoo.quantize(model, images).to(dtype), adder_zoo.quantize(model.to(dtype), images)):
+            assert network(images.to(dtype)).dtype == dtype
+            got = network.get_submodule("0")(images)
+            assert got.dtype == dtype
+            torch.testing.assert_close(got.float(), wanted, rtol=0.05, atol=0.1)
+
+
+def test_a_report_counts_the_layers_in_bytes(lenet):
+    model, images = lenet
+    wanted, got = (adder_zoo.report(m, (1, 32, 32)) for m in (adder_zoo.fuse(model), adder_zoo.quantize(model, images)))
+    assert (got.parameters, len(got.layers)) == (wanted.parameters, len(wanted.layers))
+    assert [(a.kind, a.taps, a.additions) for a in got.layers] == [(a.kind, a.taps, a.additions) for a in wanted.layers]
+
+
+@pytest.mark.parametrize("images", [0, -1, 2.0])
+def test_bad_numbers_of_images(lenet, images):
+    with pytest.raises(ValueError, match="images must be a whole number from 1"):
+        adder_zoo.quantize(*lenet, images=images)

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .binary import BinaryConv2d, BinaryLinear
+from .int8.layers import QuantizedAdder2d
 from .ops import fused, library  # noqa: F401, they register the operators that are counted
 
 # pJ for an operation in 45 nm (Horowitz, ISSCC 2014, "Computing's energy problem"): (multiplication, addition).
@@ -224,7 +225,13 @@ def report(model: nn.Module, input_size: Sequence[int] | None = None) -> Report:
         for m, training in modes.items():
             m.training = training
     parameters = sum(p.numel() for p in model.parameters())
+    parameters += sum(_filters_in_bytes(module) for module in model.modules())
     return Report(shape[1:], parameters, tuple(counter.layers))
+
+
+def _filters_in_bytes(module: nn.Module) -> int:
+    """How many filter values a quantised layer holds, which are no parameters of torch's."""
+    return module.weight.numel() if isinstance(module, QuantizedAdder2d) else 0
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -268,6 +275,9 @@ class _Counter(TorchDispatchMode):
             self._add("adder", x, y, y.numel() * weight[0].numel(), p=p)
         elif packet is torch.ops.adder_zoo.adder2d_fused:
             self._add("adder", args[0], y, y.numel() * args[1][0].numel(), per_element=(1, 1))
+        elif packet is torch.ops.adder_zoo.adder2d_int8_fused:
+            y = out[0] if out[0].numel() else out[1]  # float32, bytes, or both
+            self._add("adder", args[0], y, y.numel() * args[1][0].numel(), per_element=(1, 1))
         elif packet in _BATCH_NORMS:
             self._add("norm", args[0], y, 0, per_element=(1, 1))
         elif packet in _OTHER_NORMS:
@@ -308,7 +318,7 @@ class _Counter(TorchDispatchMode):
         else:
             multiplications += taps
             additions += taps
-        parameters = sum(t.numel() for t in module.parameters(recurse=False))
+        parameters = sum(t.numel() for t in module.parameters(recurse=False)) + _filters_in_bytes(module)
         self.layers.append(
             Layer(name, kind, tuple(x.shape), tuple(y.shape), parameters, taps, multiplications, additions, xnors)
         )

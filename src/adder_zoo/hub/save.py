@@ -15,6 +15,7 @@ from torch import nn
 from .. import atomic
 from ..architecture import CONVERTED, architecture, build_again, differences, input_channels, rename_converted
 from ..fuse import FusedAdder2d
+from ..int8.layers import QuantizedAdder2d
 from ..layers import AdderLayer
 from ..precision import ADVICE, half_statistics
 from ..results import WEIGHTS_FILE
@@ -52,14 +53,19 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
 
     Raises:
         ValueError: timm did not build ``model``, or would build another network again: layers were exchanged,
-            parameters are shared, or it was fused; or running statistics are in half precision. Nothing is written
-            then.
+            parameters are shared, or it was fused or quantised; or running statistics are in half precision. Nothing is
+            written then.
         OSError: it cannot be written.
     """
     model = unwrap(model)
     if getattr(model, "pretrained_cfg", None) is None:
         raise ValueError(f"save_pretrained: {type(model).__name__} was not built by timm.create_model, so there is no "
                          "configuration to save; use safetensors.torch.save_model")  # fmt: skip
+    if any(isinstance(module, QuantizedAdder2d) for module in model.modules()):
+        raise ValueError(
+            "save_pretrained: this network was quantised for inference, and timm cannot build it again. Save the "
+            "network that was given to adder_zoo.quantize(), or this one whole, by torch.save(network, path)."
+        )
     if any(isinstance(module, FusedAdder2d) for module in model.modules()):
         raise ValueError(
             "save_pretrained: this network was fused for inference: batch norm is folded into its layers, and timm "

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from timm.layers import get_same_padding
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..functional import adder2d
 from ..fuse import FusedAdder2d
 from ..layers import Adder2dSame
+from ..norms import Kept, cast
 from ..ops.geometry import Geometry
 from ..ops.int8.library import adder2d_int8, adder2d_int8_fused
 from ..ops.int8.reference import levels
@@ -51,7 +52,7 @@ class Range:
         return levels(x, 1 / self.step, self.zero_point, self.top)
 
 
-class QuantizedAdder2d(nn.Module):
+class QuantizedAdder2d(Kept):
     """A fused adder layer whose input and filters are bytes; for inference only.
 
         y = act(scale[k]·(-Σ|x - w|) + shift[k] + shortcut)
@@ -61,18 +62,24 @@ class QuantizedAdder2d(nn.Module):
 
         |x - w| = |x - clip(w, low, high)| + relu(low - w) + relu(w - high)        for low <= x <= high
 
-    Shapes: input [N, C, H, W], float32 (made bytes here) or uint8 levels of ``input_range``, and the shortcut that is
-    added, [N, K, P, Q] float32; output [N, K, P, Q]: float32, or what ``emit`` asked for.
+    Shapes: input [N, C, H, W], floating point (made bytes here) or, where ``takes_bytes``, uint8 levels of
+    ``input_range``, and the shortcut that is added, [N, K, P, Q]; output [N, K, P, Q]: float32 (half precision where
+    the network is in it), or what ``emit`` asked for.
+
+    ``ranges`` is in the state dict, for bytes mean nothing without them; int64, which no ``half()`` rounds.
     """
 
     weight: Tensor
     scale: Tensor
     shift: Tensor
+    ranges: Tensor
+    takes_bytes = False  # whether the layer before it hands on bytes in its range
 
     def __init__(self, layer: FusedAdder2d, input_range: Range) -> None:
         super().__init__()
         self.geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
         self.same, self.relu = layer.same, layer.relu
+        self.casts, self.precision = layer.casts, layer.precision
         self.impl = layer.impl if layer.impl in ("reference", "cpu") else None
         self.input_range = input_range
         self.register_buffer("weight", input_range.levels(layer.weight.detach().float()))
@@ -80,6 +87,7 @@ class QuantizedAdder2d(nn.Module):
         self.register_buffer("shift", torch.empty(0))
         self.set_line(layer, *clipped_line(layer, input_range))
         self.wide, self.next_range = True, None  # type: bool, Range | None
+        self.register_buffer("ranges", self._ranges())
         self.eval()
 
     def set_line(self, layer: FusedAdder2d, slope: Tensor, offset: Tensor) -> None:
@@ -91,6 +99,36 @@ class QuantizedAdder2d(nn.Module):
     def emit(self, wide: bool, next_range: Range | None) -> None:
         """What ``forward`` returns: float32, bytes in the next layer's range, or both as a pair."""
         self.wide, self.next_range = wide, next_range
+        self.ranges = self._ranges()
+
+    def take_bytes(self) -> None:
+        """Lets ``forward`` take uint8 levels of ``input_range``."""
+        self.takes_bytes = True
+        self.ranges = self._ranges()
+
+    def _ranges(self) -> Tensor:
+        """[3, 3]: the input's range, the next layer's (0 where there is none), and how the layer is connected."""
+        rows = [_integers(self.input_range), _integers(self.next_range), (int(self.wide), int(self.takes_bytes), 0)]
+        return torch.tensor(rows, device=self.weight.device)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        """Takes the ranges with the bytes; refuses those of a network in which bytes go other ways."""
+        here = self._ranges()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)  # type: ignore[no-untyped-call]
+        ranges = self.ranges.tolist()
+        if ranges[2] != here[2].tolist() or (ranges[1][2] > 0) != (self.next_range is not None):
+            lists[-1].append(
+                f"{prefix}ranges: the bytes go from layer to layer in another way in the network that was saved; "
+                "save that network whole, by torch.save(network, path)"
+            )
+            return
+        self.input_range = _range(ranges[0])
+        self.next_range = _range(ranges[1]) if ranges[1][2] else None
+
+    def _kept(self) -> list[Tensor]:
+        return [self.scale, self.shift]
 
     def sums(self, x: Tensor) -> Tensor:
         """The bare -Σ|x - w| over levels, int32 [N, K, P, Q]."""
@@ -107,13 +145,17 @@ class QuantizedAdder2d(nn.Module):
             1 / out.step, out.zero_point, out.top, self.next_range is not None, *geometry.arguments,
             self.impl or "auto",
         )  # fmt: skip
+        if self.casts or self.precision:
+            wide = cast(wide, wide, None, self.precision)
         if self.next_range is None:
             return wide
         return (wide, narrow) if self.wide else narrow
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Geometry]:
-        if x.dtype != torch.uint8:
+        if x.is_floating_point():
             x = self.input_range.levels(x.float())
+        elif not self.takes_bytes:
+            raise TypeError(f"QuantizedAdder2d: x must be floating point, as the float network takes it, got {x.dtype}")
         _, stride, padding, dilation, groups = self.geometry
         if self.same:
             return x, Geometry.of(stride, self._same_padding(x), dilation, groups)
@@ -137,6 +179,19 @@ class QuantizedAdder2d(nn.Module):
     def extra_repr(self) -> str:
         r = self.input_range
         return f"{list(self.weight.shape)}, input from {r.low:.4g} to {r.high:.4g} in {r.top + 1} levels"
+
+
+def _integers(covered: Range | None) -> tuple[int, int, int]:
+    """A range as integers: the bits of its step in float64, zero point and top; zeros for None."""
+    if covered is None:
+        return 0, 0, 0
+    return int(torch.tensor(covered.step, dtype=torch.float64).view(torch.int64)), covered.zero_point, covered.top
+
+
+def _range(integers: list[int]) -> Range:
+    """The range that ``_integers`` wrote."""
+    step, zero_point, top = integers
+    return Range(float(torch.tensor(step).view(torch.float64)), zero_point, top)
 
 
 def float_sums(layer: FusedAdder2d, x: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ def quantize(
         raises.
 
     Raises:
-        ValueError: bits out of range; no images, or images that are not finite or do not differ; a network in training
-            mode, without adder layers, or of which nothing can be quantised (the message says why).
+        ValueError: bits or images out of range; no images, or images that are not finite or do not differ; a network in
+            training mode, without adder layers, or of which nothing can be quantised (the message says why).
 
     Example:
         >>> import adder_zoo, timm, torch
@@ -58,6 +58,8 @@ def quantize(
     """
     if type(bits) is not int or bits not in BITS:
         raise ValueError(f"quantize: bits must be a whole number from {BITS[0]} to {BITS[-1]}, got {bits!r}")
+    if type(images) is not int or images < 1:
+        raise ValueError(f"quantize: images must be a whole number from 1, got {images!r}")
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(f"quantize: {training[0]} is in training mode; call model.eval() first")
@@ -170,6 +172,8 @@ def _connect_output(
     readers = [user for user in readers if quantised[user].input_range == shared]
     others = [user for user in node.users if user not in readers]
     module.emit(wide=bool(others), next_range=shared)
+    for user in readers:
+        quantised[user].take_bytes()
     if not others:
         return
     with graph.inserting_after(node):
