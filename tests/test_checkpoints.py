@@ -35,6 +35,7 @@ WRAPPINGS = {
     "state_dict": lambda s: {"epoch": 3, "state_dict": s, "optimizer": {"state": {}}},
     "nested twice": lambda s: {"model": {"state_dict": {f"module.{k}": v for k, v in s.items()}}},
     "net": lambda s: {"net": s, "acc": 91.0},
+    "averaged": lambda s: {**{f"module.{k}": v for k, v in s.items()}, "n_averaged": torch.tensor(3)},
     "without counters": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
 }
 

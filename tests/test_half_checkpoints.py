@@ -69,12 +69,12 @@ def test_a_file_in_half_precision_is_refused_on_every_way_in(half_file, tmp_path
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("widened", [False, True])
+@pytest.mark.parametrize("widened", [None, torch.float32, torch.float64])
 def test_import_refuses_rounded_statistics(tmp_path, dtype, widened):
     model = timm.create_model("adder_resnet20.cifar10", pretrained=True)
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     if widened:
-        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        state = {k: v.to(widened) if v.is_floating_point() else v for k, v in state.items()}
     torch.save(state, tmp_path / "half.pth")
     with pytest.raises(CheckpointError, match=REFUSED):
         import_checkpoint(tmp_path / "half.pth", "adder_resnet20", tmp_path / "out")

@@ -54,6 +54,8 @@ def test_a_thousand_classes_are_not_imagenets_without_a_reason():
     assert labels_of({"tag": "in1k"}, 10).names is None
     assert labels_of({"label_names": ["a", "b"]}, 2).names == ("a", "b")
     assert labels_of({"label_names": ["a", "b"]}, 3).names is None
+    numbered = {str(i): f"class {i}" for i in range(12)}  # as JSON has it: 10 is not before 2
+    assert labels_of({"label_names": numbered}, 12).names == tuple(numbered.values())
 
 
 def test_class_map(tmp_path):

@@ -331,6 +331,23 @@ def test_warns_where_a_filter_was_replaced_by_one_that_it_does_not_know():
         moved(list(model[3].parameters()), optimizer)
 
 
+def test_warns_where_a_filter_that_it_knew_was_replaced():
+    model = network()
+    optimizer = sgd(model.parameters())
+    nn.utils.parametrizations.weight_norm(model[2])  # whose lengths and directions are new parameters
+    with pytest.warns(UserWarning, match="none of the parameters"):
+        moved(list(model[3].parameters()), optimizer)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_state_of_another_kind_of_optimizer_is_refused(kind):
+    model = network()
+    optimizer = sgd(model.parameters())
+    with pytest.raises(ValueError, match=r"the state of another optimizer, without .*dampening"):
+        optimizer.load_state_dict(kind(model.parameters()).state_dict())
+    moved(list(model.parameters()), optimizer)
+
+
 @pytest.mark.parametrize("reason", ["frozen", "another network's", "another optimizer's", "asked for"])
 def test_no_warning_where_plain_sgd_is_meant(reason):
     model, options = network(), {}

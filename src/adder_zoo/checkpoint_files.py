@@ -110,6 +110,7 @@ def _tensors(content: Any) -> dict[str, Tensor] | None:
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    state = {key: value for key, value in state.items() if key != "n_averaged"}  # of torch's AveragedModel
     for prefix in WRAPPERS:
         if all(key.startswith(prefix) for key in state):
             return _unwrapped({key[len(prefix) :]: value for key, value in state.items()})

@@ -107,13 +107,20 @@ def labels_of(cfg: Mapping[str, Any], count: int, class_map: str | Path | None =
             raise LabelError(f"{class_map} names {len(names)} classes, and the network has {count}")
         return Labels(count, tuple(names), given=True)
     said = cfg.get("label_names") or ()
-    names = [str(said[key]) for key in sorted(said)] if isinstance(said, Mapping) else [str(name) for name in said]
+    if isinstance(said, Mapping):
+        said = [said[key] for key in sorted(said, key=_place)]
+    names = [str(name) for name in said]
     if names and len(names) == count:
         return Labels(count, tuple(names), dict(cfg.get("label_descriptions") or {}))
     imagenet = profile("imagenet")
     if count == len(imagenet.classes) and imagenet.tag in str(cfg.get("tag") or "") and assumption(cfg) is None:
         return Labels(count, imagenet.classes, imagenet.descriptions)
     return Labels(count)
+
+
+def _place(key: Any) -> tuple[int, str]:
+    """Sorts the keys of named classes: numbers, which JSON makes texts of, as numbers."""
+    return (int(key), "") if str(key).isdecimal() else (0, str(key))
 
 
 def assumption(cfg: Mapping[str, Any]) -> str | None:

@@ -50,11 +50,12 @@ class AdderSGD(torch.optim.SGD):
         factor: The factor of "increased"; the paper uses 100.
 
     Raises:
-        ValueError: an option has no meaning.
+        ValueError: an option has no meaning; or, from ``load_state_dict``, the state is that of another optimizer.
         RuntimeError: FSDP 1 has put filters into flat parameters, in which no norm of a layer can be taken; also from
             ``step``.
 
-    Warns once, at the first step, where none of its parameters is a filter and yet their network has adder layers.
+    Warns once, at the first step, where none of its parameters is a filter with a gradient and yet their network has
+    adder layers with filters that no optimizer has.
 
     A filter whose gradient is zero, or that has none, is only subject to weight decay and momentum; a gradient with a
     NaN stays one. ``group["adder"]`` tells for each parameter of a group whether it is a filter.
@@ -108,6 +109,13 @@ class AdderSGD(torch.optim.SGD):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, a pickle, or a loaded state dict; that may be plain SGD's or of a network without adder layers."""
         before = self.__dict__.get("param_groups", [])
+        missing = sorted({name for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov")
+                          for group in state["param_groups"] if name not in group})  # fmt: skip
+        if missing:
+            raise ValueError(
+                f"AdderSGD: this is the state of another optimizer, without {', '.join(missing)}; load that of "
+                "AdderSGD or torch.optim.SGD, or begin with a new one"
+            )
         super().__setstate__(state)
         for i, group in enumerate(self.param_groups):
             known = before[i] if before else self._own
@@ -172,8 +180,10 @@ class AdderSGD(torch.optim.SGD):
     def _look_around(self) -> None:
         """Warns where a network that these parameters belong to has adder layers, and no parameter here is a filter."""
         self._looked = True
-        if any(group["adder_lr"] == "none" or True in group["adder"] for group in self.param_groups):
-            return
+        for group in self.param_groups:
+            trained = [yes and p.grad is not None for p, yes in zip(group["params"], group["adder"], strict=True)]
+            if group["adder_lr"] == "none" or any(trained):
+                return
         here_or_elsewhere = {id(p) for o in OPTIMIZERS for group in o.param_groups for p in group["params"]}
         left = [
             layer

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
+WIDE = (torch.float32, torch.float64)
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0}  # and what they are before the first batch
 ADVICE = (
     "Rounded to half precision, the running statistics of an adder network are destroyed: its sums are large with a "
@@ -32,16 +33,16 @@ def half_statistics(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def rounded_statistics(state: Mapping[str, Tensor]) -> list[str]:
-    """Keys of running means in float32 that are rounded to half precision all the same: it was widened afterwards.
+    """Keys of running means that are rounded to half precision though they are not in it: it was widened afterwards.
 
     Only large ones count, where bfloat16 steps by 2 or more. That eight of them or more are multiples of that step by
     chance does not happen.
     """
     found = []
     for key, value in state.items():
-        if key.rpartition(".")[2] == "running_mean" and value.dtype == torch.float32 and not value.is_meta:
+        if key.rpartition(".")[2] == "running_mean" and value.dtype in WIDE and not value.is_meta:
             large = value[value.abs() > 256]
-            if len(large) >= 8 and any(torch.equal(large.to(dtype).float(), large) for dtype in HALF):
+            if len(large) >= 8 and any(torch.equal(large.to(dtype).to(value.dtype), large) for dtype in HALF):
                 found.append(key)
     return found
 
