@@ -17,7 +17,8 @@ SCRIPTS = ("recipes", "benchmarks", "docs/figures", "tests")
 
 
 def main() -> None:
-    names = [m.name for m in pkgutil.walk_packages(adder_zoo.__path__, "adder_zoo.") if not m.name.endswith("__main__")]
+    found = pkgutil.walk_packages(adder_zoo.__path__, "adder_zoo.")
+    names = [m.name for m in found if not m.name.endswith(("__main__", "_native"))]  # _native is C++ without Python
     for name in names:
         importlib.import_module(name)
     # Scripts import their neighbours. Tests come last: of two files of one name the first would win.
