@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def distance(
-    x: np.ndarray, weight: np.ndarray, zero_point: int, stride, padding, dilation, groups: int
-) -> np.ndarray:
+def distance(x: np.ndarray, weight: np.ndarray, zero_point: int, stride, padding, dilation, groups: int) -> np.ndarray:
     """-Σ|x - w| as int64, [N, K, P, Q]; x [N, C, H, W] and weight [K, C/groups, R, S] uint8, padding = zero_point."""
     (N, C, H, W), (K, Cg, R, S) = x.shape, weight.shape
     top, bottom, left, right = padding

@@ -365,7 +365,7 @@ def test_the_advice_for_unreadable_files_works(tmp_path, monkeypatch, form):
         "nested": {"model": {"state_dict": state, "x": Foreign()}},
         "flat": {**state, "x": Foreign()},
     }[form]
-    file = tmp_path / "it's \"here\".pth"
+    file = tmp_path / 'it\'s "here".pth'
     torch.save(content, file)
     with pytest.raises(CheckpointError, match="more than tensors") as raised:
         load_checkpoint(file, "adder_resnet20")
@@ -417,9 +417,7 @@ def test_names_of_folders_are_believed(named, monkeypatch):
     monkeypatch.setattr(_images, "create", answering)
     assert top1(run("validate", folder / "net", "--data-dir", folder / "images", "--json")) == 100
     (folder / "map.txt").write_text("grey\nwhite\nblack\n")  # a lie, which must be believed
-    told = run(
-        "validate", folder / "net", "--data-dir", folder / "images", "--class-map", folder / "map.txt", "--json"
-    )
+    told = run("validate", folder / "net", "--data-dir", folder / "images", "--class-map", folder / "map.txt", "--json")
     assert top1(told) == 0
     (folder / "map.txt").write_text("weiß\nschwarz\ngrau\n")
     refused = run(

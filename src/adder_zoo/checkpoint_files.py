@@ -122,7 +122,7 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _advice(path: Path) -> str:
     """How to save the tensors of a file alone, for somebody who trusts it; the command fits what is in the file."""
-    found = f"torch.load({json.dumps(str(path), ensure_ascii=False)}, map_location=\"cpu\", weights_only=False)"
+    found = f'torch.load({json.dumps(str(path), ensure_ascii=False)}, map_location="cpu", weights_only=False)'
     content = _outline(path)
     while (key := next((name for name in NESTED if _is_dictionary(content) and name in content), None)) is not None:
         content = content[key]

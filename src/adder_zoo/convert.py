@@ -26,7 +26,6 @@ from .norms import put_in_float32
 FUSIONS = ("fuse", "reparameterize", "switch_to_deploy")
 
 
-
 def _of_timm(module: str, *names: str) -> Iterator[type[nn.Module]]:
     """Classes of ``timm.layers.<module>``, of which not all are names of ``timm.layers``; older timm lacks some."""
     with contextlib.suppress(ModuleNotFoundError):

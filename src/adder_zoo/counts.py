@@ -1,6 +1,6 @@
 """Parameters and operations of every network of the zoo, counted once: ``adder-zoo list`` would take minutes otherwise.
 
-    python -m adder_zoo.counts        counts all of them again and writes counts.json
+python -m adder_zoo.counts        counts all of them again and writes counts.json
 """
 
 from __future__ import annotations

@@ -164,9 +164,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m adder_zoo.coverage", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m adder_zoo.coverage", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern of timm's model names")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every outcome")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table")

@@ -1,7 +1,7 @@
 """docs/compatibility.md: with which tools the package was run. Every row names the tests that show it.
 
-    python tests/docs/compatibility.py                         writes the page
-    pytest $(python tests/docs/compatibility.py --tests)       runs what it claims
+python tests/docs/compatibility.py                         writes the page
+pytest $(python tests/docs/compatibility.py --tests)       runs what it claims
 """
 
 from __future__ import annotations
@@ -302,9 +302,7 @@ one are written: `make gpu`).
 
 def render() -> str:
     """The page."""
-    lines = [
-        f"| {r.tool} | **{r.result}** | {r.how} | {', '.join(f'`{test}`' for test in r.tests)} |\n" for r in ROWS
-    ]
+    lines = [f"| {r.tool} | **{r.result}** | {r.how} | {', '.join(f'`{test}`' for test in r.tests)} |\n" for r in ROWS]
     return HEAD + "".join(lines) + TAIL
 
 

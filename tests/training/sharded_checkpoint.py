@@ -21,9 +21,7 @@ images, labels = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed
 
 def begin(seed):
     torch.manual_seed(seed)
-    network = nn.Sequential(
-        Adder2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(180, 4)
-    )
+    network = nn.Sequential(Adder2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(180, 4))
     fully_shard(network, mesh=init_device_mesh("cpu", (2,)))
     return network, AdderSGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
 

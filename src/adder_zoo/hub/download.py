@@ -65,6 +65,7 @@ def download(
         huggingface_hub's own errors, with repository, file and what to do added: one of these is missing, or needs a
         login; offline and not in the cache.
     """
+
     def fetch(pulse: patience.Pulse) -> str:
         return _fetch(pulse, repo_id, filename, revision, cache_dir, token, repo_type)
 

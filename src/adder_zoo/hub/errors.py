@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 # httpx's in version 1 of huggingface_hub, httpx2's in version 2: connection errors and timeouts derive from it.
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
+
 class HubError(RuntimeError):
     """The Hub refused, failed or did not answer, or holds something unfit. The message says what to do."""
 

@@ -17,6 +17,7 @@ from .records import shipped
 # Under whose name the cards in hub_cards/ are rendered; that of a push takes its place.
 ORGANISATION = "adder-zoo"
 
+
 def index(organisation: str, rows: Iterable[Mapping[str, Any]]) -> str:
     """The page of an organisation: one table over all of its models, whose names are those of their repositories."""
     lines = [

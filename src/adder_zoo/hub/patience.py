@@ -73,6 +73,7 @@ def within_patience(call: Callable[[Pulse], T], what: str, upload: int = 0) -> T
 
 def progress_bar(pulse: Pulse) -> type[Any]:
     """A class of progress bars for huggingface_hub that beat ``pulse`` with every piece that arrives."""
+
     class Bar(tqdm):
         def update(self, n: float | None = 1) -> bool | None:
             pulse.beat()

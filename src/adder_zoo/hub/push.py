@@ -126,9 +126,7 @@ def push_to_hub(
         )
 
 
-def push_folder(
-    folder: str | Path, repo_id: str, *, repo_type: str, readme: str | None = None, **options: Any
-) -> Push:
+def push_folder(folder: str | Path, repo_id: str, *, repo_type: str, readme: str | None = None, **options: Any) -> Push:
     """Puts a folder that is not a network on the Hub: the built kernels, or the page of an organisation (a Space).
 
     Args:

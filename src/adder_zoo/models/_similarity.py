@@ -1,8 +1,8 @@
 """Eq. 1 of the AdderNet paper leaves open what compares a patch with a filter: its networks exist in three kinds.
 
-    adder    S(x, w) = -|x - w|       the paper's networks
-    conv     S(x, w) = x·w            the CNNs it holds them against
-    xnor     S(x, w) = x_b·w_b        its binary networks, weights and activations of one bit
+adder    S(x, w) = -|x - w|       the paper's networks
+conv     S(x, w) = x·w            the CNNs it holds them against
+xnor     S(x, w) = x_b·w_b        its binary networks, weights and activations of one bit
 """
 
 from __future__ import annotations

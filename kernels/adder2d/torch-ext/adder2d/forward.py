@@ -78,7 +78,8 @@ _INTEGERS = [
     *("M", "H", "W", "P", "Q", "Kg", "Cg", "R", "S", "stride_h", "stride_w", "pad_top", "pad_left"),
     *("dilation_h", "dilation_w", "stride_xn", "stride_xc", "stride_xh", "stride_xw"),
     *("stride_yn", "stride_yk", "stride_yp", "stride_yq", "stride_split", "tiles_n", "tiles_per_group"),
-    *("steps_per_split", "never"), *EPILOGUE_INTEGERS,
+    *("steps_per_split", "never"),
+    *EPILOGUE_INTEGERS,
 ]
 
 
