@@ -50,6 +50,18 @@ def test_copies_of_the_authors_format(network, tmp_path, wrap):
     assert torch.equal(again(x), network(x))
 
 
+def test_convolutions_are_not_taken_for_adder_layers(tmp_path):
+    """Their filters have the same shapes, but an adder layer's answers are never positive."""
+    network = timm.create_model("adder_resnet20", similarity="conv").train()
+    network(torch.randn(4, 3, 32, 32))
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"not of adder layers.*--similarity conv"):
+        load_checkpoint(tmp_path / "x.pth", "adder_resnet20", dataset="cifar10")
+    x = torch.randn(2, 3, 32, 32)
+    loaded = load_checkpoint(tmp_path / "x.pth", "adder_resnet20", "conv", dataset="cifar10")
+    assert torch.equal(loaded(x), network.eval()(x))
+
+
 def test_half_precision_becomes_float32(network, tmp_path):
     """But for running statistics, which cannot (tests/test_half_checkpoints.py)."""
     state = {k: v.half() if v.is_floating_point() and "running" not in k else v for k, v in authors(network).items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import DropBlock2d, DropPath
 from torch import nn
 
 from .layers import AdderLayer
@@ -24,6 +25,7 @@ FUSED = " fused by adder_zoo"
 
 # What of a layer, besides its tensors, decides its answer; gradient rules and who computes do not.
 OPTIONS = ("stride", "padding", "dilation", "groups", "padding_mode", "p", "eps")
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, DropBlock2d)  # in evaluation
 SOURCE = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "tag")
 
 _building: ContextVar[bool] = ContextVar("_building", default=False)
@@ -116,8 +118,8 @@ def input_channels(model: nn.Module) -> int | None:
 def differences(model: nn.Module, again: nn.Module) -> list[str]:
     """In what ``again`` would answer otherwise than ``model`` with the same weights: a line for each layer.
 
-    Compared are the kinds and options of layers with filters, the shapes of all tensors that are saved, and which
-    parameters are one and the same.
+    Compared are the kinds and options of layers with filters, the shapes of all tensors that are saved, which
+    parameters are one and the same, and the kinds and options of activations and poolings.
     """
     here, there = _layers(model), _layers(again)
     lines = []
@@ -142,6 +144,9 @@ def _layers(model: nn.Module) -> dict[str, dict[str, str]]:
             if tensor is not None and key not in module._non_persistent_buffers_set
         }
         filters = isinstance(module, (AdderLayer, nn.modules.conv._ConvNd, nn.Linear))
+        if not tensors and not filters and not any(module.children()) and type(module) not in IDLE:
+            # An activation or a pooling, of which repr tells the options, but for those that do not change the answer.
+            found[name.replace("_orig_mod.", "")] = {"": repr(module).replace("inplace=True", "")}
         if tensors or filters:
             kind = type(module).__name__ if filters else "a layer"  # batch norm has many names for the same
             options = {key: str(getattr(module, key)) for key in OPTIONS if hasattr(module, key)}

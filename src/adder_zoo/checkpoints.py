@@ -7,6 +7,7 @@ that has none in the zoo (their ResNet-50 for ImageNet), it becomes part of the 
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,8 +70,8 @@ def load_checkpoint(
         labels: The name of each class, in order.
 
     Raises:
-        CheckpointError: it cannot be read, or is one of another network; names the keys that differ. Or what was
-            stated does not fit it.
+        CheckpointError: it cannot be read, or is one of another network; names the keys that differ. Or its layers are
+            not adder layers, as the means behind them tell; or what was stated does not fit it.
 
     Warns:
         AssumptionWarning: how images are to be prepared was not stated.
@@ -99,6 +100,12 @@ def load_checkpoint(
     wanted = network.state_dict()
     state = {**wanted, **state}  # num_batches_tracked is missing in files from before torch 0.4.1
     network.load_state_dict({key: value.to(wanted[key].dtype) for key, value in state.items()})
+    if similarity == "adder" and _of_convolutions(network):
+        raise CheckpointError(
+            f"{path} is not of adder layers: the running means of the batch norm behind them are positive, and what an "
+            "adder layer answers never is. Convolutional networks are imported with --similarity conv, binary ones "
+            "with --similarity xnor."
+        )
     if assumed:
         warnings.warn(assumption_text(network), AssumptionWarning, stacklevel=2)
     return network.eval()
@@ -325,6 +332,22 @@ def _check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
             f"{path} holds tensors that are no plain numbers: {', '.join(odd[:SHOWN])}{', ...' * (len(odd) > SHOWN)}. "
             "Save it dense, in float32."
         )
+
+
+def _of_convolutions(network: nn.Module) -> bool:
+    """Whether the weights in adder layers were another kind of layer's, whose filters have the same shapes.
+
+    -Σ|x - w| is never positive, and so no running mean of it. Pairs of layer and batch norm are told by the order of
+    definition, which a block with batch norm before its layers may deceive; hence two thirds of them must say so.
+    """
+    layers = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
+    means = [
+        norm.running_mean
+        for layer, norm in itertools.pairwise(layers)
+        if isinstance(layer, AdderLayer) and layer.bias is None and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        if norm.running_mean is not None and norm.num_features == len(layer.weight)
+    ]
+    return bool(means) and 3 * sum(bool((mean > 0).any()) for mean in means) >= 2 * len(means)
 
 
 def _first(names: str | tuple[str, ...]) -> str:

@@ -83,9 +83,9 @@ def test_fused_network_is_not_saved(tmp_path):
     fused = fuse(convert_to_adder(small()).eval())
     with pytest.raises(ValueError, match=r"fused for inference.*Save the network that was given to adder_zoo.fuse\(\)"):
         save_pretrained(fused, tmp_path)
-    small_one = settled(convert_to_adder(small()))
+    lenet = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).eval()
     with pytest.raises(ValueError, match=r"quantised for inference.*by torch.save"):
-        save_pretrained(quantize(small_one, torch.randn(8, 3, 64, 64)), tmp_path)
+        save_pretrained(quantize(lenet, torch.rand(8, 1, 32, 32)), tmp_path)
     save_config_for_hf(fused, tmp_path / "config.json")
     with pytest.raises(RuntimeError, match=r"Unknown model .*fused by adder_zoo"):
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
@@ -116,9 +116,12 @@ def test_exponent_that_came_down_to_one(tmp_path):
         (lambda m: setattr(m, "fc", nn.Sequential(nn.Dropout(), nn.Linear(512, 5))), "fc: missing"),
         (lambda m: setattr(m.layer1[0], "conv2", m.layer1[0].conv1), "one parameter in only one"),
         (lambda m: setattr(m.layer1[1].conv1, "weight", m.layer1[0].conv1.weight), "one parameter in only one"),
+        (lambda m: setattr(m, "maxpool", nn.Identity()), "maxpool: missing here, MaxPool2d"),
+        (lambda m: setattr(m.layer1[0], "act1", nn.SiLU()), r"act1: SiLU\(\) here, ReLU\(\) there"),
         (lambda m: prune.random_unstructured(m.layer1[0].conv1, "weight", 0.5), "conv1: weight"),
     ],
-    ids=["layer", "exponent", "dilation", "eps", "classifier", "layer used twice", "weight used twice", "pruned"],
+    ids=["layer", "exponent", "dilation", "eps", "classifier", "layer used twice", "weight used twice",
+         "pooling", "activation", "pruned"],
 )
 def test_network_that_was_changed_by_hand_is_not_saved(tmp_path, change, said):
     model = small("adder_resnet18")
