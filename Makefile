@@ -48,7 +48,7 @@ test-all: install
 
 test-python310:
 	@$(PYTHON310) -c '' || { echo "needs Python 3.10: make test-python310 PYTHON310=PATH"; exit 1; }
-	rm -rf build/lib build/python310  # modules of an earlier version would be installed again
+	rm -rf build/lib* build/python310  # modules of an earlier version would be installed again
 	$(PYTHON310) -m venv build/python310
 	build/python310/bin/python -m pip install --quiet --upgrade pip
 	build/python310/bin/python -m pip install --quiet '.[dev]'
