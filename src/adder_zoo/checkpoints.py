@@ -100,12 +100,8 @@ def load_checkpoint(
     wanted = network.state_dict()
     state = {**wanted, **state}  # num_batches_tracked is missing in files from before torch 0.4.1
     network.load_state_dict({key: value.to(wanted[key].dtype) for key, value in state.items()})
-    if similarity == "adder" and _of_convolutions(network):
-        raise CheckpointError(
-            f"{path} is not of adder layers: the running means of the batch norm behind them are positive, and what an "
-            "adder layer answers never is. Convolutional networks are imported with --similarity conv, binary ones "
-            "with --similarity xnor."
-        )
+    if similarity == "adder":
+        _check_sums(path, network)
     if assumed:
         warnings.warn(assumption_text(network), AssumptionWarning, stacklevel=2)
     return network.eval()
@@ -331,6 +327,16 @@ def _check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             f"{path} holds tensors that are no plain numbers: {', '.join(odd[:SHOWN])}{', ...' * (len(odd) > SHOWN)}. "
             "Save it dense, in float32."
+        )
+
+
+def _check_sums(path: str | Path, network: nn.Module) -> None:
+    """Refuses weights in adder layers that were those of convolutions or binary layers."""
+    if _of_convolutions(network):
+        raise CheckpointError(
+            f"{path} is not of adder layers: the running means of the batch norm behind them are positive, and what an "
+            "adder layer answers never is. Convolutional networks are imported with --similarity conv, binary ones "
+            "with --similarity xnor."
         )
 
 

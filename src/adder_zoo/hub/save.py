@@ -61,16 +61,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
     if getattr(model, "pretrained_cfg", None) is None:
         raise ValueError(f"save_pretrained: {type(model).__name__} was not built by timm.create_model, so there is no "
                          "configuration to save; use safetensors.torch.save_model")  # fmt: skip
-    if any(isinstance(module, QuantizedAdder2d) for module in model.modules()):
-        raise ValueError(
-            "save_pretrained: this network was quantised for inference, and timm cannot build it again. Save the "
-            "network that was given to adder_zoo.quantize(), or this one whole, by torch.save(network, path)."
-        )
-    if any(isinstance(module, FusedAdder2d) for module in model.modules()):
-        raise ValueError(
-            "save_pretrained: this network was fused for inference: batch norm is folded into its layers, and timm "
-            "cannot build it again. Save the network that was given to adder_zoo.fuse(), and fuse it after loading."
-        )
+    _refuse_made_for_inference(model)
     if (architecture(model) or "").endswith(CONVERTED):
         rename_converted(model)  # the exponent may have come down to 1 since
     args = dict(model_args or {})
@@ -97,6 +88,20 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
         save_file(tensors, part / WEIGHTS_FILE)
         (part / CONFIG_FILE).write_bytes(config)
     return directory
+
+
+def _refuse_made_for_inference(model: nn.Module) -> None:
+    """Raises ValueError for a network of ``fuse`` or ``quantize``."""
+    if any(isinstance(module, QuantizedAdder2d) for module in model.modules()):
+        raise ValueError(
+            "save_pretrained: this network was quantised for inference, and timm cannot build it again. Save the "
+            "network that was given to adder_zoo.quantize(), or this one whole, by torch.save(network, path)."
+        )
+    if any(isinstance(module, FusedAdder2d) for module in model.modules()):
+        raise ValueError(
+            "save_pretrained: this network was fused for inference: batch norm is folded into its layers, and timm "
+            "cannot build it again. Save the network that was given to adder_zoo.fuse(), and fuse it after loading."
+        )
 
 
 def _check_builds_again(model: nn.Module, folder: Path) -> None:
