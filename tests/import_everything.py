@@ -13,7 +13,7 @@ from pathlib import Path
 import adder_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("recipes", "benchmarks", "docs/figures", "tests")
+SCRIPTS = ("recipes/**/*.py", "benchmarks/*.py", "docs/figures/*.py", "tests/**/test_*.py")
 
 
 def main() -> None:
@@ -21,8 +21,8 @@ def main() -> None:
     names = [m.name for m in found if not m.name.endswith(("__main__", "_native"))]  # _native is C++ without Python
     for name in names:
         importlib.import_module(name)
-    # Scripts import their neighbours. Tests come last: of two files of one name the first would win.
-    files = [file for folder in SCRIPTS for file in sorted(ROOT.glob(f"{folder}/**/*.py"))]
+    # Scripts import their neighbours, and tests their helpers, of which some run at once and are left to them.
+    files = [file for pattern in SCRIPTS for file in sorted(ROOT.glob(pattern))]
     sys.path += [str(folder) for folder in dict.fromkeys(file.parent for file in files)]
     for number, file in enumerate(files):
         spec = importlib.util.spec_from_file_location(f"imported_{number}_{file.stem}", file)
