@@ -9,7 +9,7 @@ import click
 from safetensors import SafetensorError
 
 from .. import __version__
-from . import bench, checkpoints, hub, models, predict, validate
+from . import bench, convert, export, import_network, info, list_models, predict, push, validate
 from ._common import Failure
 
 
@@ -52,14 +52,14 @@ def main() -> None:
 
 
 for command in (
-    models.list_models,
-    models.info,
+    list_models.list_models,
+    info.info,
     predict.predict,
     validate.validate,
-    checkpoints.import_file,
-    checkpoints.convert,
-    checkpoints.export,
+    import_network.import_file,
+    convert.convert,
+    export.export,
     bench.bench,
-    hub.push,
+    push.push,
 ):
     main.add_command(command)

@@ -44,7 +44,8 @@ def quantize(
         images: How many images are used at the most.
 
     Returns:
-        The network. Its input and output are those of ``model``. It pickles, copies, compiles and exports; ``train()``
+        The network. Its input and output are those of ``model``, but bytes have no NaN: an input with one gets finite
+        logits. It pickles, copies, compiles and exports; ``train()``
         raises.
 
     Raises:

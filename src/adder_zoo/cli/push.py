@@ -1,10 +1,8 @@
-"""``adder-zoo push``, and what ``adder-zoo list --hub`` shows."""
+"""``adder-zoo push``."""
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,11 @@ import click
 
 from .. import hub
 from ..hub import kernel_project
-from ..hub.download import ORGANISATION
-from ..hub.index import index, render_shipped
+from ..hub.index import render_shipped
 from ..hub.records import shipped
 from ..report import table
-from ._common import Failure, hub_repository, json_option, write_json
+from ._common import json_option, write_json
+from ._hub import failures
 
 
 @click.command(
@@ -71,14 +69,14 @@ def push(
             raise click.UsageError("--all takes the organisation and nothing else: adder-zoo push --all ORG")
         if revision:
             raise click.UsageError("--all pushes to main; --revision is for a single run")
-        with _failures():
+        with failures():
             pushed = _push_all(organisation, options, quiet=as_json)
         if as_json:
             write_json([_record(done, branch) for done, branch in pushed])
         return
     if run_dir is None or repo is None:
         raise click.UsageError("give a run's folder and ORG/NAME, or --all ORG")
-    with _failures():
+    with failures():
         done = hub.push_to_hub(run_dir, repo, **options)
     if as_json:
         write_json(_record(done, revision))
@@ -140,58 +138,3 @@ def _say(done: hub.Push, branch: str | None = None) -> None:
         click.echo(f"{where}: pushed, {done.url}")
     else:
         click.echo(f"{where}: up to date")
-
-
-def of_organisation(names: list[str]) -> dict[str, str]:
-    """Those of the zoo's networks ``names`` that the organisation of ADDER_ZOO_HUB_ORG has, with their repositories.
-
-    None where no organisation is set; with a warning, where the Hub does not tell.
-    """
-    repositories = {repo_id: name for name in names if (repo_id := hub_repository(name))}
-    if not repositories:
-        return {}
-    owner = next(iter(repositories)).partition("/")[0]
-    try:
-        published = hub.repositories_of(owner)
-    except hub.HubError as error:
-        click.echo(f"warning: {ORGANISATION} is set, but not known is what it has: {error}", err=True)
-        return {}
-    return {repositories[repo_id]: repo_id for repo_id in published if repo_id in repositories}
-
-
-def show_hub(author: str, as_json: bool, as_card: bool) -> None:
-    """``adder-zoo list --hub``: the networks of an organisation as a table, as JSON or as its page."""
-    with _failures():
-        rows = hub.models_of(author)
-    if as_card:
-        click.echo(index(author, rows), nl=False)
-        return
-    if as_json:
-        write_json(rows)
-        return
-    if not rows:
-        raise Failure(f"{author} has no adder networks on the Hub that you may see; private ones need `hf auth login`")
-    columns = ("model", "trained on", "accuracy", "CNN twin", "parameters", "multiplications", "additions")
-    click.echo(
-        table(
-            columns,
-            [
-                (
-                    row["model"] + (" (private)" if row["private"] else ""),
-                    row["dataset"] or "-",
-                    *(f"{row[key]:.2f} %" if row[key] is not None else "-" for key in ("accuracy", "twin_accuracy")),
-                    *(f"{row[key] / 1e6:,.2f} M" for key in ("parameters", "multiplications", "additions")),
-                )
-                for row in rows
-            ],
-            right=(2, 3, 4, 5, 6),
-        )
-    )
-
-
-@contextlib.contextmanager
-def _failures() -> Iterator[None]:
-    try:
-        yield
-    except (hub.HubError, ValueError, OSError) as error:
-        raise Failure(str(error)) from None
