@@ -160,6 +160,7 @@ ROWS = (
         "works",
         "`AdderSGD` takes the norm of the whole filter",
         "test_optim.py::test_filters_in_parts_know_the_norm_of_the_whole",
+        "training/test_launch.py::test_accelerate_launches_its_files",
     ),
     row(
         "FSDP 1 (`FullyShardedDataParallel`)",
@@ -187,7 +188,7 @@ ROWS = (
         "the recipes; files for accelerate are in `recipes/accelerate/`",
         "training/test_launch.py::test_two_processes_share_the_work",
         "training/test_launch.py::test_accelerate_reads_its_files",
-        "training/test_launch.py::test_launcher_that_starts_fewer_processes_is_found_out",
+        "training/test_launch.py::test_processes_that_do_not_know_each_other_are_refused",
     ),
     # ---- timm
     row(
