@@ -288,13 +288,17 @@ def test_ways_to_pull(stocked, pulls):
     assert "HF_HUB_OFFLINE" in said["missing"]["message"]
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(1000, marks=pytest.mark.slow)], ids=["once", "for good"])
-def test_every_fault_at_every_call_of_a_pull(stocked, home, times):
+@pytest.mark.parametrize(
+    ("times", "which"),
+    [(1, "third"), pytest.param(1, "every", marks=SLOW), pytest.param(1000, "every", marks=SLOW)],
+    ids=["once, every third", "once", "for good"],
+)
+def test_every_fault_at_every_call_of_a_pull(stocked, home, times, which):
     settings = {"HF_TOKEN": READ_TOKEN, "TALKATIVE": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-    outcomes = scenario(stocked, home, "pull_faults", "org/public", times, **settings)
+    outcomes = scenario(stocked, home, "pull_faults", "org/public", times, which, **settings)
     calls = {(o["call"].split()[0], o["call"].rpartition("/")[2]) for o in outcomes}
     assert calls == {(method, name) for method in ("HEAD", "GET") for name in ("config.json", "model.safetensors")}
-    assert len(outcomes) == len(calls) * len(KINDS)
+    assert len(outcomes) >= len(calls) * (len(KINDS) if which == "every" else len(KINDS) // 3)
     failed = [o for o in outcomes if o["error"]]
     assert failed, "no fault was noticed"
     for outcome in outcomes:
@@ -303,6 +307,8 @@ def test_every_fault_at_every_call_of_a_pull(stocked, home, times):
         assert outcome["error"] or outcome["same"], outcome
         assert outcome["second"] is None, outcome
         assert outcome["second same"] is True, outcome
+    if which != "every":
+        return
     found = {(o["kind"], o["call"].split()[0], bool(o["error"])) for o in outcomes}
     assert ("checksum", "GET", times == 1) not in found  # damage is mended by one more try
     assert ("checksum", "GET", times > 1) in found

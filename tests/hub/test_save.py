@@ -120,8 +120,18 @@ def test_exponent_that_came_down_to_one(tmp_path):
         (lambda m: setattr(m.layer1[0], "act1", nn.SiLU()), r"act1: SiLU\(\) here, ReLU\(\) there"),
         (lambda m: prune.random_unstructured(m.layer1[0].conv1, "weight", 0.5), "conv1: weight"),
     ],
-    ids=["layer", "exponent", "dilation", "eps", "classifier", "layer used twice", "weight used twice",
-         "pooling", "activation", "pruned"],
+    ids=[
+        "layer",
+        "exponent",
+        "dilation",
+        "eps",
+        "classifier",
+        "layer used twice",
+        "weight used twice",
+        "pooling",
+        "activation",
+        "pruned",
+    ],
 )
 def test_network_that_was_changed_by_hand_is_not_saved(tmp_path, change, said):
     model = small("adder_resnet18")

@@ -35,6 +35,7 @@ def assert_equal_but_for_rounding(one, other):
             assert (one[key] - other[key]).norm() <= 1e-11 * one[key].norm()
 
 
+@pytest.mark.slow  # test_launch.py has two processes that share the work
 def test_two_processes_do_what_one_does(uncut, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     flags = ("--batch-size", "8", "--limit-batches", "20")
