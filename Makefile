@@ -72,7 +72,7 @@ driver: install
 dist: install
 	rm -rf build/dist dist
 	$(BIN)/python -m build --outdir build/dist
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/dist/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/dist/*.whl
 	cp build/dist/*.tar.gz dist/
 
 docs: install
