@@ -114,6 +114,17 @@ def test_outputs_are_large():
     assert steps == [32, 4]
 
 
+def test_speed_in_bytes():
+    measured = json.loads((RESULTS / "int8-zen4.json").read_text())
+    layers, networks = measured["layers"].values(), measured["networks"]
+    conv, int8 = ([layer[f"over {rival}"] for layer in layers] for rival in ("conv", "conv int8"))
+    text = words("results.md")
+    assert f"{min(conv):.1f} to {max(conv):.1f} times the speed of a float32 convolution" in text
+    assert f"ResNet-20 has {networks['adder_resnet20, batch 128']['over conv']:.2f} and" in text
+    assert f"ResNet-50 {networks['adder_resnet50, batch 1']['over conv']:.2f} times" in text
+    assert f"against those it loses: {min(int8):.2f} to {max(int8):.2f}." in text
+
+
 def test_fewer_bits():
     figures = report_of("quantization")["adder_resnet20, the authors' weights"]
     said = rf"keeps {figures['8']}( %)? of( its)? {figures['float']} % at 8 bits and {figures['4']} % at 4"
