@@ -100,6 +100,15 @@ def impl(request):
 
 
 @pytest.fixture
+def threads():
+    """One thread: for shapes as small as these, more would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def alone():
     """Accelerate keeps the state of a process in one place; a recipe that runs here must find it as it was."""
     from accelerate.state import AcceleratorState

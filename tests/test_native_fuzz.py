@@ -158,7 +158,7 @@ def test_fuzz_under_sanitizers(tmp_path):
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "ADDER_ZOO_FUZZ_EXAMPLES": "2000",
     }
-    tests = [f"{ROOT}/tests/test_native_fuzz.py", f"{ROOT}/tests/test_operator.py"]
+    tests = [f"{ROOT}/tests/{name}.py" for name in ("test_native_fuzz", "test_operator", "test_operator_memory")]
     program = (
         "import sys, pytest, adder_zoo, adder_zoo.ops.cpu as cpu\n"
         f"assert adder_zoo.__file__.startswith({str(tmp_path)!r}) and cpu.library()\n"
