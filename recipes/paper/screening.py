@@ -37,12 +37,13 @@ def main() -> None:
     flags += ["--epochs", str(args.epochs), "--eval-every", str(args.epochs), "--held-out", str(args.held_out)]
     flags += ["--data-dir", args.data_dir] if args.data_dir else []
     found = Path(args.report_dir) / "screening.json"
-    record = json.loads(found.read_text()) if found.exists() else {}
     for name in args.only or VARIANTS:
+        record = json.loads(found.read_text()) if found.exists() else {}
         if name not in record or record[name]["epochs"] != args.epochs:
             folder = Path(args.output_dir) / name.replace(" ", "_")
             results = run("cifar.py", folder, [*BASELINE, *VARIANTS[name], *flags])
             hours = sum(row["seconds"] for row in rows(folder)) / 3600
+            record = json.loads(found.read_text()) if found.exists() else {}  # another call may have added to it
             record[name] = {**results, "hours": round(hours, 2)}
             report(args.report_dir, record)
 
