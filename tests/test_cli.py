@@ -336,7 +336,7 @@ def test_export(tmp_path):
     for n in (1, 7):
         x = torch.randn(n, 1, 32, 32)
         torch.testing.assert_close(program(x), model(x))
-    assert ".pt2" in run("export", FASHION, "-o", tmp_path / "x.onnx", code=2).stderr
+    assert ".pt2" in run("export", FASHION, "-o", tmp_path / "x.bin", code=2).stderr
     assert "no weights" in run("export", "adder_vgg_small", "-o", tmp_path / "y.pt2", code=1).stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "x.pt2"]
 

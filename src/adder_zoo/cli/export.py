@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
+from click.core import ParameterSource
 
-from .. import atomic
 from ..report import report
+from . import _format_pt2
 from ._common import (
     Failure,
     ModelName,
@@ -20,7 +18,10 @@ from ._common import (
     json_option,
     write_json,
 )
+from ._formats import Format, Job
 from ._output import output_option
+
+FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2,)}
 
 
 @click.command(
@@ -33,41 +34,82 @@ from ._output import output_option
 )
 @click.argument("model", type=ModelName())
 @output_option
-@click.option("--fixed-batch", type=click.IntRange(min=1), metavar="N", help="Take batches of N only, not any.")
+@click.option(
+    "--format", "name", type=click.Choice(list(FORMATS)), help="What to write. Default: by the ending of PATH."
+)
 @click.option("--random-weights", is_flag=True, help="Export a network that has no weights.")
+@click.option("--force", is_flag=True, help="Replace what is at PATH.")
 @json_option
-def export(model: str, output: Path, fixed_batch: int | None, random_weights: bool, as_json: bool) -> None:
-    """Writes a network as a program of torch.export (.pt2), reloads it and compares its answers.
+@click.pass_context
+def export(
+    context: click.Context,
+    model: str,
+    output: Path,
+    name: str | None,
+    random_weights: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Writes a network in a form that other programs run, and compares its answers with the network's.
 
-    The program calls the operators of this package: import adder_zoo before torch.export.load.
+    pt2 is a program of torch.export. It calls the operators of this package: import adder_zoo before
+    torch.export.load.
     """
-    if output.suffix != ".pt2":
-        raise click.UsageError(f"the file must end in .pt2, as torch.export wants it, not {output.name!r}")
+    chosen = _chosen(name, output)
+    taken = _own(context, chosen, options)
+    _check_free(output, chosen, force)
     if not has_weights(model) and not random_weights:
         raise Failure(f"{model} has no weights; name a folder with some, or give --random-weights")
     network = create(model, pretrained=not random_weights)
-    size = report(network).input_size
-    tried = [torch.randn(fixed_batch or 2, *size), *([] if fixed_batch else [torch.randn(5, *size)])]
-    shapes: Any = None if fixed_batch else ({0: torch.export.Dim("batch", min=1)},)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replace_file(output) as part:
-        # A program for inference: no graph of gradients in its trace.
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            content = io.BytesIO()  # torch's own writer ends the process where the disk is full
-            torch.export.save(torch.export.export(network, (tried[0],), dynamic_shapes=shapes), content)
-            part.write_bytes(content.getbuffer())
-            again = torch.export.load(part).module()
-        with torch.no_grad():
-            difference = max((again(x) - network(x)).abs().max().item() for x in tried)
-            scale = max(network(x).abs().max().item() for x in tried)
-        # The program runs the same operators; only what torch decomposed, batch norm, may round otherwise.
-        if not difference <= 1e-4 * scale:
-            raise Failure(f"the exported program answers otherwise than {model}: logits differ by {difference}")
+    size = tuple(report(network).input_size)
+    written = chosen.write(Job(model, network, size, output), **taken)
     if as_json:
-        write_json({"file": str(output), "input_size": list(size), "bytes": output.stat().st_size,
-                    "largest_difference": difference})  # fmt: skip
+        kind = "file" if chosen.ending else "folder"
+        write_json({kind: str(output), "format": chosen.name, "input_size": list(size), **written.facts})
     else:
-        batch = f"batches of {fixed_batch}" if fixed_batch else "batches of any size"
-        images = " x ".join(map(str, size))
-        click.echo(f"{output}: {batch}, images {images}; reloaded, logits differ by {difference:.2g}")
+        click.echo(written.text)
+
+
+for _option in dict.fromkeys(option for form in FORMATS.values() for option in form.options):
+    export.params.append(_option)
+
+
+def _chosen(name: str | None, output: Path) -> Format:
+    """The format that was named, or that of the output's ending."""
+    by_ending = {form.ending: form for form in FORMATS.values() if form.ending}
+    if name is None:
+        if output.suffix not in by_ending:
+            raise click.UsageError(
+                f"{output.name!r} does not say which format to write: end it in {' or '.join(by_ending)}, or give "
+                f"--format {'|'.join(FORMATS)}"
+            )
+        return by_ending[output.suffix]
+    chosen = FORMATS[name]
+    if chosen.ending and output.suffix != chosen.ending:
+        raise click.UsageError(f"the file must end in {chosen.ending} with --format {name}, not be {output.name!r}")
+    return chosen
+
+
+def _own(context: click.Context, chosen: Format, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a format; those of other formats must not have been given."""
+    own = {option.name for option in chosen.options}
+    for key in options:
+        if key not in own and context.get_parameter_source(key) is not ParameterSource.DEFAULT:
+            others = [form.name for form in FORMATS.values() if key in {option.name for option in form.options}]
+            flag = next(param.opts[0] for param in export.params if param.name == key)
+            raise click.UsageError(f"{flag} goes with --format {' or '.join(others)}, not with {chosen.name}")
+    return {key: value for key, value in options.items() if key in own}
+
+
+def _check_free(output: Path, chosen: Format, force: bool) -> None:
+    """Refuses to write over something, before the network is loaded."""
+    if chosen.ending:
+        if output.is_dir():
+            raise Failure(f"{output} is a folder; --format {chosen.name} writes a file")
+        if output.exists() and not force:
+            raise Failure(f"{output} exists; give --force to replace it")
+    elif output.is_file():
+        raise Failure(f"{output} is a file; --format {chosen.name} writes a folder")
+    elif output.is_dir() and any(output.iterdir()) and not force:
+        raise Failure(f"the folder {output} is not empty; give --force to replace it")
