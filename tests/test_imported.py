@@ -259,7 +259,7 @@ def test_a_full_disk_leaves_the_old_network(tmp_path, network_and_file, request,
         args = ["convert", tmp_path / "cnn", "-o", tmp_path / "out", "--force"]
     elif command == "export":
         (tmp_path / "x.pt2").write_bytes(b"old")
-        args = ["export", tmp_path / "out", "-o", tmp_path / "x.pt2"]
+        args = ["export", tmp_path / "out", "-o", tmp_path / "x.pt2", "--force"]
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     request.getfixturevalue("full_disk")
     refused = run(*args, code=1)
