@@ -2,7 +2,7 @@
 # make test    the test suite (make test-all: with what takes long)
 # make test-python310  the oldest Python that is supported: installs and imports everything under it, needs python3.10
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
-# make driver  the CPU library's driver without Python, into build/, for benchmarks/limits.py and tests/native/count.py
+# make driver  the CPU library's driver without Python, into build/, for limits.py and count_instructions.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
 # make dist    what PyPI takes, into dist/: the sources, and a manylinux wheel that is built from them; nothing is uploaded
 # make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
@@ -37,12 +37,13 @@ test: install
 # Of the slow tests: memory errors in the native kernels, counted instructions and machine code, the larger shapes under
 # Triton's interpreter, published accuracies on all images, a run stopped in two processes, the tutorials.
 test-ci: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/test_native_fuzz.py tests/test_native_driver.py \
-		tests/test_native_int8.py tests/test_triton.py tests/test_triton_aot.py tests/test_official.py \
-		tests/test_distribution.py tests/training/test_launch.py tests/training/test_resume.py tests/docs/test_examples.py \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow \
+		tests/native/test_fuzz.py tests/native/test_driver.py tests/native/test_int8_driver.py tests/ops/test_triton.py \
+		tests/ops/test_triton_aot.py tests/models/test_official.py tests/release/test_distribution.py \
+		tests/docs/test_examples.py tests/training/test_launch.py tests/training/test_resume.py \
 		tests/training/test_equal_batches.py "tests/hub/test_hub.py::test_every_fault_at_every_call_of_a_pull[once]" \
-		--deselect tests/test_triton_aot.py::test_every_kernel_compiles \
-		--deselect tests/test_official.py::test_reference_and_cpu_answer_alike
+		--deselect tests/ops/test_triton_aot.py::test_every_kernel_compiles \
+		--deselect tests/models/test_official.py::test_reference_and_cpu_answer_alike
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -53,12 +54,12 @@ test-python310:
 	$(PYTHON310) -m venv build/python310
 	build/python310/bin/python -m pip install --quiet --upgrade pip
 	build/python310/bin/python -m pip install --quiet '.[dev]'
-	build/python310/bin/python tests/import_everything.py
+	build/python310/bin/python tests/support/import_everything.py
 
 test-arm: install
 	@command -v aarch64-linux-gnu-g++ >/dev/null && { command -v qemu-aarch64-static || command -v qemu-aarch64; } >/dev/null || \
 		{ echo "needs Debian's packages g++-aarch64-linux-gnu and qemu-user-static"; exit 1; }
-	$(BIN)/python -m pytest tests/test_native_driver.py -k aarch64 -rs
+	$(BIN)/python -m pytest tests/native/test_driver.py -k aarch64 -rs
 
 bench: install
 	$(BIN)/python benchmarks/cpu.py --threads 1 --json benchmarks/results/cpu.json
@@ -90,7 +91,7 @@ check: install
 	$(BIN)/vermin --quiet --no-tips --violations -t=3.10- src recipes benchmarks tests docs kernels setup.py
 
 gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu -n $(GPU_WORKERS) -p no:cacheprovider tests/test_gpu.py
+	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu -n $(GPU_WORKERS) -p no:cacheprovider tests/ops/test_gpu.py
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --json benchmarks/results/gpu.json
 
 cards: install

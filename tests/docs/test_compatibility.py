@@ -5,7 +5,7 @@ import pytest
 
 
 def test_page_is_what_the_rows_say():
-    assert compatibility.PAGE.read_text() == compatibility.render(), "run python tests/docs/compatibility.py"
+    assert compatibility.PAGE.read_text() == compatibility.render(), "run python tests/support/compatibility.py"
 
 
 def test_each_row_names_tests_that_exist():
@@ -14,9 +14,9 @@ def test_each_row_names_tests_that_exist():
 
 
 def test_a_test_that_does_not_exist_is_found(monkeypatch):
-    rows = (compatibility.row("a", "works", "", "test_optim.py::test_no_such", "test_no_such.py::test_closure"),)
+    rows = (compatibility.row("a", "works", "", "optim/test_optim.py::test_no_such", "test_no_such.py::test_closure"),)
     monkeypatch.setattr(compatibility, "ROWS", rows)
-    assert compatibility.missing() == ["tests/test_optim.py::test_no_such", "tests/test_no_such.py::test_closure"]
+    assert compatibility.missing() == ["tests/optim/test_optim.py::test_no_such", "tests/test_no_such.py::test_closure"]
 
 
 def test_no_row_hides_behind_a_test_that_never_runs():

@@ -1,5 +1,5 @@
-// Runs the CPU library without Python: on cases whose inputs, results and error bounds cases.py wrote to a file, or on
-// one layer, to be counted.
+// Runs the CPU library without Python: on cases whose inputs, results and error bounds native_cases.py wrote to a file,
+// or on one layer, to be counted.
 //
 //   driver cases FILE
 //   driver layer WHAT ISA N C H K R STRIDE [GROUPS]     WHAT: forward, exact, fused, pack, dx, dw, dw-rest, dw-sign

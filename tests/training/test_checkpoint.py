@@ -5,14 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import mnist
 import pytest
 import timm.optim
 import torch
 from accelerate.state import AcceleratorState
-from recipe_runs import FEW, PATIENCE, assert_same_run, killed_at
+from recipe_runs import FEW, PATIENCE, SUPPORT, assert_same_run, killed_at
 
 from adder_zoo.training import RecipeError
 from adder_zoo.training.checkpoint import load_optimizer, read_state, write_state
@@ -137,7 +136,7 @@ def test_file_of_a_checkpoint_that_is_something_else(tmp_path, file, content):
 
 def test_network_in_parts_goes_on_from_a_checkpoint(tmp_path):
     """FSDP 2 on two processes, each of which writes and reads its part."""
-    script = Path(__file__).parent / "sharded_checkpoint.py"
+    script = SUPPORT / "sharded_checkpoint.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*launcher, str(script), str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from recipe_runs import PATIENCE
+from recipe_runs import PATIENCE, SUPPORT
 from safetensors.torch import load_file
 
-SCENARIOS = Path(__file__).parent / "recipe_scenarios.py"
+SCENARIOS = SUPPORT / "recipe_scenarios.py"
 
 
 def frozen(folder, *flags, launcher=()):

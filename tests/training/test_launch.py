@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import mnist
 import psutil
 import pytest
 import timm
 from accelerate.commands.config.config_args import load_config_from_file
-from recipe_runs import PATIENCE, RECIPE, run, start, wait_for
+from recipe_runs import PATIENCE, RECIPE, SUPPORT, run, start, wait_for
 
 from adder_zoo.training import RecipeError, launch
 
@@ -109,7 +108,7 @@ def test_accelerate_launches_its_files(file, flags, kind, precision):
     """On CPUs, two processes in the place of eight and sixty-four; all else is the file's, FSDP's parts included."""
     launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0")
     config = ("--config_file", str(RECIPE.parent / "accelerate" / f"{file}.yaml"))
-    script = str(Path(__file__).with_name("launched.py"))
+    script = str(SUPPORT / "launched.py")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *launcher, *config, *flags, script],

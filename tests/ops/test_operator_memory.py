@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 import truth
 from checks import assert_within, bound
+from operator_checks import RANDOM, run
 from shapes import NAMED, case, tensors
-from test_operator import RANDOM, run
 
 from adder_zoo import adder2d
 from adder_zoo.ops import cpu, quadratic, reference

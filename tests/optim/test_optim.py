@@ -5,38 +5,15 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
+from optimizer_runs import SUPPORT, batch, loss_of, network
 from torch import nn
 
-from adder_zoo import Adder2d, AdderLinear, AdderSGD
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    # Group and not batch norm: the gradient of a batch is then the sum of its parts, which accumulation and ranks need.
-    return nn.Sequential(
-        Adder2d(2, 3, 3),
-        nn.GroupNorm(1, 3),
-        nn.ReLU(),
-        nn.Conv2d(3, 4, 3),
-        nn.Flatten(),
-        AdderLinear(64, 5, bias=False),
-    )
-
-
-def batch(n=8, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 2, 8, 8, generator=generator), torch.randint(5, (n,), generator=generator)
-
-
-def loss_of(model, x, y):
-    return F.cross_entropy(model(x) / 50, y)
+from adder_zoo import Adder2d, AdderSGD
 
 
 def test_update_is_eq_13_then_weight_decay_momentum_and_rate():
@@ -125,36 +102,13 @@ def test_loss_scale_skips_a_step_with_infinities():
     assert scaler.get_scale() == 2.0**15
 
 
-RANK = """
-import os
-import sys
-import torch
-import torch.distributed as dist
-sys.path[:0] = {path!r}
-import test_optim as t
-from torch.nn.parallel import DistributedDataParallel
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-model = DistributedDataParallel(t.network())
-optimizer = t.AdderSGD(model.parameters(), 0.1, 0.9, weight_decay=1e-3, nesterov=True)
-for step in range(2):
-    x, y = t.batch(seed=step)
-    optimizer.zero_grad()
-    t.loss_of(model, x[4 * rank : 4 * rank + 4], y[4 * rank : 4 * rank + 4]).backward()
-    optimizer.step()
-if rank == 0:
-    torch.save([p.detach() for p in model.parameters()], {out!r})
-dist.barrier()
-os._exit(0)  # gloo's threads may abort a process that ends in the usual way; that is not what is tested
-"""
-
-
 def test_two_processes_give_the_same_update(tmp_path):
-    script, out = tmp_path / "rank.py", tmp_path / "weights.pt"
-    script.write_text(RANK.format(path=sys.path, out=str(out)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    script, out = SUPPORT / "optimizer_runs.py", tmp_path / "weights.pt"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        [*launcher, str(script), str(out)], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert_close(torch.load(out), updated(plain))
 
@@ -296,7 +250,7 @@ def test_options_without_meaning_are_refused(options, words):
 
 def test_filters_in_parts_know_the_norm_of_the_whole():
     """FSDP 2 on two processes: half of a filter's gradient has another norm than all of it."""
-    script = Path(__file__).parent / "sharded_optimizer.py"
+    script = SUPPORT / "sharded_optimizer.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

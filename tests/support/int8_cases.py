@@ -1,6 +1,6 @@
 """Writes the cases of int8_driver.cpp: shapes, operands, and the exact answers.
 
-python tests/native/int8_cases.py FILE
+python tests/support/int8_cases.py FILE
 """
 
 from __future__ import annotations
@@ -8,11 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import int8_truth
+import numpy as np
 from shapes import DEPTHWISE, NAMED, Case, case, random_cases
 
 OWN = [

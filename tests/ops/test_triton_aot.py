@@ -99,7 +99,7 @@ print(json.dumps(sizes))
 def outside(code, *arguments):
     """Runs ``code`` in a process without the interpreter; its last line is JSON."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1] / "benchmarks"), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[2] / "benchmarks"), *sys.path])
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -144,7 +144,7 @@ def test_every_kernel_compiles(arch):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_layers_are_those_of_the_zoo(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE.parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(HERE.parents[2] / "benchmarks"))
     from layers import NETWORKS
 
     shapes = collections.Counter()

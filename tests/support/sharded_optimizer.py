@@ -1,4 +1,4 @@
-"""For tests/test_optim.py, in two processes: AdderSGD on parameters in parts (FSDP 2), whole and flat (FSDP 1) ones."""
+"""For test_optim.py, in two processes: AdderSGD on parameters in parts (FSDP 2), whole and flat (FSDP 1) ones."""
 
 import copy
 import os

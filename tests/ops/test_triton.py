@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from interpreted import INTERPRETING, run_again
+from operator_checks import MODES, check
 from shapes import NAMED, random_cases
-from test_operator import MODES, check
 
 HERE = Path(__file__)
 
@@ -34,7 +34,7 @@ if not INTERPRETING:
     def test_kernel_project_by_itself():
         """Its own tests, without the adder_zoo package."""
         pytest.importorskip("triton")
-        project = HERE.parents[1] / "kernels" / "adder2d"
+        project = HERE.parents[2] / "kernels" / "adder2d"
         environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(project / "torch-ext")}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(project)]
         command += ["-c", os.devnull, str(project / "tests")]

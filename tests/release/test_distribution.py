@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRY = """
 import sys, torch, adder_zoo, adder_zoo.training
 from pathlib import Path

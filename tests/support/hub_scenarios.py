@@ -1,6 +1,6 @@
 """What the tests of the Hub run in processes of their own: huggingface_hub reads its environment when it is imported.
 
-    python tests/hub/hub_scenarios.py NAME ARGUMENTS...  prints what NAME returns as the last line, as JSON
+    python tests/support/hub_scenarios.py NAME ARGUMENTS...  prints what NAME returns as the last line, as JSON
 
 Not a test module. A process that makes many calls goes on quickly: it waits a moment where huggingface_hub would wait
 for seconds, and its patience is short.
@@ -429,7 +429,7 @@ if __name__ == "__main__":
     if os.environ.get("TALKATIVE"):
         logging.basicConfig(level=logging.DEBUG)
     torch.set_num_threads(1)
-    name = sys.argv[1]  # of a function here, or of a test module with a main of its own
-    function = importlib.import_module(name).main if name.startswith("test_") else globals()[name]
+    name = sys.argv[1]  # of a function here, or of a module with a main of its own
+    function = globals().get(name) or importlib.import_module(name).main
     result = function(*sys.argv[2:])
     print("\n" + json.dumps(result))

@@ -18,7 +18,7 @@ from adder_zoo import Adder2d, AdderLinear, AdderSGD, convert_to_adder, float32_
 from adder_zoo.layers import AdderLayer
 
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-SAMPLE = Path(__file__).parents[1] / "recipes" / "data" / "fashion_mnist_sample"
+SAMPLE = Path(__file__).parents[2] / "recipes" / "data" / "fashion_mnist_sample"
 
 
 def unit(dtype):

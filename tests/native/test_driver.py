@@ -11,31 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from native_build import BUILD, DRIVERS, FLAGS, KERNELS, ROOT, SUPPORT, run, tool
 
-ROOT = Path(__file__).parents[1]
-HERE = ROOT / "tests/native"
-KERNELS = ROOT / "kernels/cpu"
-BUILD = json.loads((KERNELS / "sources.json").read_text())
-FLAGS = ["-std=c++17", "-fno-trapping-math", "-fno-math-errno", f"-I{KERNELS}"]
 CASES = 161
-
-
-def tool(*names):
-    for name in names:
-        if shutil.which(name):
-            return name
-    pytest.skip(f"needs {names[0]}")
-
-
-def run(*command):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-6000:]}"
-    return done
 
 
 @functools.cache
 def cases_in(folder: Path) -> Path:
-    run(sys.executable, HERE / "cases.py", folder / "cases.bin")
+    run(sys.executable, SUPPORT / "native_cases.py", folder / "cases.bin")
     return folder / "cases.bin"
 
 
@@ -51,7 +34,7 @@ def built_in(folder: Path) -> Path:
     if library is None:
         pytest.skip("needs the native library in the source tree (make install)")
     shutil.copy(library, folder / "libadder.so")
-    run(tool("g++", "c++"), *FLAGS, "-O1", HERE / "driver.cpp", f"-L{folder}", "-ladder", f"-Wl,-rpath,{folder}",
+    run(tool("g++", "c++"), *FLAGS, "-O1", DRIVERS / "driver.cpp", f"-L{folder}", "-ladder", f"-Wl,-rpath,{folder}",
         "-o", folder / "driver")  # fmt: skip
     return folder / "driver"
 
@@ -95,7 +78,7 @@ def test_driver_under_sanitizers(tmp_path, cases):
     for name, isa in BUILD["x86_64"]["sources"].items():
         objects.append(tmp_path / f"{name}.o")
         run(compiler, *FLAGS, *sanitize, *isa, "-c", KERNELS / name, "-o", objects[-1])
-    run(compiler, *FLAGS, *sanitize, HERE / "driver.cpp", *objects, "-o", tmp_path / "driver")
+    run(compiler, *FLAGS, *sanitize, DRIVERS / "driver.cpp", *objects, "-o", tmp_path / "driver")
     check_output(run(tmp_path / "driver", "cases", cases), ["generic"])
 
 
@@ -105,11 +88,13 @@ def test_driver_on_aarch64(tmp_path, cases):
     compiler = tool("aarch64-linux-gnu-g++")
     emulator = tool("qemu-aarch64-static", "qemu-aarch64")
     sources = [KERNELS / name for name in BUILD["aarch64"]["sources"]]
-    run(compiler, *FLAGS, "-O2", "-static", "-DADDER_ARM64", HERE / "driver.cpp", *sources, "-o", tmp_path / "driver")
+    run(
+        compiler, *FLAGS, "-O2", "-static", "-DADDER_ARM64", DRIVERS / "driver.cpp", *sources, "-o", tmp_path / "driver"
+    )
     check_output(run(emulator, tmp_path / "driver", "cases", cases), ["neon", "generic"])
 
 
-LAYERS = json.loads((HERE / "instructions.json").read_text())
+LAYERS = json.loads((DRIVERS / "instructions.json").read_text())
 
 
 # valgrind takes a second for five million instructions
@@ -118,8 +103,8 @@ COUNTED = [pytest.param(k, marks=[pytest.mark.slow] * (n > 20_000_000)) for k, n
 
 @pytest.mark.parametrize("layer", COUNTED)
 def test_instructions(layer, driver, tmp_path):
-    """As many as were recorded, which noise cannot touch. Far fewer: record them anew, with tests/native/count.py."""
-    from native.count import compiler, instructions
+    """As many as were recorded, which noise cannot touch. Far fewer: record them again, with count_instructions.py."""
+    from count_instructions import compiler, instructions
 
     tool("valgrind")
     if compiler() != LAYERS["compiler"]:

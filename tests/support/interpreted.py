@@ -17,7 +17,7 @@ def run_again(file: Path, which: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", which, str(file)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=2400, cwd=file.parents[1]
+        command, capture_output=True, text=True, env=environment, timeout=2400, cwd=file.parents[2]
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

@@ -16,7 +16,7 @@ from adder_zoo import counts as zoo_counts
 from adder_zoo.binary import BinaryConv2d, BinaryLinear
 from adder_zoo.report import Count
 
-DOC = Path(__file__).parents[1] / "docs" / "counts.md"
+DOC = Path(__file__).parents[2] / "docs" / "counts.md"
 SIZE = (4, 8, 8)
 
 # id: (layer, kind, output, taps, multiplications, additions, xnors, parameters), on an image of 4 x 8 x 8

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import adder_zoo
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("recipes/**/*.py", "benchmarks/*.py", "docs/figures/*.py", "tests/**/test_*.py")
 
 
@@ -23,7 +23,7 @@ def main() -> None:
         importlib.import_module(name)
     # Scripts import their neighbours, and tests their helpers, of which some run at once and are left to them.
     files = [file for pattern in SCRIPTS for file in sorted(ROOT.glob(pattern))]
-    sys.path += [str(folder) for folder in dict.fromkeys(file.parent for file in files)]
+    sys.path += [str(folder) for folder in dict.fromkeys((ROOT / "tests/support", *(file.parent for file in files)))]
     for number, file in enumerate(files):
         spec = importlib.util.spec_from_file_location(f"imported_{number}_{file.stem}", file)
         module = importlib.util.module_from_spec(spec)

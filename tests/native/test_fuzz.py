@@ -21,7 +21,7 @@ from adder_zoo.ops import cpu, library, reference
 from adder_zoo.ops.geometry import Geometry
 
 FLT_MAX = float(torch.finfo(torch.float32).max)
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPECIAL = {
     "none": [],
     "zeros": [0.0, -0.0],
@@ -158,7 +158,9 @@ def test_fuzz_under_sanitizers(tmp_path):
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "ADDER_ZOO_FUZZ_EXAMPLES": "2000",
     }
-    tests = [f"{ROOT}/tests/{name}.py" for name in ("test_native_fuzz", "test_operator", "test_operator_memory")]
+    tests = [
+        f"{ROOT}/tests/{name}.py" for name in ("native/test_fuzz", "ops/test_operator", "ops/test_operator_memory")
+    ]
     program = (
         "import sys, pytest, adder_zoo, adder_zoo.ops.cpu as cpu\n"
         f"assert adder_zoo.__file__.startswith({str(tmp_path)!r}) and cpu.library()\n"

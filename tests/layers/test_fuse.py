@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import truth
 from checks import assert_within, bound
+from operator_checks import extras
 from shapes import DEPTHWISE, NAMED, case, random_cases, tensors
 from timm.layers import BatchNormAct2d
 from torch import nn
@@ -30,14 +31,6 @@ SHAPES = NAMED + DEPTHWISE + random_cases(80, seed=3)
 
 
 # ---- the operator --------------------------------------------------------------------------------------------------
-
-
-def extras(shape, seed=0):
-    """scale, shift and a residual as batch norm and a shortcut would hand them over."""
-    g = torch.Generator().manual_seed(seed)
-    K = shape.output[1]
-    scale = torch.randn(K, generator=g) / 8
-    return scale, torch.randn(K, generator=g) * 4, torch.randn(shape.output, generator=g)
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -1,6 +1,6 @@
 """Counts the instructions of one layer in each kernel under callgrind, and records them in instructions.json.
 
-python tests/native/count.py DRIVER    (driver.cpp, linked with the library that the package was built with)
+python tests/support/count_instructions.py DRIVER    (driver.cpp, linked with the package's library)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-RECORD = Path(__file__).with_name("instructions.json")
+RECORD = Path(__file__).parents[1] / "native/instructions.json"
 # what, instruction set, N, C, H, K, R, stride, groups
 LAYERS = [
     "forward avx2 1 16 32 16 3 1",

@@ -7,9 +7,8 @@ import pytest
 import torch
 import truth
 from checks import assert_within, bound
+from operator_checks import MODES, SPECIAL_SHAPES, check, extras, run, saturated_bound
 from shapes import NAMED, case, random_cases, tensors
-from test_fuse import extras
-from test_operator import MODES, SPECIAL_SHAPES, check, run, saturated_bound
 from torch import nn
 
 from adder_zoo import Adder2d, AdderSGD, adder2d

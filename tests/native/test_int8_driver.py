@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_native_driver import BUILD, FLAGS, HERE, KERNELS, ROOT, run, tool
+from native_build import BUILD, DRIVERS, FLAGS, KERNELS, ROOT, SUPPORT, run, tool
 
 CASES = 472
-DRIVER = HERE / "int8_driver.cpp"
+DRIVER = DRIVERS / "int8_driver.cpp"
 
 
 @functools.cache
 def cases_in(folder: Path) -> Path:
-    run(sys.executable, HERE / "int8_cases.py", folder / "int8_cases.bin")
+    run(sys.executable, SUPPORT / "int8_cases.py", folder / "int8_cases.bin")
     return folder / "int8_cases.bin"
 
 

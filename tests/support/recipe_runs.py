@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from adder_zoo.training import loop
 
 RECIPE = Path(mnist.__file__)
+SUPPORT = Path(__file__).parent
 PATIENCE = 300  # seconds: what starts in two may take a hundred beside other work
 SMALL = ["--dataset", "fashion_mnist", "--data-dir", "sample", "--cpu", "--threads", "1"]
 FEW = [

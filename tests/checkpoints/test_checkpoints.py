@@ -63,7 +63,7 @@ def test_convolutions_are_not_taken_for_adder_layers(tmp_path):
 
 
 def test_half_precision_becomes_float32(network, tmp_path):
-    """But for running statistics, which cannot (tests/test_half_checkpoints.py)."""
+    """But for running statistics, which cannot (tests/checkpoints/test_half_checkpoints.py)."""
     state = {k: v.half() if v.is_floating_point() and "running" not in k else v for k, v in authors(network).items()}
     torch.save(state, tmp_path / "x.pth")
     loaded = load_checkpoint(tmp_path / "x.pth", "adder_resnet20")

@@ -1,6 +1,6 @@
 """Writes the cases of driver.cpp: shapes, operands, what the truth answers, and how far off that may be.
 
-python tests/native/cases.py FILE
+python tests/support/native_cases.py FILE
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import truth
 from checks import bound, clipped_bound
 from shapes import DEPTHWISE, IMAGES, NAMED, Case, random_cases, tensors

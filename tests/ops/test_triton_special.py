@@ -9,9 +9,8 @@ import torch
 import truth
 from checks import assert_within, bound
 from interpreted import INTERPRETING, run_again
+from operator_checks import MODES, check, extras, run, saturated_bound
 from shapes import case, tensors
-from test_fuse import extras
-from test_operator import MODES, check, run, saturated_bound
 
 import adder_zoo
 from adder_zoo import Adder2d, adder2d
