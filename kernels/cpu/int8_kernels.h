@@ -9,17 +9,25 @@
 namespace ADDER_NAMESPACE {
 
 static int64_t packed_size(const adder_shape *s) {
-  return is_depthwise(*s) ? packed_size_of_depthwise(*s) : packed_size_of_groups(*s);
+  return is_depthwise(*s) ? packed_size_of_depthwise(Geometry(*s)) : packed_size_of_channels(Geometry(*s));
 }
 
 static void pack(const adder_shape *s, const uint8_t *w, uint8_t *packed) {
-  is_depthwise(*s) ? pack_depthwise(*s, w, packed) : pack_groups(*s, w, packed);
+  is_depthwise(*s) ? pack_depthwise(Geometry(*s), w, packed) : pack_channels(Geometry(*s), w, packed);
+}
+
+template <class Kernel>
+int run(const adder_shape &s, const uint8_t *x, const uint8_t *packed, uint8_t pad, const adder_int8_epilogue *epilogue,
+        int32_t *y) {
+  Kernel kernel(s, x, packed, pad, epilogue, y);
+  return launch(kernel);
 }
 
 static int forward(const adder_shape *s, const uint8_t *x, const uint8_t *packed, uint8_t pad,
                    const adder_int8_epilogue *epilogue, int32_t *y) {
   if (s->N * s->P * s->Q == 0) return ADDER_OK;
-  return (is_depthwise(*s) ? forward_depthwise : forward_groups)(*s, x, packed, pad, epilogue, y);
+  const auto kernel = is_depthwise(*s) ? run<DepthwiseKernel> : run<ChannelsKernel>;
+  return kernel(*s, x, packed, pad, epilogue, y);
 }
 
 static constexpr adder::Int8Kernels int8_kernels(const char *isa) { return {isa, packed_size, pack, forward}; }

@@ -1,48 +1,106 @@
 // What becomes of the sums of a tile: bare integers, or batch norm, shortcut, ReLU and the next layer's bytes.
+//
+// It is done in the tile's own registers, F channels of a pixel at a time.
 #ifndef ADDER_INT8_OUTPUT_H
 #define ADDER_INT8_OUTPUT_H
 
 #include "adder_int8.h"
-
-#include <cstdint>
+#include "int8_vec.h"
 
 namespace ADDER_NAMESPACE {
 
-// Writes `channels` outputs of one pixel, the first of them channel `k`, at element `at` of [N, P, Q, K]. N is their
-// number where the compiler is to know it, so that all of them stay in registers; 0 otherwise.
-template <int N>
-static inline void write_channels(const int32_t *sums, int64_t k, int64_t at, int64_t channels,
-                                  const adder_int8_epilogue &e) {
-  constexpr int64_t MOST = N ? N : 64; // at a time
-  for (int64_t first = 0; first < channels; first += MOST) {
-    const int64_t n = N ? N : channels - first < MOST ? channels - first : MOST;
-    const float *scale = e.scale + k + first, *shift = e.shift + k + first;
-    float v[MOST];
-    for (int64_t i = 0; i < n; ++i) v[i] = scale[i] * (float)-sums[first + i] + shift[i];
-    if (e.residual)
-      for (int64_t i = 0; i < n; ++i) v[i] += e.residual[at + first + i];
-    if (e.relu)
-      for (int64_t i = 0; i < n; ++i) v[i] = v[i] > 0 ? v[i] : 0;
-    if (e.wide)
-      for (int64_t i = 0; i < n; ++i) e.wide[at + first + i] = v[i];
+// Added to a float between -2^22 and 2^22 it leaves the nearest integer, halves to even, in the low bits of the sum.
+constexpr float TO_INTEGER = 12582912.f; // 1.5 * 2^23
+constexpr int32_t TO_INTEGER_BITS = 0x4b400000;
+
+// Outputs of F channels from channel `k` on, `channels` of which are real.
+template <class B> struct Output {
+  static constexpr int F = B::F;
+  typedef typename Numbers<F>::Ints Ints;
+  typedef typename Numbers<F>::Floats Floats;
+
+  const adder_int8_epilogue *epilogue; // null: the sums go to y
+  int32_t *y;
+  int64_t K, k, channels;
+  Floats scale, shift;
+
+  Output(const adder_int8_epilogue *epilogue_, int32_t *y_, int64_t K_, int64_t k_, int64_t channels_)
+      : epilogue(epilogue_), y(y_), K(K_), k(k_), channels(channels_), scale{}, shift{} {
+    if (epilogue == nullptr) return;
+    memcpy(&scale, epilogue->scale + k, static_cast<size_t>(channels) * sizeof(float));
+    memcpy(&shift, epilogue->shift + k, static_cast<size_t>(channels) * sizeof(float));
+  }
+
+  // Writes a tile's sums of |x - w|, MR pixels from `pixel` on, counted over [N, P, Q].
+  template <int MR> ADDER_INLINE void write(const Ints (&sums)[MR], int64_t pixel) const {
+    if (channels == F) return write_pixels<MR>(sums, pixel, WholeVectors());
+    Ints copy[MR]; // its address is taken, which must not happen to the registers that are summed in
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) copy[m] = sums[m];
+    write_some(copy, MR, pixel);
+  }
+
+private:
+  struct WholeVectors {
+    static constexpr int64_t count = F;
+  };
+  struct SomeChannels {
+    int64_t count;
+  };
+  template <class V, class E, class N> static ADDER_INLINE V load(const E *from, N channels) {
+    V v{};
+    memcpy(&v, from, static_cast<size_t>(channels.count) * sizeof(E));
+    return v;
+  }
+  template <class V, class E, class N> static ADDER_INLINE void store(E *to, const V &v, N channels) {
+    memcpy(to, &v, static_cast<size_t>(channels.count) * sizeof(E));
+  }
+
+  __attribute__((noinline)) void write_some(const Ints *sums, int pixels, int64_t pixel) const {
+    for (int m = 0; m < pixels; ++m) {
+      const Ints one[1] = {sums[m]};
+      write_pixels<1>(one, pixel + m, SomeChannels{channels});
+    }
+  }
+
+  // Stage by stage for all pixels, so that each question is asked once. Scaling the sum by -scale is exact, and so is
+  // the clamp before the rounding: both ends are integers.
+  template <int MR, class N> ADDER_INLINE void write_pixels(const Ints (&sums)[MR], int64_t pixel, N count) const {
+    const int64_t at = pixel * K + k;
+    if (epilogue == nullptr) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) store(y + at + m * K, -sums[m], count);
+      return;
+    }
+    const adder_int8_epilogue &e = *epilogue;
+    Floats v[MR];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) v[m] = shift - scale * __builtin_convertvector(sums[m], Floats);
+    if (e.residual) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) v[m] += load<Floats>(e.residual + at + m * K, count);
+    }
+    if (e.relu) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) v[m] = v[m] > 0 ? v[m] : Floats{};
+    }
+    if (e.wide) {
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) store(e.wide + at + m * K, v[m], count);
+    }
     if (e.narrow) {
-      const float inverse_step = e.inverse_step, zero_point = (float)e.zero_point, top = (float)e.top;
-      for (int64_t i = 0; i < n; ++i) {
-        const float level = __builtin_nearbyintf(v[i] * inverse_step) + zero_point;
-        e.narrow[at + first + i] = (uint8_t)(int32_t)(level > top ? top : level > 0 ? level : 0.f); // a NaN gives 0
+      const Floats low = Floats{} - (float)e.zero_point, high = low + (float)e.top;
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+        Floats level = v[m] * e.inverse_step;
+        level = level > low ? level : low; // a NaN too
+        level = level < high ? level : high;
+        const Ints bits = (Ints)(level + TO_INTEGER) - (TO_INTEGER_BITS - e.zero_point);
+        store(e.narrow + at + m * K, B::bytes(bits), count);
       }
     }
   }
-}
-
-template <int N>
-static inline void write_pixel(const int32_t *sums, int64_t k, int64_t at, int64_t channels,
-                               const adder_int8_epilogue *epilogue, int32_t *y) {
-  if (epilogue == nullptr)
-    for (int64_t i = 0; i < channels; ++i) y[at + i] = -sums[i];
-  else if (channels == N) write_channels<N>(sums, k, at, channels, *epilogue);
-  else write_channels<0>(sums, k, at, channels, *epilogue);
-}
+};
 
 } // namespace ADDER_NAMESPACE
 #endif

@@ -1,17 +1,26 @@
-// The vectors of the int8 kernels: L filters side by side, eight bytes (channels) of each in a 64-bit lane.
+// The vectors of the int8 kernels: F filters side by side, eight bytes (channels) of each.
 //
-//   broadcast(p)       the eight bytes at p in every lane
-//   keep(v, mask)      the bytes of v whose mask is 255, zero elsewhere
-//   add(sum, x, w)     sum plus |x - w| added up over each lane's bytes
-//   add_to(out, sum)   adds the L sums to out[0 .. L)
-//   MOST_WORDS         how often `add` may be called before a sum could overflow its lane
+//   Word               eight bytes of each of the F filters
+//   Sums               running sums of F filters, which hold MOST_WORDS words
+//   load(p)            a Word from the panel
+//   add(sums, x, w)    sums plus |x - w| added up over the eight bytes, x being the eight bytes at an address
+//   add_masked(...)    the same for the bytes of x whose mask is 255; the others count as 0
+//   total(sums)        as F 32-bit integers, filter after filter
+//   bytes(ints)        the low byte of each
+//
+// On x86 psadbw adds up the differences of eight bytes, into the low half of a 64-bit lane. A shuffle takes the low
+// halves of two such registers together, so that F filters' sums are F lanes of one register, and an addition costs
+// half. With 512 bits this makes Zen 4 a third faster than two additions, which get into psadbw's way. Filters lie in
+// the panel in the order in which the shuffle finds them, see `place_of`.
 #ifndef ADDER_INT8_VEC_H
 #define ADDER_INT8_VEC_H
+
+#include "inline.h"
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BW__) || defined(__AVX2__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(ADDER_NEON)
 #include <arm_neon.h>
@@ -19,98 +28,168 @@
 
 namespace ADDER_NAMESPACE {
 
-#if defined(__AVX512BW__)
-struct Bytes {
-  using Reg = __m512i;
-  using Sum = __m512i;
-  static constexpr int L = 8, REGISTERS = 32;
-  static constexpr int64_t MOST_WORDS = INT64_MAX;
-  static Reg load(const uint8_t *p) { return _mm512_load_si512(p); }
-  static Reg broadcast(const uint8_t *p) {
-    int64_t word;
-    std::memcpy(&word, p, 8);
-    return _mm512_set1_epi64(word);
-  }
-  static Reg keep(Reg v, uint64_t mask) { return _mm512_and_si512(v, _mm512_set1_epi64((int64_t)mask)); }
-  static Sum zero() { return _mm512_setzero_si512(); }
-  static Sum add(Sum sum, Reg x, Reg w) { return _mm512_add_epi64(sum, _mm512_sad_epu8(x, w)); }
-  static void add_to(int32_t *out, Sum sum) {
-    const __m256i sums = _mm512_maskz_cvtepi64_epi32(0xff, sum);
-    _mm256_storeu_si256((__m256i *)out, _mm256_add_epi32(_mm256_loadu_si256((const __m256i *)out), sums));
-  }
+// Where in a Word of the panel filter f's eight bytes begin: of four filters that share 128 bits of the sums, the first
+// two are in the first register, the others in the second.
+constexpr int64_t place_of(int64_t f, int64_t F) {
+  const int64_t quarter = f / 4, in_quarter = f % 4;
+  return 8 * (in_quarter / 2 * (F / 2) + 2 * quarter + in_quarter % 2);
+}
+
+// Vectors of F numbers, as the compiler knows them.
+template <int F> struct Numbers {
+  typedef int32_t Ints __attribute__((vector_size(4 * F)));
+  typedef float Floats __attribute__((vector_size(4 * F)));
+  typedef uint8_t Bytes __attribute__((vector_size(F)));
 };
-#elif defined(__AVX2__)
-struct Bytes {
-  using Reg = __m256i;
-  using Sum = __m256i;
-  static constexpr int L = 4, REGISTERS = 16;
-  static constexpr int64_t MOST_WORDS = INT64_MAX;
-  static Reg load(const uint8_t *p) { return _mm256_load_si256((const __m256i *)p); }
-  static Reg broadcast(const uint8_t *p) {
+
+#if defined(__AVX2__)
+struct Bytes256 {
+  static constexpr int F = 8;
+  static constexpr int64_t MOST_WORDS = INT32_MAX;
+  typedef Numbers<F>::Ints Ints;
+  typedef Numbers<F>::Bytes Bytes;
+  typedef __m256i Sums;
+  struct Word {
+    __m256i low, high;
+  };
+  static ADDER_INLINE Word load(const uint8_t *p) {
+    return {_mm256_load_si256((const __m256i *)p), _mm256_load_si256((const __m256i *)(p + 32))};
+  }
+  static ADDER_INLINE __m256i broadcast(const uint8_t *p) {
     int64_t word;
-    std::memcpy(&word, p, 8);
+    memcpy(&word, p, 8);
     return _mm256_set1_epi64x(word);
   }
-  static Reg keep(Reg v, uint64_t mask) { return _mm256_and_si256(v, _mm256_set1_epi64x((int64_t)mask)); }
-  static Sum zero() { return _mm256_setzero_si256(); }
-  static Sum add(Sum sum, Reg x, Reg w) { return _mm256_add_epi32(sum, _mm256_sad_epu8(x, w)); }
-  static void add_to(int32_t *out, Sum sum) {
-    // The low halves of the four lanes, side by side.
-    const __m256i pairs = _mm256_shuffle_epi32(sum, _MM_SHUFFLE(2, 0, 2, 0));
-    const __m128i sums = _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(2, 0, 2, 0)));
-    _mm_storeu_si128((__m128i *)out, _mm_add_epi32(_mm_loadu_si128((const __m128i *)out), sums));
+  static ADDER_INLINE Sums zero() { return _mm256_setzero_si256(); }
+  static ADDER_INLINE Sums add(Sums sums, __m256i x, const Word &w) {
+    const __m256 low = _mm256_castsi256_ps(_mm256_sad_epu8(x, w.low));
+    const __m256 high = _mm256_castsi256_ps(_mm256_sad_epu8(x, w.high));
+    return _mm256_add_epi32(sums, _mm256_castps_si256(_mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0))));
+  }
+  // Keeps it in a register, and the additions in their order: left alone, GCC takes words together and spills.
+  static ADDER_INLINE void pin(Sums &sums) { asm("" : "+x"(sums)); }
+  static ADDER_INLINE Sums add(Sums sums, const uint8_t *x, const Word &w) { return add(sums, broadcast(x), w); }
+  static ADDER_INLINE Sums add_masked(Sums sums, const uint8_t *x, const Word &w, uint64_t mask) {
+    return add(sums, _mm256_and_si256(broadcast(x), _mm256_set1_epi64x((int64_t)mask)), w);
+  }
+  static ADDER_INLINE Ints total(Sums sums) { return (Ints)sums; }
+  static ADDER_INLINE Bytes bytes(Ints v) {
+    const __m256i first = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400));
+    return (Bytes)_mm_cvtsi128_si64(_mm_unpacklo_epi32(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1)));
   }
 };
-#elif defined(ADDER_NEON)
-// Two filters in a register. uabd and uadalp add to eight 16-bit lanes, four for each filter, which 128 words fill.
-struct Bytes {
-  using Reg = uint8x16_t;
-  using Sum = uint16x8_t;
-  static constexpr int L = 2, REGISTERS = 32;
+#endif
+
+#if defined(__AVX512BW__)
+struct Bytes512 {
+  static constexpr int F = 16;
+  static constexpr int64_t MOST_WORDS = INT32_MAX;
+  typedef Numbers<F>::Ints Ints;
+  typedef Numbers<F>::Bytes Bytes;
+  typedef __m512i Sums;
+  struct Word {
+    __m512i low, high;
+  };
+  static ADDER_INLINE Word load(const uint8_t *p) { return {_mm512_load_si512(p), _mm512_load_si512(p + 64)}; }
+  static ADDER_INLINE __m512i broadcast(const uint8_t *p) {
+    int64_t word;
+    memcpy(&word, p, 8);
+    return _mm512_set1_epi64(word);
+  }
+  static ADDER_INLINE Sums zero() { return _mm512_setzero_si512(); }
+  static ADDER_INLINE Sums add(Sums sums, __m512i x, const Word &w) {
+    const __m512 low = _mm512_castsi512_ps(_mm512_sad_epu8(x, w.low));
+    const __m512 high = _mm512_castsi512_ps(_mm512_sad_epu8(x, w.high));
+    return _mm512_add_epi32(sums, _mm512_castps_si512(_mm512_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0))));
+  }
+  static ADDER_INLINE void pin(Sums &sums) { asm("" : "+v"(sums)); }
+  static ADDER_INLINE Sums add(Sums sums, const uint8_t *x, const Word &w) { return add(sums, broadcast(x), w); }
+  static ADDER_INLINE Sums add_masked(Sums sums, const uint8_t *x, const Word &w, uint64_t mask) {
+    return add(sums, _mm512_and_si512(broadcast(x), _mm512_set1_epi64((int64_t)mask)), w);
+  }
+  static ADDER_INLINE Ints total(Sums sums) { return (Ints)sums; }
+  static ADDER_INLINE Bytes bytes(Ints v) { return (Bytes)_mm512_cvtepi32_epi8((__m512i)v); }
+};
+#endif
+
+#if defined(ADDER_NEON)
+// uabd and uadalp add to eight 16-bit lanes, four for each filter, which 128 words fill.
+struct BytesNeon {
+  static constexpr int F = 4;
   static constexpr int64_t MOST_WORDS = 65535 / (2 * 255);
-  static Reg load(const uint8_t *p) { return vld1q_u8(p); }
-  static Reg broadcast(const uint8_t *p) {
+  typedef Numbers<F>::Ints Ints;
+  typedef Numbers<F>::Bytes Bytes;
+  struct Sums {
+    uint16x8_t low, high;
+  };
+  struct Word {
+    uint8x16_t low, high;
+  };
+  static ADDER_INLINE Word load(const uint8_t *p) { return {vld1q_u8(p), vld1q_u8(p + 16)}; }
+  static ADDER_INLINE uint8x16_t broadcast(const uint8_t *p) {
     uint64_t word;
-    std::memcpy(&word, p, 8);
+    memcpy(&word, p, 8);
     return vreinterpretq_u8_u64(vdupq_n_u64(word));
   }
-  static Reg keep(Reg v, uint64_t mask) { return vandq_u8(v, vreinterpretq_u8_u64(vdupq_n_u64(mask))); }
-  static Sum zero() { return vdupq_n_u16(0); }
-  static Sum add(Sum sum, Reg x, Reg w) { return vpadalq_u8(sum, vabdq_u8(x, w)); }
-  static void add_to(int32_t *out, Sum sum) {
-    out[0] += (int32_t)vaddlv_u16(vget_low_u16(sum));
-    out[1] += (int32_t)vaddlv_u16(vget_high_u16(sum));
+  static ADDER_INLINE Sums zero() { return {vdupq_n_u16(0), vdupq_n_u16(0)}; }
+  static ADDER_INLINE Sums add(Sums sums, uint8x16_t x, const Word &w) {
+    return {vpadalq_u8(sums.low, vabdq_u8(x, w.low)), vpadalq_u8(sums.high, vabdq_u8(x, w.high))};
   }
+  static ADDER_INLINE void pin(Sums &sums) { asm("" : "+w"(sums.low), "+w"(sums.high)); }
+  static ADDER_INLINE Sums add(Sums sums, const uint8_t *x, const Word &w) { return add(sums, broadcast(x), w); }
+  static ADDER_INLINE Sums add_masked(Sums sums, const uint8_t *x, const Word &w, uint64_t mask) {
+    return add(sums, vandq_u8(broadcast(x), vreinterpretq_u8_u64(vdupq_n_u64(mask))), w);
+  }
+  static ADDER_INLINE Ints total(Sums sums) {
+    return (Ints)vpaddq_u32(vpaddlq_u16(sums.low), vpaddlq_u16(sums.high));
+  }
+  static ADDER_INLINE Bytes bytes(Ints v) { return __builtin_convertvector(v, Bytes); }
 };
-#else
-struct Bytes {
-  struct Reg {
-    uint8_t byte[8];
+#endif
+
+// Four filters, each in two 64-bit integers' worth of bytes: what any compiler makes of it.
+struct BytesPlain {
+  static constexpr int F = 4;
+  static constexpr int64_t MOST_WORDS = INT32_MAX;
+  typedef Numbers<F>::Ints Ints;
+  typedef Numbers<F>::Bytes Bytes;
+  typedef Ints Sums;
+  struct Word {
+    const uint8_t *at;
   };
-  using Sum = uint32_t;
-  static constexpr int L = 1, REGISTERS = 16;
-  static constexpr int64_t MOST_WORDS = INT64_MAX;
-  static Reg load(const uint8_t *p) {
-    Reg v;
-    std::memcpy(v.byte, p, 8);
-    return v;
+  static ADDER_INLINE Word load(const uint8_t *p) { return {p}; }
+  static ADDER_INLINE Sums zero() { return Sums{}; }
+  static ADDER_INLINE Sums add(Sums sums, const uint8_t *x, const Word &w) {
+    for (int f = 0; f < F; ++f)
+      for (int i = 0; i < 8; ++i) {
+        const int difference = x[i] - w.at[place_of(f, F) + i];
+        sums[f] += difference < 0 ? -difference : difference;
+      }
+    return sums;
   }
-  static Reg broadcast(const uint8_t *p) { return load(p); }
-  static Reg keep(Reg v, uint64_t mask) {
+  static ADDER_INLINE void pin(Sums &) {}
+  static ADDER_INLINE Sums add_masked(Sums sums, const uint8_t *x, const Word &w, uint64_t mask) {
     uint64_t word;
-    std::memcpy(&word, v.byte, 8);
+    memcpy(&word, x, 8);
     word &= mask;
-    std::memcpy(v.byte, &word, 8);
-    return v;
+    uint8_t bytes[8];
+    memcpy(bytes, &word, 8);
+    return add(sums, bytes, w);
   }
-  static Sum zero() { return 0; }
-  static Sum add(Sum sum, Reg x, Reg w) {
-    uint32_t differences = 0;
-    for (int i = 0; i < 8; ++i) differences += x.byte[i] > w.byte[i] ? x.byte[i] - w.byte[i] : w.byte[i] - x.byte[i];
-    return sum + differences;
-  }
-  static void add_to(int32_t *out, Sum sum) { *out += (int32_t)sum; }
+  static ADDER_INLINE Ints total(Sums sums) { return sums; }
+  static ADDER_INLINE Bytes bytes(Ints v) { return __builtin_convertvector(v, Bytes); }
 };
+
+// Widest is the best of them, and Narrow the one for what is left of a layer's filters where half of it is enough.
+#if defined(__AVX512BW__)
+typedef Bytes512 WidestBytes;
+typedef Bytes256 NarrowBytes;
+#elif defined(__AVX2__)
+typedef Bytes256 WidestBytes, NarrowBytes;
+#elif defined(ADDER_NEON)
+typedef BytesNeon WidestBytes, NarrowBytes;
+#else
+typedef BytesPlain WidestBytes, NarrowBytes;
 #endif
 
 } // namespace ADDER_NAMESPACE

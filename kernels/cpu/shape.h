@@ -3,7 +3,6 @@
 #define ADDER_SHAPE_H
 
 #include "adder.h"
-#include "vec.h"
 
 namespace ADDER_NAMESPACE {
 

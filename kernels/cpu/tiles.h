@@ -3,7 +3,7 @@
 #define ADDER_TILES_H
 
 #include "adder.h"
-#include "vec.h"
+#include "inline.h"
 
 namespace ADDER_NAMESPACE {
 

@@ -6,6 +6,8 @@
 #ifndef ADDER_VEC_H
 #define ADDER_VEC_H
 
+#include "inline.h"
+
 #include <cstdint>
 #include <cstring>
 
@@ -15,9 +17,6 @@
 #if defined(ADDER_NEON)
 #include <arm_neon.h>
 #endif
-
-#define ADDER_INLINE inline __attribute__((always_inline))
-#define ADDER_LAMBDA_INLINE __attribute__((always_inline))
 
 namespace ADDER_NAMESPACE {
 

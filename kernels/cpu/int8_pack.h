@@ -1,0 +1,75 @@
+// Filters of bytes as the int8 tiles read them.
+//
+// A *panel* is a block of F filters of one group: for each word of the patch their eight bytes side by side, in the
+// order of place_of, zeros where there is no filter or no tap.
+#ifndef ADDER_INT8_PACK_H
+#define ADDER_INT8_PACK_H
+
+#include "int8_plan.h"
+#include "int8_vec.h"
+
+namespace ADDER_NAMESPACE {
+
+// The filters of one block.
+struct FilterBlock {
+  int64_t group, first, filters; // first: counted over all groups
+  bool narrow;                   // in vectors of NarrowBytes
+  int64_t panel;                 // offset in bytes
+
+  int64_t lanes() const { return narrow ? NarrowBytes::F : WidestBytes::F; }
+};
+
+static inline int64_t blocks_of_a_group(const Geometry &s) { return ceil_div(s.Kg, WidestBytes::F); }
+
+// Block `index` of a layer whose patches have `words` words.
+static inline FilterBlock filter_block(const Geometry &s, int64_t words, int64_t index) {
+  constexpr int64_t F = WidestBytes::F;
+  const int64_t per_group = blocks_of_a_group(s), group = index / per_group, first = index % per_group * F;
+  const int64_t filters = min64(F, s.Kg - first);
+  const int64_t last = s.Kg - (per_group - 1) * F; // filters of a group's last block
+  const int64_t last_lanes = last <= NarrowBytes::F ? NarrowBytes::F : F;
+  const int64_t lanes_before = group * ((per_group - 1) * F + last_lanes) + first;
+  return {group, group * s.Kg + first, filters, filters <= NarrowBytes::F && NarrowBytes::F < F,
+          lanes_before * words * 8};
+}
+
+static inline int64_t filter_blocks(const Geometry &s) { return s.groups * blocks_of_a_group(s); }
+
+static inline int64_t packed_size_of_channels(const Geometry &s) {
+  const int64_t words = Words(s, 0).count();
+  const FilterBlock last = filter_block(s, words, filter_blocks(s) - 1);
+  return last.panel + last.lanes() * words * 8;
+}
+
+template <int F>
+void pack_block(const Geometry &s, const Words &words, const FilterBlock &block, const uint8_t *w, uint8_t *panel) {
+  static const uint8_t nothing[8] = {};
+  const uint8_t *filters[F];
+  int64_t step[F]; // 0 where there is no filter
+  for (int f = 0; f < F; ++f) {
+    const bool there = f < block.filters;
+    filters[f] = there ? w + (block.first + f) * s.taps : nothing;
+    step[f] = there;
+  }
+  for (int64_t piece = 0; piece < words.pieces; ++piece)
+    for (int64_t at = piece * words.bytes, end = at + 8 * words.whole; at < end; at += 8, panel += F * 8)
+#pragma GCC unroll 16
+      for (int f = 0; f < F; ++f) memcpy(panel + place_of(f, F), filters[f] + at * step[f], 8);
+  memset(panel, 0, static_cast<size_t>(words.masked() * F * 8));
+  for (int64_t piece = 0; piece < words.masked(); ++piece, panel += F * 8)
+    for (int64_t f = 0; f < block.filters; ++f)
+      memcpy(panel + place_of(f, F), filters[f] + piece * words.bytes + 8 * words.whole,
+             static_cast<size_t>(words.bytes % 8));
+}
+
+static inline void pack_channels(const Geometry &s, const uint8_t *w, uint8_t *packed) {
+  const Words words(s, 0); // in a filter the words of a piece lie side by side, as in the image
+  for (int64_t b = 0; b < filter_blocks(s); ++b) {
+    const FilterBlock block = filter_block(s, words.count(), b);
+    const auto pack = block.narrow ? pack_block<NarrowBytes::F> : pack_block<WidestBytes::F>;
+    pack(s, words, block, w, packed + block.panel);
+  }
+}
+
+} // namespace ADDER_NAMESPACE
+#endif

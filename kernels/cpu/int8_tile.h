@@ -1,0 +1,71 @@
+// The register tile of the int8 forward: MR pixels times F filters.
+#ifndef ADDER_INT8_TILE_H
+#define ADDER_INT8_TILE_H
+
+#include "int8_output.h"
+#include "int8_plan.h"
+#include "tiles.h"
+
+namespace ADDER_NAMESPACE {
+
+// Sums take a register each, the filters' word two, the pixel's word and its differences two. More pixels would share
+// a word's two loads among more, but each needs a pointer, of which x86 has fifteen.
+constexpr int TILE_PIXELS = 8;
+
+struct Patch {
+  const WordRun *runs; // of full words, then of masked ones
+  int64_t full, count; // runs
+  uint64_t tail;
+};
+
+// For each word of the patch, the word of F filters and that of each pixel. A tile's pixels are reached by pointers, so
+// that it may go on in the next row of outputs.
+template <class V, int MR>
+__attribute__((noinline)) static void sum_tile(const uint8_t *const *pixels, const Patch &patch, const uint8_t *panel,
+                                               const Output<V> &out, int64_t pixel) {
+  constexpr int64_t WORD = V::F * 8;
+  constexpr bool FILLS = V::MOST_WORDS < INT32_MAX;
+  const uint8_t *x[MR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) x[m] = pixels[m];
+  typename V::Sums sums[MR];
+  typename V::Ints totals[MR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) sums[m] = V::zero(), totals[m] = typename V::Ints{};
+  [[maybe_unused]] int64_t words = 0;
+  const auto make_room = [&](int64_t next) ADDER_LAMBDA_INLINE {
+    if constexpr (FILLS) {
+      words += next;
+      if (words <= V::MOST_WORDS) return;
+      words = next;
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) totals[m] += V::total(sums[m]), sums[m] = V::zero();
+    }
+  };
+  const auto step = [&](int64_t i) ADDER_LAMBDA_INLINE {
+    const auto w = V::load(panel);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) sums[m] = V::add(sums[m], x[m] + i, w), V::pin(sums[m]);
+    panel += WORD;
+  };
+  const WordRun *run = patch.runs, *const full = run + patch.full, *const end = run + patch.count;
+  for (; run < full; ++run) {
+    make_room(run->words);
+    int64_t i = run->offset;
+    const int64_t last = i + 8 * run->words;
+    for (; i + 8 < last; i += 16) step(i), step(i + 8);
+    if (i < last) step(i);
+  }
+  for (; run < end; ++run, panel += WORD) {
+    make_room(1);
+    const auto w = V::load(panel);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) sums[m] = V::add_masked(sums[m], x[m] + run->offset, w, patch.tail);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) totals[m] = FILLS ? totals[m] + V::total(sums[m]) : V::total(sums[m]);
+  out.template write<MR>(totals, pixel);
+}
+
+} // namespace ADDER_NAMESPACE
+#endif
