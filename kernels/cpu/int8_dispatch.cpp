@@ -76,8 +76,13 @@ void adder_int8_pack(const adder_shape *shape, const uint8_t *w, uint8_t *packed
   adder::current_int8->pack(shape, w, packed);
 }
 
-int adder_int8_forward(const adder_shape *shape, const uint8_t *x, const uint8_t *packed, uint8_t pad,
+int adder_int8_forward(const adder_shape *shape, const uint8_t *x, const uint8_t *w, const uint8_t *packed, uint8_t pad,
                        const adder_int8_epilogue *epilogue, int32_t *y) {
-  return adder::current_int8->forward(shape, x, packed, pad, epilogue, y);
+  return adder::current_int8->forward(shape, x, w, packed, pad, epilogue, y);
+}
+
+void adder_int8_levels(int64_t count, const float *v, float inverse_step, int32_t zero_point, int32_t top,
+                       uint8_t *levels) {
+  adder::current_int8->levels(count, v, inverse_step, zero_point, top, levels);
 }
 }

@@ -23,14 +23,27 @@ int run(const adder_shape &s, const uint8_t *x, const uint8_t *packed, uint8_t p
   return launch(kernel);
 }
 
-static int forward(const adder_shape *s, const uint8_t *x, const uint8_t *packed, uint8_t pad,
+static int forward(const adder_shape *s, const uint8_t *x, const uint8_t *w, const uint8_t *packed, uint8_t pad,
                    const adder_int8_epilogue *epilogue, int32_t *y) {
   if (s->N * s->P * s->Q == 0) return ADDER_OK;
+  const Scratch<uint8_t> own(packed ? 0 : packed_size(s));
+  if (!own) return ADDER_NO_MEMORY;
+  if (!packed) pack(s, w, own), packed = own;
   const auto kernel = is_depthwise(*s) ? run<DepthwiseKernel> : run<ChannelsKernel>;
   return kernel(*s, x, packed, pad, epilogue, y);
 }
 
-static constexpr adder::Int8Kernels int8_kernels(const char *isa) { return {isa, packed_size, pack, forward}; }
+static void levels(int64_t count, const float *v, float inverse_step, int32_t zero_point, int32_t top, uint8_t *out) {
+  constexpr int64_t PIECE = 1 << 14;
+  const Levels<WidestBytes> levels = {inverse_step, zero_point, top};
+  const int64_t pieces = ceil_div(count, PIECE);
+  for_each(pieces, static_cast<double>(count), [&](int64_t i) {
+    const int64_t begin = i * PIECE;
+    levels.write(min64(PIECE, count - begin), v + begin, out + begin);
+  });
+}
+
+static constexpr adder::Int8Kernels int8_kernels(const char *isa) { return {isa, packed_size, pack, forward, levels}; }
 
 } // namespace ADDER_NAMESPACE
 #endif

@@ -13,6 +13,38 @@ namespace ADDER_NAMESPACE {
 constexpr float TO_INTEGER = 12582912.f; // 1.5 * 2^23
 constexpr int32_t TO_INTEGER_BITS = 0x4b400000;
 
+// The levels of the next layer's input that stand for values v, as integers.
+template <class B> struct Levels {
+  typedef typename Numbers<B::F>::Ints Ints;
+  typedef typename Numbers<B::F>::Floats Floats;
+  float inverse_step;
+  int32_t zero_point, top;
+
+  // The clamp comes first: both of its ends are integers, so it may.
+  ADDER_INLINE typename B::Bytes of(Floats v) const {
+    const Floats low = Floats{} - (float)zero_point, high = low + (float)top;
+    Floats level = v * inverse_step;
+    level = level > low ? level : low; // a NaN too
+    level = level < high ? level : high;
+    return B::bytes((Ints)(level + TO_INTEGER) - (TO_INTEGER_BITS - zero_point));
+  }
+
+  void write(int64_t count, const float *v, uint8_t *out) const {
+    constexpr int F = B::F;
+    Floats values;
+    typename B::Bytes levels;
+    for (; count >= F; count -= F, v += F, out += F) {
+      memcpy(&values, v, sizeof values);
+      levels = of(values);
+      memcpy(out, &levels, sizeof levels);
+    }
+    values = Floats{};
+    memcpy(&values, v, static_cast<size_t>(count) * sizeof(float));
+    levels = of(values);
+    memcpy(out, &levels, static_cast<size_t>(count));
+  }
+};
+
 // Outputs of F channels from channel `k` on, `channels` of which are real.
 template <class B> struct Output {
   static constexpr int F = B::F;
@@ -63,8 +95,8 @@ private:
     }
   }
 
-  // Stage by stage for all pixels, so that each question is asked once. Scaling the sum by -scale is exact, and so is
-  // the clamp before the rounding: both ends are integers.
+  // Stage by stage for all pixels, so that each question is asked once. The sum's sign changes nothing but the sign of
+  // its product with scale.
   template <int MR, class N> ADDER_INLINE void write_pixels(const Ints (&sums)[MR], int64_t pixel, N count) const {
     const int64_t at = pixel * K + k;
     if (epilogue == nullptr) {
@@ -89,15 +121,9 @@ private:
       for (int m = 0; m < MR; ++m) store(e.wide + at + m * K, v[m], count);
     }
     if (e.narrow) {
-      const Floats low = Floats{} - (float)e.zero_point, high = low + (float)e.top;
+      const Levels<B> levels = {e.inverse_step, e.zero_point, e.top};
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        Floats level = v[m] * e.inverse_step;
-        level = level > low ? level : low; // a NaN too
-        level = level < high ? level : high;
-        const Ints bits = (Ints)(level + TO_INTEGER) - (TO_INTEGER_BITS - e.zero_point);
-        store(e.narrow + at + m * K, B::bytes(bits), count);
-      }
+      for (int m = 0; m < MR; ++m) store(e.narrow + at + m * K, levels.of(v[m]), count);
     }
   }
 };

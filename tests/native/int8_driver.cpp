@@ -69,12 +69,15 @@ static void run_case(const int64_t *numbers, FILE *file, const std::string &isa,
                                         static_cast<int32_t>(numbers[19]),
                                         got_wide.data(),
                                         got_narrow.data()};
-  if (adder_int8_forward(&s, x.data(), packed, pad, nullptr, sums.data()) != ADDER_OK ||
-      adder_int8_forward(&s, x.data(), packed, pad, &epilogue, nullptr) != ADDER_OK)
+  Bytes levels(ny, 77);
+  if (adder_int8_forward(&s, x.data(), nullptr, packed, pad, nullptr, sums.data()) != ADDER_OK ||
+      adder_int8_forward(&s, x.data(), w.data(), nullptr, pad, &epilogue, nullptr) != ADDER_OK)
     ++failures;
+  adder_int8_levels(ny, wide.data(), inverse_step[0], epilogue.zero_point, epilogue.top, levels.data());
   check(sums, y, what + "y");
   check(got_wide, wide, what + "wide");
   check(got_narrow, narrow, what + "narrow");
+  check(levels, narrow, what + "levels");
   std::free(packed);
 }
 

@@ -128,7 +128,7 @@ def forward(
     computes all of it from the differences, some 1.5 times as slow.
     """
     x, weight = _dense(x), _dense(weight)
-    shape = native_shape(x, weight, geometry)
+    shape = native_shape(x.shape, weight.shape, geometry)
     y = _empty((shape.N, shape.K, shape.P, shape.Q))
     check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, None, y.data_ptr(), exact))
     return y
@@ -145,7 +145,7 @@ def forward_fused(
 ) -> Tensor:
     """act(scale·y + shift + residual) of ``forward``'s y in one pass, [N, K, P, Q], float32, channels_last."""
     x, weight = _dense(x), _dense(weight)
-    shape = native_shape(x, weight, geometry)
+    shape = native_shape(x.shape, weight.shape, geometry)
     scale, shift = (t.to(torch.float32).contiguous() for t in (scale, shift))
     residual = None if residual is None else _dense(residual.to(torch.float32))
     y = _empty((shape.N, shape.K, shape.P, shape.Q))
@@ -170,7 +170,7 @@ def grad_input(
     """
     dtype = x.dtype
     dy, x, weight = _dense(dy), _dense(x), _dense(weight)
-    shape = native_shape(x, weight, geometry)
+    shape = native_shape(x.shape, weight.shape, geometry)
     dx = _empty(x.shape)
     status = library().grad_input(
         shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr(), _MODES[input_grad], exact
@@ -194,7 +194,7 @@ def grad_weight(
     """
     dtype = weight.dtype
     dy, x, weight = _dense(dy), _dense(x), _dense(weight)
-    shape = native_shape(x, weight, geometry)
+    shape = native_shape(x.shape, weight.shape, geometry)
     dw = _empty(weight.shape)
     if weight_grad == "full" and not exact:
         status = library().grad_weight_product(shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
@@ -218,7 +218,7 @@ def kernels(
     geometry: Geometry,
 ) -> dict[str, str]:
     """Which kernel of the native library ``forward``, clipped ``dx`` and full ``dw`` take for these shapes."""
-    shape = native_shape(x, weight, geometry)
+    shape = native_shape(x.shape, weight.shape, geometry)
     return {name: library().kernel(shape, i).decode() for i, name in enumerate(("forward", "dx", "dw"))}
 
 
@@ -234,10 +234,10 @@ def _empty(shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
 
 
-def native_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> NativeShape:
-    N, K, P, Q = geometry.output_shape(x, weight)
+def native_shape(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> NativeShape:
+    """Of x and weight of these shapes."""
     top, _, left, _ = geometry.padding
-    sizes = (N, *x.shape[1:], K, *weight.shape[2:], P, Q)
+    sizes = (*x, weight[0], *weight[2:], *geometry.output_size(x[2:], weight[2:]))
     return NativeShape(*sizes, geometry.groups, *geometry.stride, top, left, *geometry.dilation)
 
 

@@ -99,17 +99,18 @@ class Geometry:
 
     def check_operands(self, x: Tensor, weight: Tensor, dy: Tensor | None = None) -> None:
         """Raises ValueError for operands that do not fit: the kernels would read beyond the end of them."""
-        if x.dim() != 4 or weight.dim() != 4 or self.groups < 1:
-            raise ValueError(
-                f"adder_zoo: expected 4 dimensions and groups, got {x.shape}, {weight.shape}, {self.groups}"
-            )
-        if weight.shape[1] * self.groups != x.shape[1] or weight.shape[0] % self.groups:
-            raise ValueError(
-                f"adder_zoo: filters {list(weight.shape)} in {self.groups} group(s) do not fit {x.shape[1]} channels "
-                "of x"
-            )
+        self.check_shapes(x.shape, weight.shape)
         if dy is not None and list(dy.shape) != self.output_shape(x, weight):
             raise ValueError(f"adder_zoo: dy must have shape {self.output_shape(x, weight)}, got {list(dy.shape)}")
+
+    def check_shapes(self, x: Sequence[int], weight: Sequence[int]) -> None:
+        """Raises ValueError for shapes of x and weight that do not fit each other."""
+        if len(x) != 4 or len(weight) != 4 or self.groups < 1:
+            raise ValueError(f"adder_zoo: expected 4 dimensions and groups, got {x}, {weight}, {self.groups}")
+        if weight[1] * self.groups != x[1] or weight[0] % self.groups:
+            raise ValueError(
+                f"adder_zoo: filters {list(weight)} in {self.groups} group(s) do not fit {x[1]} channels of x"
+            )
 
     def _check_sizes(self, x: Tensor, weight: Tensor) -> None:
         K, Cg, R, S = weight.shape

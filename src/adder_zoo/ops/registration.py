@@ -16,13 +16,13 @@ from torch import Tensor
 LIBRARY = torch.library.Library("adder_zoo", "FRAGMENT")  # what it registers lives as long as it does
 
 
-def operator(fake: Callable[..., Tensor], vmap: Callable[..., Any] | None = None) -> Callable[..., Any]:
+def operator(fake: Callable[..., Any], vmap: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """Makes an operator ``adder_zoo::<name>`` of a function: ``fake`` says how the result is laid out.
 
     ``vmap(operator, B, in_dims, *args)``, if given, computes it for B samples at once and returns (result, dimension).
     """
 
-    def define(function: Callable[..., Tensor]) -> Any:
+    def define(function: Callable[..., Any]) -> Any:
         name = function.__name__
         schema = torch.library.infer_schema(function, mutates_args=())
         LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -40,11 +40,11 @@ def operator(fake: Callable[..., Tensor], vmap: Callable[..., Any] | None = None
     return define
 
 
-def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, whose first argument is a tensor, run with autocast off for that tensor's kind of device."""
 
     @functools.wraps(function)
-    def run(x: Tensor, *args: Any) -> Tensor:
+    def run(x: Tensor, *args: Any) -> Any:
         device = x.device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return function(x, *args)

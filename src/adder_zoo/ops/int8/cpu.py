@@ -36,12 +36,11 @@ class Int8Library:
     def __init__(self, loaded: Library) -> None:
         native = loaded.native
         shape, pointer = POINTER(NativeShape), c_void_p
-        self.packed_size = native.adder_int8_packed_size
-        self.packed_size.argtypes, self.packed_size.restype = [shape], c_int64
-        self.pack = native.adder_int8_pack
-        self.pack.argtypes, self.pack.restype = [shape, pointer, pointer], None
         self.forward = native.adder_int8_forward
-        self.forward.argtypes = [shape, pointer, pointer, c_uint8, POINTER(_Epilogue), pointer]
+        self.forward.argtypes = [shape, pointer, pointer, pointer, c_uint8, POINTER(_Epilogue), pointer]
+        self.levels = native.adder_int8_levels
+        self.levels.argtypes = [c_int64, pointer, c_float, c_int32, c_int32, pointer]
+        self.levels.restype = None
         self._isa, self._use = native.adder_int8_isa, native.adder_int8_use
         self._isa.restype = native.adder_int8_isas.restype = c_char_p
         self._use.argtypes = [c_char_p]
@@ -74,9 +73,11 @@ def int8_library() -> Int8Library:
 
 def forward(x: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> Tensor:
     """y of ``reference.forward``, channels_last."""
-    x, shape, packed = _prepared(x, weight, geometry)
+    x, weight = _dense(x), _dense(weight)
+    shape = _shape(x.shape, weight.shape, geometry)
     y = torch.empty((shape.N, shape.K, shape.P, shape.Q), dtype=torch.int32, memory_format=torch.channels_last)
-    check_status(int8_library().forward(shape, x.data_ptr(), packed.data_ptr(), zero_point, None, y.data_ptr()))
+    run = int8_library().forward
+    check_status(run(shape, x.data_ptr(), weight.data_ptr(), None, zero_point, None, y.data_ptr()))
     return y
 
 
@@ -84,22 +85,34 @@ def forward_fused(
     x: Tensor, weight: Tensor, zero_point: int, after: Epilogue, geometry: Geometry
 ) -> tuple[Tensor | None, Tensor | None]:
     """``reference.forward_fused`` in one pass, channels_last."""
-    x, shape, packed = _prepared(x, weight, geometry)
+    x, weight = _dense(x), _dense(weight)
+    shape = _shape(x.shape, weight.shape, geometry)
     size = (shape.N, shape.K, shape.P, shape.Q)
     v = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last) if after.wide else None
     out = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last) if after.narrow else None
     scale, shift = after.scale.contiguous(), after.shift.contiguous()
-    residual = None if after.residual is None else after.residual.contiguous(memory_format=torch.channels_last)
+    residual = None if after.residual is None else _dense(after.residual)
     pointers = [None if t is None else t.data_ptr() for t in (scale, shift, residual, v, out)]
     quantised = after.inverse_step, after.next_zero_point, after.top
     epilogue = _Epilogue(*pointers[:3], after.relu, *quantised, *pointers[3:])
-    check_status(int8_library().forward(shape, x.data_ptr(), packed.data_ptr(), zero_point, epilogue, None))
+    run = int8_library().forward
+    check_status(run(shape, x.data_ptr(), weight.data_ptr(), None, zero_point, epilogue, None))
     return v, out
 
 
-def _prepared(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, NativeShape, Tensor]:
-    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    shape = native_shape(x, weight, geometry)
-    packed = torch.empty(int8_library().packed_size(shape), dtype=torch.uint8)
-    int8_library().pack(shape, weight.data_ptr(), packed.data_ptr())
-    return x, shape, packed
+def levels(v: Tensor, inverse_step: float, zero_point: int, top: int) -> Tensor:
+    """``reference.levels`` in one pass, in v's memory format."""
+    out = torch.empty_like(v, dtype=torch.uint8)
+    if out.stride() != v.stride():  # v has gaps, or overlaps itself
+        v = torch.empty_like(v).copy_(v)
+    int8_library().levels(v.numel(), v.data_ptr(), inverse_step, zero_point, top, out.data_ptr())
+    return out
+
+
+def _dense(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+@functools.lru_cache(4096)  # a network asks the same again with each batch
+def _shape(x: torch.Size, weight: torch.Size, geometry: Geometry) -> NativeShape:
+    return native_shape(x, weight, geometry)

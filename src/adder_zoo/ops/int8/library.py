@@ -2,12 +2,15 @@
 
     adder_zoo::adder2d_int8        the sums as int32
     adder_zoo::adder2d_int8_fused  the sums, then batch norm, shortcut and ReLU in float32, then the next layer's bytes
+    adder_zoo::int8_levels         the bytes of a float image
 
 ``reference.py`` is what both mean; an implementation must give the same bits.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from ..backends import CPU
 from ..geometry import Geometry
-from ..registration import memory_format
+from ..registration import memory_format, operator
 from . import cpu, reference
 from .reference import Epilogue
 
@@ -27,15 +30,21 @@ class Backend:
 
     forward: Callable[[Tensor, Tensor, int, Geometry], Tensor]
     forward_fused: Callable[[Tensor, Tensor, int, Epilogue, Geometry], tuple[Tensor | None, Tensor | None]]
+    levels: Callable[[Tensor, float, int, int], Tensor]
 
 
 BACKENDS = {
-    "reference": Backend(reference.forward, reference.forward_fused),
-    "cpu": Backend(cpu.forward, cpu.forward_fused),
+    "reference": Backend(reference.forward, reference.forward_fused, reference.levels),
+    "cpu": Backend(cpu.forward, cpu.forward_fused, cpu.levels),
 }
 
 
-@torch.library.custom_op("adder_zoo::adder2d_int8", mutates_args=())
+def _fake_int8(x, weight, zero_point, stride, padding, dilation, groups, impl="auto"):
+    shape = Geometry.of(stride, padding, dilation, groups).output_shape(x, weight)
+    return x.new_empty(shape, dtype=torch.int32).contiguous(memory_format=memory_format(x, weight))
+
+
+@operator(_fake_int8)
 def adder2d_int8(
     x: Tensor,
     weight: Tensor,
@@ -69,13 +78,21 @@ def adder2d_int8(
     return y.contiguous(memory_format=memory_format(x, weight))
 
 
-@adder2d_int8.register_fake
-def _(x, weight, zero_point, stride, padding, dilation, groups, impl="auto"):
+def _fake_int8_fused(
+    x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, top, narrow,
+    stride, padding, dilation, groups, impl="auto",
+):  # fmt: skip
     shape = Geometry.of(stride, padding, dilation, groups).output_shape(x, weight)
-    return x.new_empty(shape, dtype=torch.int32).contiguous(memory_format=memory_format(x, weight))
+    order = memory_format(x, weight)
+
+    def made(wanted, dtype):
+        t = x.new_empty(shape if wanted else 0, dtype=dtype)
+        return t.contiguous(memory_format=order) if wanted else t
+
+    return made(wide, torch.float32), made(narrow, torch.uint8)
 
 
-@torch.library.custom_op("adder_zoo::adder2d_int8_fused", mutates_args=())
+@operator(_fake_int8_fused)
 def adder2d_int8_fused(
     x: Tensor,
     weight: Tensor,
@@ -125,19 +142,33 @@ def adder2d_int8_fused(
     )
 
 
-@adder2d_int8_fused.register_fake
-def _(
-    x, weight, zero_point, scale, shift, residual, relu, wide, inverse_step, next_zero_point, top, narrow,
-    stride, padding, dilation, groups, impl="auto",
-):  # fmt: skip
-    shape = Geometry.of(stride, padding, dilation, groups).output_shape(x, weight)
-    order = memory_format(x, weight)
+def _fake_levels(x, inverse_step, zero_point, top, impl="auto"):
+    return torch.empty_like(x, dtype=torch.uint8)
 
-    def made(wanted, dtype):
-        t = x.new_empty(shape if wanted else 0, dtype=dtype)
-        return t.contiguous(memory_format=order) if wanted else t
 
-    return made(wide, torch.float32), made(narrow, torch.uint8)
+@operator(_fake_levels)
+def int8_levels(x: Tensor, inverse_step: float, zero_point: int, top: int, impl: str = "auto") -> Tensor:
+    """``clamp(round(x·inverse_step) + zero_point, 0, top)``: a float image as the bytes that ``adder2d_int8`` takes.
+
+    Args:
+        x: float32, any shape.
+        inverse_step: Levels for each unit of x.
+        zero_point: The level of 0. top: the highest level, at most 255.
+        impl: As in ``adder2d_int8``.
+
+    Returns:
+        uint8, in x's shape and memory format. Halves are rounded to even; a NaN becomes 0.
+
+    Raises:
+        TypeError: x is not float32.
+        ValueError: not 0 <= zero_point <= top <= 255.
+        RuntimeError: ``impl`` cannot run here.
+    """
+    if x.dtype != torch.float32:
+        raise TypeError(f"int8_levels: x must be float32, got {x.dtype}")
+    if not 0 <= zero_point <= top <= 255:
+        raise ValueError(f"int8_levels: needs 0 <= zero_point <= top <= 255, got {zero_point} and {top}")
+    return _resolve(impl, x).levels(x, inverse_step, zero_point, top)
 
 
 def _resolve(impl: str, x: Tensor) -> Backend:
@@ -158,27 +189,32 @@ def _resolve(impl: str, x: Tensor) -> Backend:
 
 def _check(x: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> None:
     """The kernels believe what they are told; what does not fit would be read beyond its end."""
-    stride, padding, dilation, groups = geometry.arguments
     for name, t in (("x", x), ("weight", weight)):
         if t.dtype != torch.uint8:
             raise TypeError(f"adder2d_int8: {name} must be uint8, got {t.dtype}")
-    if x.dim() != 4 or weight.dim() != 4 or groups < 1 or 0 in weight.shape or 0 in x.shape[1:]:
-        raise ValueError(f"adder2d_int8: expected 4 dimensions and groups, got {x.shape}, {weight.shape}, {groups}")
-    geometry.check_operands(x, weight)
     if not 0 <= zero_point <= 255:
         raise ValueError(f"adder2d_int8: zero_point must lie between 0 and 255, got {zero_point}")
+    _check_shapes(x.shape, weight.shape, geometry)
+
+
+@functools.lru_cache(4096)  # a network asks the same again with each batch
+def _check_shapes(x: torch.Size, weight: torch.Size, geometry: Geometry) -> None:
+    stride, padding, dilation, groups = geometry.arguments
+    if len(x) != 4 or len(weight) != 4 or groups < 1 or 0 in weight or 0 in x[1:]:
+        raise ValueError(f"adder2d_int8: expected 4 dimensions and groups, got {x}, {weight}, {groups}")
+    geometry.check_shapes(x, weight)
     lengths = len(stride), len(padding), len(dilation)
     if lengths != (2, 4, 2) or min(*stride, *dilation) < 1 or min(padding) < 0:
         raise ValueError(
             "adder2d_int8: needs stride and dilation as pairs of at least 1 and four paddings of at least 0, got "
             f"{stride}, {dilation}, {padding}"
         )
-    if min(geometry.output_shape(x, weight)[2:]) < 1:
-        raise ValueError(f"adder2d_int8: the kernel {list(weight.shape[2:])} is larger than the padded input")
-    if weight[0].numel() > reference.MOST_TAPS:
+    if min(geometry.output_size(x[2:], weight[2:])) < 1:
+        raise ValueError(f"adder2d_int8: the kernel {list(weight[2:])} is larger than the padded input")
+    if math.prod(weight[1:]) > reference.MOST_TAPS:
         raise ValueError(
-            f"adder2d_int8: a filter has {weight[0].numel()} taps, and more than {reference.MOST_TAPS} could overflow "
-            "the sum, a 32-bit integer"
+            f"adder2d_int8: a filter has {math.prod(weight[1:])} taps, and more than {reference.MOST_TAPS} could "
+            "overflow the sum, a 32-bit integer"
         )
 
 
