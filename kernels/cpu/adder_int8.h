@@ -39,8 +39,8 @@ typedef struct {
  * instruction set that packed them, and for no others. */
 ADDER_API int64_t adder_int8_packed_size(const adder_shape *shape);
 ADDER_API void adder_int8_pack(const adder_shape *shape, const uint8_t *w, uint8_t *packed);
-/* packed may be NULL, and then w is packed for this call; with it w is not read. One of y and epilogue is NULL: the bare
- * sums as int32, or what the epilogue makes of them. */
+/* packed may be NULL, and then w is packed for this call; with it w is not read. One of y and epilogue is NULL: the
+ * bare sums as int32, or what the epilogue makes of them. */
 ADDER_API int adder_int8_forward(const adder_shape *shape, const uint8_t *x, const uint8_t *w, const uint8_t *packed,
                                  uint8_t pad, const adder_int8_epilogue *epilogue, int32_t *y);
 /* levels[i] = clamp(round_half_even(v[i] * inverse_step) + zero_point, 0, top), as the epilogue's narrow; a NaN gives

@@ -72,7 +72,8 @@ void pack_block(const Geometry &s, const Words &words, const FilterBlock &block,
     const int64_t end = at + 8 * words.whole;
 #if defined(__AVX2__)
     for (; block.filters == F && at + 32 <= end; at += 32, panel += F * 32)
-      for (int quarter = 0; quarter < F / 4; ++quarter) pack_quarter<F>(filters + 4 * quarter, at, panel + 16 * quarter);
+      for (int quarter = 0; quarter < F / 4; ++quarter)
+        pack_quarter<F>(filters + 4 * quarter, at, panel + 16 * quarter);
 #endif
     for (; at < end; at += 8, panel += F * 8)
 #pragma GCC unroll 16

@@ -75,7 +75,8 @@ struct Bytes256 {
   static ADDER_INLINE Ints total(Sums sums) { return (Ints)sums; }
   static ADDER_INLINE Bytes bytes(Ints v) {
     const __m256i first = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400));
-    return (Bytes)_mm_cvtsi128_si64(_mm_unpacklo_epi32(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1)));
+    return (Bytes)_mm_cvtsi128_si64(
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1)));
   }
 };
 #endif
@@ -140,9 +141,7 @@ struct BytesNeon {
   static ADDER_INLINE Sums add_masked(Sums sums, const uint8_t *x, const Word &w, uint64_t mask) {
     return add(sums, vandq_u8(broadcast(x), vreinterpretq_u8_u64(vdupq_n_u64(mask))), w);
   }
-  static ADDER_INLINE Ints total(Sums sums) {
-    return (Ints)vpaddq_u32(vpaddlq_u16(sums.low), vpaddlq_u16(sums.high));
-  }
+  static ADDER_INLINE Ints total(Sums sums) { return (Ints)vpaddq_u32(vpaddlq_u16(sums.low), vpaddlq_u16(sums.high)); }
   static ADDER_INLINE Bytes bytes(Ints v) { return __builtin_convertvector(v, Bytes); }
 };
 #endif

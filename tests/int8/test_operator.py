@@ -7,7 +7,7 @@ import torch
 from shapes import DEPTHWISE, NAMED, case, random_cases
 
 from adder_zoo.ops.int8 import cpu as native
-from adder_zoo.ops.int8.library import adder2d_int8, adder2d_int8_fused
+from adder_zoo.ops.int8.library import adder2d_int8, adder2d_int8_fused, int8_levels
 from adder_zoo.ops.int8.reference import MOST_TAPS
 
 SHAPES = NAMED + DEPTHWISE
@@ -110,6 +110,40 @@ def test_what_is_not_finite_becomes_a_level():
     assert torch.equal(*levels)
 
 
+@pytest.mark.parametrize("size", [(0,), (1,), (2, 3, 5, 7), (1, 3, 200, 200)])
+@pytest.mark.usefixtures("best_isa_afterwards")
+def test_bytes_of_a_float_image(size):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(0)) * 9
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.5 / 7, 1.5 / 7, -0.0, 3e38])
+    values.view(-1)[: len(special)] = special[: values.numel()]
+    for isa in ISAS:
+        native.int8_library().use(isa)
+        for zero_point, top in ((0, 255), (9, 15), (255, 255)):
+            wanted = int8_levels(values, 7.0, zero_point, top, "reference")
+            assert torch.equal(int8_levels(values, 7.0, zero_point, top, "cpu"), wanted), (isa, zero_point, top)
+
+
+def test_bytes_keep_the_memory_format():
+    x = torch.randn(2, 8, 5, 6)
+    wanted = int8_levels(x, 30.0, 100, 255, "reference")
+    for t in (x.contiguous(memory_format=CHANNELS_LAST), x.transpose(2, 3), x[:, ::2, 1:], x.expand(3, 2, 8, 5, 6)):
+        got = int8_levels(t, 30.0, 100, 255, "cpu")
+        assert torch.equal(got, int8_levels(t, 30.0, 100, 255, "reference"))
+        if t.is_contiguous(memory_format=CHANNELS_LAST):
+            assert got.is_contiguous(memory_format=CHANNELS_LAST)
+    assert torch.equal(int8_levels(x, 30.0, 100, 255, "cpu"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("args", "kind"),
+    [((torch.zeros(2).double(), 1.0, 0, 255), TypeError), ((torch.zeros(2), 1.0, 9, 8), ValueError),
+     ((torch.zeros(2), 1.0, 0, 256), ValueError)],
+)  # fmt: skip
+def test_bytes_refuse_what_does_not_fit(args, kind):
+    with pytest.raises(kind, match="int8_levels"):
+        int8_levels(*args)
+
+
 @pytest.mark.parametrize("order", [torch.contiguous_format, CHANNELS_LAST])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_memory_format_follows_the_input(order, impl):
@@ -123,6 +157,7 @@ def test_torch_library_finds_nothing_wrong():
     shape = case("opcheck", "", (2, 5, 6, 6), (6, 5, 3, 3), 1, 1)
     x, weight = (torch.from_numpy(t) for t in operands(shape))
     torch.library.opcheck(adder2d_int8, (x, weight, 1, *shape.geometry))
+    torch.library.opcheck(int8_levels, (torch.randn(2, 3, 4, 5), 3.0, 7, 255))
     scale = torch.rand(6)
     for wide, narrow in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(

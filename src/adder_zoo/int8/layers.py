@@ -14,7 +14,7 @@ from ..fuse import FusedAdder2d
 from ..layers import Adder2dSame
 from ..norms import Kept, cast
 from ..ops.geometry import Geometry
-from ..ops.int8.library import adder2d_int8, adder2d_int8_fused
+from ..ops.int8.library import adder2d_int8, adder2d_int8_fused, int8_levels
 from ..ops.int8.reference import levels
 
 
@@ -49,7 +49,8 @@ class Range:
 
     def levels(self, x: Tensor) -> Tensor:
         """``x``, float32, as bytes."""
-        return levels(x, 1 / self.step, self.zero_point, self.top)
+        as_bytes = levels if torch.compiler.is_compiling() else int8_levels  # a compiler makes its own pass of it
+        return as_bytes(x, 1 / self.step, self.zero_point, self.top)
 
 
 class QuantizedAdder2d(Kept):
