@@ -11,6 +11,7 @@ from .functional import adder2d
 from .fuse import fuse
 from .hub import push_to_hub
 from .int8.quantize import quantize
+from .integer.lower import to_integers
 from .layers import Adder2d, AdderLinear, adder_parameters
 from .norms import float32_norms
 from .ops.backends import implementations
@@ -33,4 +34,5 @@ __all__ = [
     "quantize",
     "reestimated_batch_norm",
     "report",
+    "to_integers",
 ]

@@ -1,0 +1,1 @@
+"""An integer network as C99."""

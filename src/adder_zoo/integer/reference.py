@@ -1,0 +1,138 @@
+"""What the integers are: each step in int64 torch, from the equations of ``network.py``.
+
+Sums are exact in any order, so two ways to get them give the same: from the equation (``plain``), or from the package's
+int8 operator and a convolution in float64, which holds such sums without rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.int8.library import adder2d_int8
+from .network import (
+    AveragePool,
+    IntegerNetwork,
+    Lookup,
+    MaxPool,
+    Narrow,
+    Placed,
+    Requantize,
+    Rescale,
+    Step,
+    Weighted,
+)
+
+LARGEST = {"int16": 2**15 - 1, "int32": 2**31 - 1}
+
+
+def run(network: IntegerNetwork, images: Tensor, plain: bool = False, keep: bool = False) -> dict[str, Tensor]:
+    """Tensors by name, int64 [N, H, W, C]: all of them with ``keep``, else the logits alone.
+
+    Raises:
+        TypeError: images are not uint8. ValueError: they are not [N, H, W, C] of the network's size.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"the integer network takes images as decoded, uint8 [N, H, W, C], got {images.dtype}")
+    if images.dim() != 4 or tuple(images.shape[1:]) != network.image:
+        raise ValueError(f"images must be [N, {', '.join(map(str, network.image))}], got {list(images.shape)}")
+    values = {"image": images.long()}
+    last = {name: i for i, step in enumerate(network.steps) for name in reads(step)}
+    for i, step in enumerate(network.steps):
+        values |= run_step(step, values, plain)
+        for name in reads(step):
+            if not keep and last[name] == i:
+                values.pop(name, None)
+    return values if keep else {network.logits.name: values[network.logits.name]}
+
+
+def reads(step: Step) -> list[str]:
+    """The names of the tensors that a step reads."""
+    shortcut = step.shortcut if isinstance(step, Weighted) else None
+    return [step.x.name, *([shortcut.name] if shortcut else [])]
+
+
+def writes(step: Step) -> list[Placed]:
+    """The tensors that a step writes."""
+    if isinstance(step, Weighted):
+        return [placed for placed in (step.wide, step.narrow) if placed is not None]
+    assert isinstance(step, (Lookup, MaxPool, AveragePool, Narrow))
+    return [step.narrow]
+
+
+def run_step(step: Step, values: dict[str, Tensor], plain: bool = False) -> dict[str, Tensor]:
+    """What a step writes, by name, from tensors [N, H, W, C], int64."""
+    x = values[step.x.name]
+    if isinstance(step, Weighted):
+        v = requantize(sums(step, x, plain), step.requantize)
+        return finish(step, v, values)
+    if isinstance(step, Lookup):
+        return {step.narrow.name: step.table.long()[torch.arange(x.shape[-1]), x]}
+    if isinstance(step, MaxPool):
+        top, bottom, left, right = step.padding
+        padded = F.pad(x, (0, 0, left, right, top, bottom), value=-1)
+        windows = padded.unfold(1, step.kernel[0], step.stride[0]).unfold(2, step.kernel[1], step.stride[1])
+        return {step.narrow.name: windows.flatten(-2).amax(-1)}
+    if isinstance(step, AveragePool):
+        total = (x - step.zero_point).sum((1, 2), keepdim=True)
+        return {step.narrow.name: rescale(total, step.rescale)}
+    assert isinstance(step, Narrow)
+    return {step.narrow.name: rescale(x, step.rescale)}
+
+
+def sums(step: Weighted, x: Tensor, plain: bool = False) -> Tensor:
+    """a, int64 [N, P, Q, K]."""
+    top, bottom, left, right = step.padding
+    P = (x.shape[1] + top + bottom - step.weight.shape[1]) // step.stride[0] + 1
+    Q = (x.shape[2] + left + right - step.weight.shape[2]) // step.stride[1] + 1
+    padded = step.pad.expand(len(x), x.shape[1] + top + bottom, x.shape[2] + left + right, -1).clone()
+    padded[:, top : top + x.shape[1], left : left + x.shape[2]] = x
+    if not plain:
+        return _fast_sums(step, padded)
+    a = torch.zeros(len(x), P, Q, len(step.weight), dtype=torch.int64)
+    for r in range(step.weight.shape[1]):
+        for s in range(step.weight.shape[2]):
+            taps = padded[:, r :: step.stride[0], s :: step.stride[1]][:, :P, :Q]
+            for k, w in enumerate(step.weight[:, r, s]):  # [C]
+                a[..., k] += -(taps - w).abs().sum(-1) if step.kind == "distance" else (taps * w).sum(-1)
+    return a
+
+
+def _fast_sums(step: Weighted, padded: Tensor) -> Tensor:
+    x, weight = padded.permute(0, 3, 1, 2), step.weight.permute(0, 3, 1, 2)
+    if step.kind == "distance":
+        # The channels of both lie innermost, as the native kernels like it.
+        a = adder2d_int8(x.to(torch.uint8), weight.to(torch.uint8), 0, step.stride, (0, 0, 0, 0), (1, 1), 1)
+    else:
+        a = F.conv2d(x.double(), weight.double(), stride=step.stride)
+    return a.permute(0, 2, 3, 1).long()
+
+
+def requantize(a: Tensor, by: Requantize) -> Tensor:
+    """v of a, [..., K]."""
+    return (by.multiplier * a + by.offset) >> by.shift
+
+
+def rescale(v: Tensor, by: Rescale) -> Tensor:
+    """Levels of v."""
+    half = (1 << by.shift) >> 1
+    return (((by.multiplier * v + half) >> by.shift) + by.zero_point).clamp(0, by.top)
+
+
+def finish(step: Weighted, v: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Shortcut, ReLU, and what is kept of v."""
+    if step.shortcut is not None:
+        v = v + values[step.shortcut.name]
+    if step.relu:
+        v = v.clamp_min(0)
+    written = {}
+    if step.wide is not None:
+        largest = LARGEST[step.wide.dtype]
+        v = v.clamp(-largest - 1, largest)
+        written[step.wide.name] = v
+    elif step.shortcut is not None or (step.rescale.multiplier, step.rescale.shift) != (1, 0):
+        v = v.clamp(-LARGEST["int16"] - 1, LARGEST["int16"])
+    if step.narrow is not None:
+        written[step.narrow.name] = rescale(v, step.rescale)
+    return written
