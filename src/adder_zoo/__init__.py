@@ -11,6 +11,7 @@ from .functional import adder2d
 from .fuse import fuse
 from .hub import push_to_hub
 from .int8.quantize import quantize
+from .integer.c.folder import export_c
 from .integer.lower import to_integers
 from .layers import Adder2d, AdderLinear, adder_parameters
 from .norms import float32_norms
@@ -26,6 +27,7 @@ __all__ = [
     "adder2d",
     "adder_parameters",
     "convert_to_adder",
+    "export_c",
     "float32_norms",
     "fuse",
     "implementations",

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ..report import report
-from . import _format_pt2
+from . import _format_c, _format_pt2
 from ._common import (
     Failure,
     ModelName,
@@ -21,7 +21,7 @@ from ._common import (
 from ._formats import Format, Job
 from ._output import output_option
 
-FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2,)}
+FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2, _format_c)}
 
 
 @click.command(
@@ -29,6 +29,7 @@ FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2,)}
     \b
     Examples:
       adder-zoo export adder_lenet5_bn.mnist -o lenet5.pt2
+      adder-zoo export adder_lenet5_bn.mnist -o lenet5 --format c --multiplier-free --data-dir data/mnist
       python -c "import torch, adder_zoo; print(torch.export.load('lenet5.pt2').module()(torch.zeros(3, 1, 32, 32)))"
     """
 )
@@ -55,6 +56,9 @@ def export(
 
     pt2 is a program of torch.export. It calls the operators of this package: import adder_zoo before
     torch.export.load.
+
+    c is a folder with an integer network as C99, without a library: give --data-dir. --multiplier-free leaves no
+    multiplication in it.
     """
     chosen = _chosen(name, output)
     taken = _own(context, chosen, options)

@@ -24,7 +24,9 @@ KEYWORDS = frozenset((
 MOST_VECTORS = 16
 
 
-def export_c(network: IntegerNetwork, folder: str | Path, name: str, images: Tensor) -> dict[str, Any]:
+def export_c(
+    network: IntegerNetwork, folder: str | Path, name: str, images: Tensor, *, replace: bool = False
+) -> dict[str, Any]:
     """Writes ``network`` as C99 into a folder of its own.
 
     The folder gets NAME.h and NAME.c (no library, no heap, no floating point), layers.h, main.c, a Makefile (``make``
@@ -36,6 +38,7 @@ def export_c(network: IntegerNetwork, folder: str | Path, name: str, images: Ten
         folder: A new or an empty one.
         name: A C identifier; functions and files are named after it.
         images: uint8 [N, H, W, C], for the test vectors; the first 16 are used.
+        replace: Whether a folder that holds something is replaced.
 
     Returns:
         "buffer_bytes", "constant_bytes" (filters and scales) and "vectors" (how many images).
@@ -52,7 +55,7 @@ def export_c(network: IntegerNetwork, folder: str | Path, name: str, images: Ten
     if not len(images):
         raise ValueError("export_c: give at least one image for the test vectors")
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not replace)):
         raise FileExistsError(f"{folder} is not an empty folder; name a new one")
     planned = plan(network)
     with atomic.replace_folder(folder) as part:

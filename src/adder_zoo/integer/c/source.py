@@ -186,7 +186,7 @@ class _Source:
     def _codes(self, step: Weighted, filters: Tensor) -> list[int]:
         """The bytes of a filter."""
         values = filters.flatten().tolist()
-        return [_two_powers(v) for v in values] if self.free and step.kind == "product" else [v & 255 for v in values]
+        return [TWO_POWERS[v] for v in values] if self.free and step.kind == "product" else [v & 255 for v in values]
 
     # ---- text ----
 
@@ -227,17 +227,12 @@ def _packed(values: list[int]) -> list[int]:
     return [int.from_bytes(bytes(filled[i : i + 4]), "little") for i in range(0, len(filled), 4)]
 
 
-def _two_powers(value: int) -> int:
-    """A filter's value as ±2^p ± 2^q in a byte, see layers.h."""
-    if value == 0:
-        return 0x80  # 2^0 - 2^0
-    terms = signed_powers(value)
-    if len(terms) == 1:
-        sign, exponent = terms[0]
-        terms = [(sign, exponent - 1)] * 2 if exponent else [(sign, 1), (-sign, 0)]
-    assert len(terms) == 2
-    codes = [exponent | (8 if sign < 0 else 0) for sign, exponent in terms]
-    return codes[0] | codes[1] << 4
+# Every ±2^p ± 2^q with p and q from 0 to 7 as a byte: p in bits 0 to 2, its sign in bit 3; q and its sign above them.
+TWO_POWERS = {
+    (-1 if first & 8 else 1) * 2 ** (first & 7) + (-1 if second & 8 else 1) * 2 ** (second & 7): first | second << 4
+    for first in range(16)
+    for second in range(16)
+}
 
 
 def as_text(value: Tensor) -> str:

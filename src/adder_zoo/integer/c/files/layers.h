@@ -220,7 +220,7 @@ static inline uint32_t above(const uint32_t *lanes, const uint32_t *w, uint32_t 
 
 #ifdef NEEDS_PRODUCT
 #if defined(MULTIPLIER_FREE)
-/* A weight is +-2^p +-2^q: bits 0 to 2 and 4 to 6 are p and q, bits 3 and 7 take away. */
+/* A weight is +-2^p +-2^q: bits 0 to 2 and 4 to 6 are p and q; bits 3 and 7 take away. */
 static inline int32_t product(const uint8_t *patch, const uint8_t *w, uint32_t taps) {
   int32_t sum = 0;
   const uint8_t *const end = w + taps;
