@@ -98,7 +98,7 @@ def create(config: Config) -> tuple[nn.Module, nn.Module | None]:
         raise RecipeError(f"--similarity and --distillation are for networks of this zoo: --model adder_{config.model}")
     else:
         model = create_network(config, config.model, **options)
-    if not config.zero_init_last and not config.pretrained:
+    if not config.zero_init_last and not config.pretrained and not config.init:
         for network in (model, teacher):
             if network is not None:
                 start_gammas_at_one(network)

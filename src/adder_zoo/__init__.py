@@ -10,6 +10,7 @@ from .convert import convert_to_adder
 from .functional import adder2d
 from .fuse import fuse
 from .hub import push_to_hub
+from .int8.fine_tune import fake_quantize
 from .int8.quantize import quantize
 from .integer.c.folder import export_c
 from .integer.lower import to_integers
@@ -28,6 +29,7 @@ __all__ = [
     "adder_parameters",
     "convert_to_adder",
     "export_c",
+    "fake_quantize",
     "float32_norms",
     "fuse",
     "implementations",

@@ -24,6 +24,7 @@ CONVERTED = " converted by adder_zoo"
 FUSED = " fused by adder_zoo"
 
 # What of a layer, besides its tensors, decides its answer; gradient rules and who computes do not.
+RANGE = "input_range"  # of a layer that was fine-tuned for few bits, which loads into one that was not
 OPTIONS = ("stride", "padding", "dilation", "groups", "padding_mode", "p", "eps")
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, DropBlock2d)  # in evaluation
 SOURCE = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "tag")
@@ -141,7 +142,7 @@ def _layers(model: nn.Module) -> dict[str, dict[str, str]]:
         tensors = {
             key: "x".join(map(str, tensor.shape))
             for key, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None and key not in module._non_persistent_buffers_set
+            if tensor is not None and key != RANGE and key not in module._non_persistent_buffers_set
         }
         filters = isinstance(module, (AdderLayer, nn.modules.conv._ConvNd, nn.Linear))
         if not tensors and not filters and not any(module.children()) and type(module) not in IDLE:

@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 from . import norms
 from .architecture import rename_fused
 from .convert import abbreviated
+from .int8.fake import fake_quantized
 from .layers import Adder2d, Adder2dSame, AdderLayer
 from .norms import InFloat32, Kept, cast, half_of
 from .ops.fused import adder2d_and_rest
@@ -111,6 +112,7 @@ class FusedAdder2d(Kept, Adder2d):
         # channels_last, so that what comes out is, and only the first layer has to convert what it is given.
         self.weight = nn.Parameter(layer.weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
         self.register_parameter("bias", None)
+        self.register_buffer("input_range", layer.input_range)
         # In float64, so that each is rounded once.
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
@@ -129,9 +131,13 @@ class FusedAdder2d(Kept, Adder2d):
         return [self.scale, self.shift]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        weight, shift = self.weight, self.shift
+        if self.input_range is not None:
+            x, weight, offset = fake_quantized(x, weight, self.input_range)
+            shift = shift + self.scale * offset
         x, padding = Adder2dSame.padded(self, x) if self.same else self.padded(x)  # type: ignore[arg-type]
         y = adder2d_and_rest(
-            x, self.weight, self.scale, self.shift, residual, self.stride, padding, self.dilation, self.groups,
+            x, weight, self.scale, shift, residual, self.stride, padding, self.dilation, self.groups,
             relu=self.relu, impl=self.impl,
         )  # fmt: skip
         return cast(y, y, None, self.precision) if self.casts or self.precision else y

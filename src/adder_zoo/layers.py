@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .functional import adder2d, adder_linear, check_options
+from .int8.fake import fake_quantized
 from .living import LAYERS
 from .precision import HALF
 
@@ -128,7 +129,12 @@ class Adder2d(AdderLayer):
 
     Shapes: input [N, C, H, W] or [C, H, W]; output [N, K, P, Q] or [K, P, Q], float32 (float64 for float64);
     ``weight`` [K, C/groups, R, S]; ``bias`` [K].
+
+    ``input_range``, None in most layers, is the range of bytes that ``adder_zoo.fake_quantize`` gave the layer. Input
+    and filters are then rounded to the values that these bytes stand for, in training and in evaluation.
     """
+
+    input_range: Tensor | None
 
     def __init__(
         self,
@@ -164,7 +170,15 @@ class Adder2d(AdderLayer):
         self.groups = groups
         self.padding_mode = padding_mode
         self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
+        self.register_buffer("input_range", None)
         self._add_parameters(conv.weight.shape, bias, device, dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Becomes a layer that was fine-tuned for few bits where the state is of one."""
+        saved = state_dict.get(prefix + "input_range")
+        if saved is not None and self.input_range is None:
+            self.input_range = torch.empty_like(saved, device=self.weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def padded(self, x: Tensor) -> tuple[Tensor, Sequence[int] | str]:
         """x as the operator takes it, and the padding that is left to the operator."""
@@ -174,11 +188,15 @@ class Adder2d(AdderLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._warn_in_half()
+        weight, bias = self.weight, self.bias
+        if self.input_range is not None:
+            x, weight, offset = fake_quantized(x, weight, self.input_range)
+            bias = offset if bias is None else bias + offset
         x, padding = self.padded(x)
         return adder2d(
             x,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             self.stride,
             padding,
             self.dilation,

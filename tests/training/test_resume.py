@@ -18,6 +18,7 @@ OPTIONS = {
         "--mixup", "0.2", "--cutmix", "1", "--smoothing", "0.1", "--model-ema", "--opt", "sgd", "--clip-grad", "1",
         "--warmup-epochs", "1", "--sched", "poly", "--gradient-accumulation-steps", "2",
     ],
+    "few bits": ["--pretrained", "--bits", "3", "--distillation", "float", "--lr", "0.001", "--model-ema"],
     "transfer": ["--distillation", "pkkd", "--l2-to-l1", "2"],
 }  # fmt: skip
 

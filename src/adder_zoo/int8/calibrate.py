@@ -19,6 +19,8 @@ from .layers import QuantizedAdder2d, Range, clipped_line, float_sums
 
 # Shares of a layer's inputs that a candidate covers. With few bits a finer step is worth more than the largest values.
 SHARES = (1.0, 0.9999, 0.9997, 0.999, 0.997, 0.99)
+SHARES_OF_FEW_BITS = (*SHARES, 0.97, 0.95, 0.9, 0.85)
+FEW_BITS = 3
 ENOUGH_PIXELS = 1000  # to fit a line for each filter
 SAMPLE = 1 << 16  # values that each layer keeps of each batch
 
@@ -124,7 +126,7 @@ def _candidates(name: str, calibration: LayerCalibration, bits: int) -> list[Ran
             f"the input of {name} is the constant {float(sample[0]):.4g}; give images that differ from each other"
         )
     ranges = []
-    for share in SHARES:
+    for share in SHARES_OF_FEW_BITS if bits <= FEW_BITS else SHARES:
         # Each end covers its share of the values on its side of 0.
         high = calibration.high if share == 1 else _quantile(sample[sample > 0], share)
         low = calibration.low if share == 1 else -_quantile((-sample[sample < 0]).flip(0), share)

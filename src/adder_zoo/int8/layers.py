@@ -40,6 +40,10 @@ class Range:
         return cls(step, round(-low / step), top)
 
     @property
+    def bits(self) -> int:
+        return self.top.bit_length()
+
+    @property
     def low(self) -> float:
         return -self.zero_point * self.step
 
@@ -109,7 +113,11 @@ class QuantizedAdder2d(Kept):
 
     def _ranges(self) -> Tensor:
         """[3, 3]: the input's range, the next layer's (0 where there is none), and how the layer is connected."""
-        rows = [_integers(self.input_range), _integers(self.next_range), (int(self.wide), int(self.takes_bytes), 0)]
+        rows = [
+            range_integers(self.input_range),
+            range_integers(self.next_range),
+            (int(self.wide), int(self.takes_bytes), 0),
+        ]
         return torch.tensor(rows, device=self.weight.device)
 
     def _load_from_state_dict(
@@ -125,8 +133,8 @@ class QuantizedAdder2d(Kept):
                 "save that network whole, by torch.save(network, path)"
             )
             return
-        self.input_range = _range(ranges[0])
-        self.next_range = _range(ranges[1]) if ranges[1][2] else None
+        self.input_range = range_of(ranges[0])
+        self.next_range = range_of(ranges[1]) if ranges[1][2] else None
 
     def _kept(self) -> list[Tensor]:
         return [self.scale, self.shift]
@@ -182,15 +190,15 @@ class QuantizedAdder2d(Kept):
         return f"{list(self.weight.shape)}, input from {r.low:.4g} to {r.high:.4g} in {r.top + 1} levels"
 
 
-def _integers(covered: Range | None) -> tuple[int, int, int]:
+def range_integers(covered: Range | None) -> tuple[int, int, int]:
     """A range as integers: the bits of its step in float64, zero point and top; zeros for None."""
     if covered is None:
         return 0, 0, 0
     return int(torch.tensor(covered.step, dtype=torch.float64).view(torch.int64)), covered.zero_point, covered.top
 
 
-def _range(integers: list[int]) -> Range:
-    """The range that ``_integers`` wrote."""
+def range_of(integers: list[int]) -> Range:
+    """The range that ``range_integers`` wrote."""
     step, zero_point, top = integers
     return Range(float(torch.tensor(step).view(torch.float64)), zero_point, top)
 

@@ -22,13 +22,16 @@ from torch.utils.data import DataLoader
 from ..fuse import NOTHING, Folded, FusedAdder2d, Tracer, fuse
 from ..layers import AdderLayer
 from .calibrate import CalibrationError, calibrate
-from .layers import QuantizedAdder2d, Range
+from .layers import QuantizedAdder2d, Range, range_of
 
 BITS = range(2, 9)
 
 
+Calibration = Tensor | DataLoader | Iterable[Any]
+
+
 def quantize(
-    model: nn.Module, calibration: Tensor | DataLoader | Iterable[Any], *, bits: int = 8, images: int = 512
+    model: nn.Module, calibration: Calibration | None = None, *, bits: int | None = None, images: int = 512
 ) -> nn.Module:
     """A copy of ``model`` in which adder layers compute with integers of ``bits`` bits, for inference.
 
@@ -39,8 +42,9 @@ def quantize(
         model: An adder network in eval mode: the zoo's, a converted one, your own. It is left as it is.
         calibration: Images as the network takes them, normalised, of the kind that it will see: a tensor
             [N, C, H, W], a loader, or any iterable of batches, which are images or (images, labels). A few hundred
-            are enough.
-        bits: 8; or 2 to 7, on the same kernels, to study what a network needs.
+            are enough. None for a network that ``fake_quantize`` made, whose ranges are settled.
+        bits: 8; or 2 to 7, on the same kernels, to study what a network needs. Default: 8, or those that the network
+            was fine-tuned for.
         images: How many images are used at the most.
 
     Returns:
@@ -57,32 +61,65 @@ def quantize(
         >>> model = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).eval()
         >>> small = adder_zoo.quantize(model, torch.rand(64, 1, 32, 32))
     """
-    if type(bits) is not int or bits not in BITS:
-        raise ValueError(f"quantize: bits must be a whole number from {BITS[0]} to {BITS[-1]}, got {bits!r}")
-    if type(images) is not int or images < 1:
-        raise ValueError(f"quantize: images must be a whole number from 1, got {images!r}")
+    fused, layers, left = fused_layers("quantize", model)
+    new: dict[str, QuantizedAdder2d] = {}
+    for name, layer in layers.items():
+        if layer.input_range is not None:
+            new[name] = QuantizedAdder2d(layer, range_of(layer.input_range.tolist()))
+    rest = {name: layer for name, layer in layers.items() if name not in new}
+    trained = {layer.input_range.bits for layer in new.values()}
+    if bits is not None and trained - {bits}:
+        raise ValueError(
+            f"quantize: this network was fine-tuned for {min(trained)} bits, got bits={bits!r}; leave it out"
+        )
+    if rest:
+        new |= calibrated("quantize", fused, rest, calibration, 8 if bits is None else bits, images)
+    for name, quantised in new.items():
+        parent, _, child = name.rpartition(".")
+        setattr(fused.get_submodule(parent), child, quantised)
+    if left:
+        warnings.warn(f"quantize: these adder layers stay float32:{listed(left)}", stacklevel=2)
+    return _connect(fused)
+
+
+def fused_layers(caller: str, model: nn.Module) -> tuple[nn.Module, dict[str, FusedAdder2d], dict[str, str]]:
+    """``model`` fused; its layers that can be quantised, and why the others cannot, by name.
+
+    Raises:
+        ValueError: a network in training mode, quantised already, or of which nothing can be quantised.
+    """
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
-        raise ValueError(f"quantize: {training[0]} is in training mode; call model.eval() first")
+        raise ValueError(f"{caller}: {training[0]} is in training mode; call model.eval() first")
     if any(isinstance(module, QuantizedAdder2d) for module in model.modules()):
-        raise ValueError("quantize: this network is quantised already; give the float network")
+        raise ValueError(f"{caller}: this network is quantised already; give the float network")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fuse: nothing was fused")
         fused = fuse(model)
     layers, left = _layers(fused)
     if not layers:
-        raise ValueError(f"quantize: nothing of {type(model).__name__} can be quantised:{_list(left)}")
-    batches = _batches(calibration, images, next(fused.parameters()))
+        raise ValueError(f"{caller}: nothing of {type(model).__name__} can be quantised:{listed(left)}")
+    return fused, layers, left
+
+
+def calibrated(
+    caller: str, fused: nn.Module, layers: dict[str, FusedAdder2d], calibration: Any, bits: int, images: int
+) -> dict[str, QuantizedAdder2d]:
+    """``layers`` of the network ``fused`` in integers of ``bits`` bits, by name.
+
+    Raises:
+        ValueError: bits or images out of range, or images that do not tell the ranges.
+    """
+    if type(bits) is not int or bits not in BITS:
+        raise ValueError(f"{caller}: bits must be a whole number from {BITS[0]} to {BITS[-1]}, got {bits!r}")
+    if type(images) is not int or images < 1:
+        raise ValueError(f"{caller}: images must be a whole number from 1, got {images!r}")
+    batches = _batches(caller, calibration, images, next(fused.parameters()))
     try:
         found = calibrate(fused, layers, batches, bits)
     except CalibrationError as error:
-        raise ValueError(f"quantize: {error}") from error
-    for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        setattr(fused.get_submodule(parent), child, found[name].choose(layer))
-    if left:
-        warnings.warn(f"quantize: these adder layers stay float32:{_list(left)}", stacklevel=2)
-    return _connect(fused)
+        raise ValueError(f"{caller}: {error}") from error
+    return {name: found[name].choose(layer) for name, layer in layers.items()}
 
 
 def _layers(fused: nn.Module) -> tuple[dict[str, FusedAdder2d], dict[str, str]]:
@@ -102,12 +139,14 @@ def _layers(fused: nn.Module) -> tuple[dict[str, FusedAdder2d], dict[str, str]]:
     return layers, left
 
 
-def _list(left: dict[str, str]) -> str:
+def listed(left: dict[str, str]) -> str:
     return "".join(f"\n  {name}: {reason}" for name, reason in left.items())
 
 
-def _batches(calibration: Any, images: int, like: Tensor) -> list[Tensor]:
+def _batches(caller: str, calibration: Any, images: int, like: Tensor) -> list[Tensor]:
     """Up to ``images`` images of the calibration, in batches, where and as precise as the network is."""
+    if calibration is None:
+        raise ValueError(f"{caller}: give calibration images; a few hundred of the training set are enough")
     if isinstance(calibration, Tensor):
         calibration = calibration.split(64) if calibration.dim() == 4 else [calibration]
     batches: list[Tensor] = []
@@ -115,16 +154,16 @@ def _batches(calibration: Any, images: int, like: Tensor) -> list[Tensor]:
         batch = batch[0] if isinstance(batch, (tuple, list)) else batch
         if not isinstance(batch, Tensor) or batch.dim() != 4 or not batch.is_floating_point():
             what = f"{batch.dtype} of {list(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
-            raise ValueError(f"quantize: calibration needs batches of images, float [N, C, H, W], got {what}")
+            raise ValueError(f"{caller}: calibration needs batches of images, float [N, C, H, W], got {what}")
         batch = batch[: images - sum(map(len, batches))]
         if not torch.isfinite(batch).all():
-            raise ValueError("quantize: the calibration images have values that are not finite")
+            raise ValueError(f"{caller}: the calibration images have values that are not finite")
         if len(batch):
             batches.append(batch.to(like.device, like.dtype))
         if sum(map(len, batches)) >= images:
             break
     if not batches:
-        raise ValueError("quantize: there are no calibration images; a few hundred of the training set are enough")
+        raise ValueError(f"{caller}: there are no calibration images; a few hundred of the training set are enough")
     return batches
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ..atomic import replace_files
 from ..batchnorm import reestimated_batch_norm
 from ..hub import save_pretrained
+from ..int8.quantize import quantize
 from .checkpoint import reported_write
 from .data import Data, set_epoch
 from .loaders import Loaders, Stream
@@ -61,6 +63,14 @@ class Evaluator:
         if running:
             row["test_accuracy_running_statistics"] = round(with_running.get("accuracy", math.nan), 4)
         return row
+
+    def quantized(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy of a network that was fine-tuned for few bits, in integers, by its name in the results."""
+        with self._in_objective(model), self._recomputed_statistics():
+            with warnings.catch_warnings():  # what stays float32 was said when the training began
+                warnings.filterwarnings("ignore", message="quantize: these adder layers stay float32")
+                self.unwrapped.model = quantize(copy.deepcopy(model).eval())
+            return {"quantized_test_accuracy": round(self._measure()["accuracy"], 4)}
 
     def save(self, model: nn.Module, skeleton: nn.Module, folder: Path, check: bool = False) -> None:
         """Writes model.safetensors and config.json, with recomputed statistics; old ones stay until both are whole.

@@ -23,6 +23,7 @@ from .checkpoint import load_network, load_optimizer
 from .data import Data, seed_everything, set_epoch
 from .display import epoch_display
 from .evaluate import Evaluator
+from .few_bits import prepare
 from .loaders import limit_data, make_loaders, remaining_batches
 from .networks import full_name
 from .objectives import exponent, make_objective, set_exponent
@@ -81,6 +82,8 @@ class Training:
         self.images_at_once = config.batch_size * accelerator.num_processes
         if config.limit_batches:
             limit_data(data, config.limit_batches * self.images_at_once)
+        if config.bits:
+            model = prepare(config, accelerator, data, model)
         self._prepare_network(model, teacher)
         self.loaders = make_loaders(config, accelerator, data)
         self.schedule = Schedule(config, self.loaders.train, self.optimizer.optimizer)
@@ -310,6 +313,7 @@ class Training:
         self.evaluator.save(self.network, self.skeleton, self.run.folder, check=not self.sharded)
         if self.ema:
             self.evaluator.save(self.ema.module, self.skeleton, self.run.folder / "ema", check=True)
+        integers = self.evaluator.quantized(self.network) if self.config.bits else {}
         row = self.progress.rows[-1]
         known_length = not isinstance(self.data.train, IterableDataset)
         results = self.run.finish(
@@ -323,6 +327,7 @@ class Training:
                 "parameters": sum(p.numel() for p in self.skeleton.parameters()),
                 "test_images": len(self.data.test),  # type: ignore[arg-type]
                 **{name: value for name, value in row.items() if "test_" in name or name == "train_loss"},
+                **integers,
             },
         )
         self.accelerator.print(

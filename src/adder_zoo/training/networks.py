@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
+from ..architecture import architecture
+from ..checkpoints import load_checkpoint
 from ..datasets.profiles import profile
+from ..fuse import fuse
 from .settings import RecipeError, Settings
 
 
@@ -21,10 +26,17 @@ def create_network(config: Settings, name: str, **kwargs: Any) -> nn.Module:
     """
     if config.drop_path:
         kwargs["drop_path_rate"] = config.drop_path
+    source = config.init or name
     try:
-        model = timm.create_model(name, pretrained=config.pretrained, **kwargs)
+        if Path(source).is_file():
+            model = _of_checkpoint(source, name, **kwargs)
+        else:
+            source = f"local-dir:{source}" if Path(source).is_dir() else source
+            model = timm.create_model(source, pretrained=config.pretrained or bool(config.init), **kwargs)
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # OSError: no weights, or no network to fetch them
-        raise RecipeError(f"--model {name}: {error}") from error
+        raise RecipeError(f"--{'init' if config.init else 'model'} {config.init or name}: {error}") from error
+    if config.init and architecture(model) != name.partition(".")[0]:
+        raise RecipeError(f"--init {config.init} is {architecture(model)}, and --model is {name}")
     for module in model.modules():
         for rule in ("weight_grad", "input_grad"):
             if hasattr(module, rule):
@@ -32,13 +44,27 @@ def create_network(config: Settings, name: str, **kwargs: Any) -> nn.Module:
     return model
 
 
+def _of_checkpoint(path: str, name: str, **kwargs: Any) -> nn.Module:
+    """The network ``name`` with the weights of a file; its images are prepared as those of its tag."""
+    loaded = load_checkpoint(path, name, kwargs.get("similarity", "adder"))
+    model = timm.create_model(name, **kwargs)
+    model.load_state_dict(loaded.state_dict())
+    return model
+
+
 def create_networks(config: Settings, name: str, **kwargs: Any) -> tuple[nn.Module, nn.Module | None]:
-    """The network ``name`` in the similarity of the settings, and the convolutional twin that teaches it, if any."""
+    """The network ``name`` in the similarity of the settings, and the one that teaches it, if any.
+
+    That is its untrained convolutional twin, or with ``--distillation float`` what it begins as, for inference.
+    """
     model = create_network(config, name, similarity=config.similarity, **kwargs)
     if config.distillation == "none":
         return model, None
+    if config.distillation == "float":
+        return model, fuse(copy.deepcopy(model).eval())
     # The twin begins untrained: weights under this name are the adder network's.
-    return model, create_network(dataclasses.replace(config, pretrained=False), name, similarity="conv", **kwargs)
+    untrained = dataclasses.replace(config, pretrained=False, init="", bits=0)
+    return model, create_network(untrained, name, similarity="conv", **kwargs)
 
 
 def resolve_model_name(model: str, dataset: str) -> str:

@@ -33,6 +33,37 @@ class Supervised(nn.Module):
         return cross_entropy(logits, targets, self.smoothing), logits
 
 
+class Distilled(Supervised):
+    """Cross-entropy of a network's answers with the labels, and with those of a trained teacher, which stays as it is.
+
+        L = α CE(student, labels) + (1 - α) CE(student, teacher's answers)        (arXiv 1503.02531, at temperature 1)
+
+    Args:
+        model: The student.
+        teacher: In eval mode; ``adder_zoo.fuse`` makes it quick.
+        alpha: As above.
+        smoothing: Of the labels.
+    """
+
+    def __init__(self, model: nn.Module, teacher: nn.Module, alpha: float, smoothing: float = 0.0) -> None:
+        super().__init__(model, smoothing)
+        self.teacher = teacher.requires_grad_(False)
+        self.alpha = alpha
+
+    def train(self, mode: bool = True) -> Distilled:
+        self.training = mode
+        self.model.train(mode)
+        return self
+
+    def forward(self, images: Tensor, targets: Tensor | None = None) -> Any:
+        if targets is None:
+            return self.model(images)
+        loss, logits = super().forward(images, targets)
+        with torch.no_grad():
+            answers = self.teacher(images).float().softmax(1)
+        return self.alpha * loss + (1 - self.alpha) * F.cross_entropy(logits, answers), logits
+
+
 class PKKD(nn.Module):
     """Kernel-based progressive distillation (arXiv 2009.13044).
 
@@ -142,6 +173,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 
 def make_objective(config: Settings, model: nn.Module, teacher: nn.Module | None) -> Supervised | PKKD:
+    if config.distillation == "float":
+        assert teacher is not None
+        return Distilled(model, teacher, config.kd_alpha, config.smoothing)
     if config.distillation == "pkkd":
         assert teacher is not None
         return PKKD(model, teacher, config.kd_alpha, config.kd_beta, config.smoothing)

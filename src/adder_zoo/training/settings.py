@@ -42,6 +42,10 @@ class Settings:
     model: str = option("", "a network of timm or of this zoo")
     similarity: str = option("adder", "conv, xnor: the paper's CNN and binary network", SIMILARITIES)
     pretrained: bool = option(False, "begin with trained weights")
+    init: str = option("", "begin with these: a folder, a checkpoint, or a trained network's name with its tag")
+    bits: int = option(
+        0, "fine-tune the trained network that it begins with for adder layers of so many bits, 2 to 8; 0: float32"
+    )
     drop_path: float = option(0.0, "rate of stochastic depth, where the network has it")
     weight_grad: str = option("full", "gradient of the filters: Eq. 5 or Eq. 4 of the paper", WEIGHT_GRADS)
     input_grad: str = option("clipped", "gradient of the input: Eq. 6, or another", INPUT_GRADS)
@@ -71,9 +75,13 @@ class Settings:
     model_ema_decay: float = 0.9998
 
     # ---- knowledge transfer
-    distillation: str = option("none", "pkkd: a convolutional twin learns alongside and teaches", ("none", "pkkd"))
+    distillation: str = option(
+        "none",
+        "pkkd: a convolutional twin learns alongside and teaches; float: with --bits, the network that it begins with",
+        ("none", "pkkd", "float"),
+    )
     # Ours: the notation is the paper's (arXiv 2009.13044), the values are not from there.
-    kd_alpha: float = option(0.5, "PKKD: weight of the labels beside the teacher's answers")
+    kd_alpha: float = option(0.5, "weight of the labels beside the teacher's answers")
     kd_beta: float = option(1.0, "PKKD: weight of the layers' kernels")
     l2_to_l1: int = option(
         0,
@@ -127,6 +135,25 @@ class Settings:
             raise RecipeError("--l2-to-l1 must be 0 or at least 2: from 2 to 1 there are two epochs")
         if self.distillation != "none" and self.similarity != "adder":
             raise RecipeError("--distillation teaches adder networks: leave --similarity at adder")
+        if self.init and self.pretrained:
+            raise RecipeError("--init names the weights to begin with: leave --pretrained out")
+        self._check_bits()
+
+    def _check_bits(self) -> None:
+        if self.bits == 0:
+            if self.distillation == "float":
+                raise RecipeError(
+                    "--distillation float: the float network teaches one of few bits; give --bits as well"
+                )
+            return
+        if self.bits not in range(2, 9):
+            raise RecipeError(f"--bits must be 0 or from 2 to 8, got {self.bits}")
+        if not (self.init or self.pretrained):
+            raise RecipeError("--bits fine-tunes a trained float network: name it by --init, or give --pretrained")
+        if self.similarity != "adder":
+            raise RecipeError("--bits is for adder layers: leave --similarity at adder")
+        if self.l2_to_l1:
+            raise RecipeError("--bits: bytes have no exponent between 1 and 2; leave --l2-to-l1 out")
 
     def record(self) -> dict[str, Any]:
         """The settings that make the run what it is, by name."""
