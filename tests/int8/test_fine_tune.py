@@ -11,7 +11,7 @@ import adder_zoo
 from adder_zoo.fuse import FusedAdder2d
 from adder_zoo.hub import save_pretrained
 from adder_zoo.int8.fake import fake_quantized
-from adder_zoo.int8.layers import QuantizedAdder2d, Range, range_integers, range_of
+from adder_zoo.int8.layers import QuantizedAdder2d, Range, clipped_line, range_integers, range_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:(fake_)?quantize. these adder layers stay float32")
 
@@ -58,15 +58,17 @@ def test_a_layer_computes_with_the_levels_of_its_integer_form(name, bits, low):
     fused = adder_zoo.fuse(network)
     integers = QuantizedAdder2d(fused[0], range_of(layer.input_range.tolist()))
     covered = integers.input_range
-    rounded, weight, offset = fake_quantized(x, layer.weight, layer.input_range)
+    rounded, weight, _ = fake_quantized(x, layer.weight, layer.input_range)
     assert torch.equal((rounded / covered.step).round() + covered.zero_point, covered.levels(x).float())
-    assert torch.equal((weight / covered.step).round() + covered.zero_point, integers.weight.float())
+    level = (weight / covered.step).round() + covered.zero_point
+    assert torch.equal(level.clamp(0, covered.top), integers.weight.float())
 
-    whole = covered.step * integers.sums(x).double() + offset.double().view(-1, 1, 1)
+    slope, offset = (t.view(-1, 1, 1) for t in clipped_line(fused[0], covered))
+    whole = slope * integers.sums(x) + offset
     if layer.bias is not None:
         whole = whole + layer.bias.double().view(-1, 1, 1)
     taps = layer.weight[0].numel()
-    room = (taps + 4) * EPS * (whole.abs() + 2 * covered.step * taps)
+    room = (3 * taps + 8) * EPS * (whole.abs() + covered.step * taps)
     with torch.no_grad():
         assert ((layer(x) - whole).abs() <= room).all()
         scale = fused[0].scale.abs().view(-1, 1, 1)
@@ -97,10 +99,8 @@ def test_the_gradient_is_that_of_the_operator_at_the_rounded_values(weight_grad,
     layer = with_range(adder_zoo.Adder2d(3, 4, 3, **rules), -0.5, 2.0, 3)
     layer(x).backward(dy)
     covered = range_of(layer.input_range.tolist())
-    at_x, at_w = (
-        (covered.step * (covered.levels(t.detach()).float() - covered.zero_point)).requires_grad_()
-        for t in (x, layer.weight)
-    )
+    at_x = (covered.step * (covered.levels(x.detach()).float() - covered.zero_point)).requires_grad_()
+    at_w = (covered.step * (layer.weight.detach() / covered.step).round()).requires_grad_()
     adder_zoo.adder2d(at_x, at_w, **rules).backward(dy)
     half = covered.step / 2
     inside = (x > covered.low - half) & (x < covered.high + half)
@@ -109,6 +109,27 @@ def test_the_gradient_is_that_of_the_operator_at_the_rounded_values(weight_grad,
     torch.testing.assert_close(x.grad, at_x.grad * inside)
     torch.testing.assert_close(layer.weight.grad, at_w.grad)
     torch.testing.assert_close(layer.bias.grad, dy.sum((0, 2, 3)))
+
+
+def test_filters_beyond_the_range_let_no_gradient_grow():
+    """Clipped ones would: the input's gradient has to know that a filter is far below or above all inputs."""
+    torch.manual_seed(0)
+    layers = [adder_zoo.Adder2d(8, 8, 3, padding=1, bias=False) for _ in range(8)]
+    network = nn.Sequential(*(part for layer in layers for part in (layer, nn.BatchNorm2d(8), nn.ReLU())))
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight *= 8
+    x, dy = torch.rand(8, 8, 8, 8), torch.randn(8, 8, 8, 8)
+
+    def gradient():
+        images = x.clone().requires_grad_()
+        network(images).backward(dy)
+        return images.grad.norm()
+
+    plain = gradient()
+    for layer in layers:
+        with_range(layer, 0.0, 3.0, 3)
+    assert gradient() < 5 * plain
 
 
 def test_quantize_takes_the_ranges_of_the_training(lenet):

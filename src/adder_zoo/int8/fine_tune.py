@@ -22,8 +22,7 @@ def fake_quantize(model: nn.Module, calibration: Calibration, *, bits: int = 4, 
 
     Train it as any network, then call ``quantize(network.eval())``: the integers are those that training saw, and the
     logits equal within float32 rounding. The adder layers keep their gradients (``weight_grad``, ``input_grad``), which
-    pass the rounding as it is; the filters beyond a layer's range count as its end, and what that takes from each
-    sum is added again. In a state dict each such layer has ``input_range``; a network of the same kind
+    pass the rounding as it is. In a state dict each such layer has ``input_range``; a network of the same kind
     that loads it computes in the same way.
 
     Args:

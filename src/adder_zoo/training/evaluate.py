@@ -69,7 +69,7 @@ class Evaluator:
         with self._in_objective(model), self._recomputed_statistics():
             with warnings.catch_warnings():  # what stays float32 was said when the training began
                 warnings.filterwarnings("ignore", message="quantize: these adder layers stay float32")
-                self.unwrapped.model = quantize(copy.deepcopy(model).eval())
+                self.unwrapped.model = quantize(without_hooks(copy.deepcopy(model)).eval())
             return {"quantized_test_accuracy": round(self._measure()["accuracy"], 4)}
 
     def save(self, model: nn.Module, skeleton: nn.Module, folder: Path, check: bool = False) -> None:
@@ -139,6 +139,13 @@ class Evaluator:
         if not count:
             raise RecipeError("there is not one image to test with")
         return {"accuracy": 100 * first / count, "top5_accuracy": 100 * five / count, "loss": total / count}
+
+
+def without_hooks(model: nn.Module) -> nn.Module:
+    """``model`` without what PKKD looks at its layers by; a layer that is looked at is not fused."""
+    for module in model.modules():
+        module._forward_hooks.clear()
+    return model
 
 
 def _batches_in_step(batches: Any, accelerator: Accelerator) -> Iterator[tuple[Tensor, Tensor, str]]:
