@@ -2,7 +2,7 @@
 # make test    the test suite (make test-all: with what takes long)
 # make test-python310  the oldest Python that is supported: installs and imports everything under it, needs python3.10
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
-# make driver  the CPU library's driver without Python, into build/, for limits.py and count_instructions.py
+# make driver  the CPU library's drivers without Python, into build/, for limits.py and count_instructions.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
 # make dist    what PyPI takes, into dist/: the sources, and a manylinux wheel that is built from them; nothing is uploaded
 # make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
@@ -67,8 +67,9 @@ bench: install
 
 driver: install
 	mkdir -p build
-	g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Ikernels/cpu tests/native/driver.cpp \
-		src/adder_zoo/_native.so -Wl,-rpath,$(CURDIR)/src/adder_zoo -o build/driver
+	for name in driver int8_driver; do \
+		g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Ikernels/cpu tests/native/$$name.cpp \
+			src/adder_zoo/_native.so -Wl,-rpath,$(CURDIR)/src/adder_zoo -o build/$$name || exit 1; done
 
 dist: install
 	rm -rf build/dist dist

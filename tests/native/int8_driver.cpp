@@ -1,7 +1,8 @@
 // Runs the int8 kernels of every instruction set that this CPU has, without Python, on cases that int8_cases.py wrote
 // to a file; the answers must be equal, bit by bit.
 //
-//   int8_driver FILE
+//   int8_driver cases FILE
+//   int8_driver layer WHAT ISA N C H K R STRIDE GROUPS    runs one layer once, for callgrind: see count_instructions.py
 #include "adder_int8.h"
 
 #include <cstdio>
@@ -81,9 +82,34 @@ static void run_case(const int64_t *numbers, FILE *file, const std::string &isa,
   std::free(packed);
 }
 
+// What: "int8", from bytes to bytes, filters packed before; "int8-wide" with a shortcut and float32 beside the bytes;
+// "int8-pack"; "int8-levels", bytes of the float output.
+static int run_layer(char **arguments) {
+  const std::string what = arguments[0];
+  if (!adder_int8_use(arguments[1])) return 3;
+  int64_t n[7];
+  for (int i = 0; i < 7; ++i) n[i] = std::atoll(arguments[2 + i]);
+  const int64_t pad = n[4] / 2, P = (n[2] + 2 * pad - n[4]) / n[5] + 1;
+  const adder_shape s = {n[0], n[1], n[2], n[2], n[3], n[4], n[4], P, P, n[6], n[5], n[5], pad, pad, 1, 1};
+  const int64_t ny = s.N * s.P * s.Q * s.K;
+  Bytes x(s.N * s.H * s.W * s.C), w(s.K * s.R * s.S * (s.C / s.groups)), narrow(ny);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint8_t>(i * 37);
+  for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<uint8_t>(i * 101);
+  Floats scale(s.K, -1e-3f), shift(s.K, 1.f), residual(ny, .5f), wide(ny);
+  uint8_t *const packed = aligned(adder_int8_packed_size(&s));
+  adder_int8_epilogue epilogue = {scale.data(), shift.data(), nullptr, 1, 20.f, 3, 255, nullptr, narrow.data()};
+  if (what == "int8-wide") epilogue.residual = residual.data(), epilogue.wide = wide.data();
+  adder_int8_pack(&s, w.data(), packed);
+  if (what == "int8-levels") adder_int8_levels(ny, residual.data(), 20.f, 3, 255, narrow.data());
+  else if (what != "int8-pack") adder_int8_forward(&s, x.data(), nullptr, packed, 0, &epilogue, nullptr);
+  std::free(packed);
+  return 0;
+}
+
 int main(int argc, char **argv) {
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: int8_driver FILE\n");
+  if (argc == 11 && !std::strcmp(argv[1], "layer")) return run_layer(argv + 2);
+  if (argc != 3 || std::strcmp(argv[1], "cases")) {
+    std::fprintf(stderr, "usage: int8_driver cases FILE | int8_driver layer WHAT ISA N C H K R STRIDE GROUPS\n");
     return 2;
   }
   const std::string isas = adder_int8_isas();
@@ -92,9 +118,9 @@ int main(int argc, char **argv) {
     const std::string isa = isas.substr(begin, end - begin);
     begin = end + 1;
     if (!adder_int8_use(isa.c_str())) ++failures;
-    FILE *const file = std::fopen(argv[1], "rb");
+    FILE *const file = std::fopen(argv[2], "rb");
     if (!file) {
-      std::perror(argv[1]);
+      std::perror(argv[2]);
       return 2;
     }
     int64_t numbers[20], count = 0;

@@ -1,6 +1,7 @@
 """The int8 kernels without Python, through a driver program: bit by bit what exact integers say, on every path."""
 
 import functools
+import json
 import platform
 import re
 import subprocess
@@ -56,14 +57,14 @@ def instruction_sets() -> set[str]:
 
 
 def test_every_path_gives_the_same_bits(driver, cases):
-    check_output(run(driver, cases), instruction_sets())
+    check_output(run(driver, "cases", cases), instruction_sets())
 
 
 def test_the_driver_notices(driver, cases, tmp_path):
     data = bytearray(cases.read_bytes())
     data[20 * 8] ^= 0x40  # the first x
     (tmp_path / "off.bin").write_bytes(data)
-    done = subprocess.run([driver, tmp_path / "off.bin"], capture_output=True, text=True)
+    done = subprocess.run([driver, "cases", tmp_path / "off.bin"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "case 0, y: element" in done.stderr
 
@@ -79,7 +80,7 @@ def test_under_sanitizers(tmp_path, cases):
         objects.append(tmp_path / f"{name}.o")
         run(tool("g++"), *FLAGS, *sanitize, *isa, "-c", KERNELS / name, "-o", objects[-1])
     run(tool("g++"), *FLAGS, *sanitize, DRIVER, *objects, "-o", tmp_path / "driver")
-    check_output(run(tmp_path / "driver", cases), instruction_sets())
+    check_output(run(tmp_path / "driver", "cases", cases), instruction_sets())
 
 
 @pytest.mark.slow
@@ -91,4 +92,21 @@ def test_on_aarch64(tmp_path, cases):
         objects.append(tmp_path / f"{name}.o")
         run(compiler, *FLAGS, *flags, "-O2", "-DADDER_ARM64", "-c", KERNELS / name, "-o", objects[-1])
     run(compiler, *FLAGS, "-O2", "-static", DRIVER, *objects, "-o", tmp_path / "driver")
-    check_output(run(emulator, tmp_path / "driver", cases), {"neon", "generic"})
+    check_output(run(emulator, tmp_path / "driver", "cases", cases), {"neon", "generic"})
+
+
+RECORDED = json.loads((DRIVERS / "instructions.json").read_text())
+
+
+@pytest.mark.parametrize("layer", RECORDED["int8"])
+def test_instructions(layer, driver, tmp_path):
+    """As many as were recorded, which noise cannot touch. Far fewer: record them again, with count_instructions.py."""
+    from count_instructions import compiler, instructions
+
+    tool("valgrind")
+    if compiler() != RECORDED["compiler"]:
+        pytest.skip(f"was recorded with {RECORDED['compiler']}, this is {compiler()}")
+    counted = instructions(driver, layer, tmp_path)
+    if counted is None:
+        pytest.skip("needs AVX2")
+    assert 0.9 * RECORDED["int8"][layer] < counted < 1.03 * RECORDED["int8"][layer]

@@ -1,6 +1,6 @@
 """Counts the instructions of one layer in each kernel under callgrind, and records them in instructions.json.
 
-python tests/support/count_instructions.py DRIVER    (driver.cpp, linked with the package's library)
+python tests/support/count_instructions.py DRIVER INT8_DRIVER    (`make driver`)
 """
 
 from __future__ import annotations
@@ -47,6 +47,23 @@ LAYERS = [
     "dw-rest avx2 8 256 14 64 1 1",
     "dw-sign avx2 4 1 32 6 5 1",
 ]
+# The same of the operator on bytes, which is a driver of its own; callgrind knows no AVX-512.
+INT8_LAYERS = [
+    "int8 avx2 1 16 32 16 3 1 1",
+    "int8 avx2 1 32 16 32 3 1 1",
+    "int8 avx2 1 64 8 64 3 1 1",
+    "int8 avx2 1 256 14 64 1 1 1",
+    "int8 avx2 1 64 16 128 1 2 1",
+    "int8 avx2 1 3 32 16 3 1 1",
+    "int8 avx2 1 1 32 6 5 1 1",
+    "int8 avx2 1 128 14 128 3 1 32",
+    "int8 avx2 1 64 14 64 3 1 64",
+    "int8 avx2 1 64 14 64 5 2 64",
+    "int8 generic 1 16 8 16 3 1 1",
+    "int8-wide avx2 1 64 8 64 3 1 1",
+    "int8-pack avx2 1 64 8 64 3 1 1",
+    "int8-levels avx2 1 64 8 64 3 1 1",
+]
 FUNCTIONS = {
     **dict.fromkeys(("forward", "exact", "fused"), "adder_forward"),
     "pack": "adder_pack",
@@ -54,6 +71,9 @@ FUNCTIONS = {
     "dw": "adder_grad_weight_product",
     "dw-rest": "adder_grad_weight_from_convolution",
     "dw-sign": "adder_grad_weight",
+    **dict.fromkeys(("int8", "int8-wide"), "adder_int8_forward"),
+    "int8-pack": "adder_int8_pack",
+    "int8-levels": "adder_int8_levels",
 }
 
 
@@ -76,8 +96,11 @@ def instructions(driver: Path, layer: str, folder: Path) -> int | None:
 
 
 if __name__ == "__main__":
-    driver = Path(sys.argv[1]).resolve()
-    counts = {layer: instructions(driver, layer, driver.parent) for layer in LAYERS}
-    RECORD.write_text(json.dumps({"compiler": compiler(), "layers": counts}, indent=2) + "\n")
-    for layer, count in counts.items():
+    drivers = [Path(argument).resolve() for argument in sys.argv[1:3]]
+    counts, int8_counts = (
+        {layer: instructions(driver, layer, driver.parent) for layer in layers}
+        for driver, layers in zip(drivers, (LAYERS, INT8_LAYERS), strict=True)
+    )
+    RECORD.write_text(json.dumps({"compiler": compiler(), "layers": counts, "int8": int8_counts}, indent=2) + "\n")
+    for layer, count in {**counts, **int8_counts}.items():
         print(f"{count:>12,}  {layer}")

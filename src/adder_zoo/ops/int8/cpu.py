@@ -66,9 +66,14 @@ def int8_library() -> Int8Library:
     """The loaded library.
 
     Raises:
-        OSError: it was not built, or cannot be loaded.
+        OSError: it was not built, cannot be loaded, or is of another version.
     """
-    return Int8Library(library())
+    try:
+        return Int8Library(library())
+    except AttributeError as error:  # a function that this version calls
+        raise OSError(
+            f"the native library was built from other sources, build it again (make install): {error}"
+        ) from error
 
 
 def forward(x: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> Tensor:
