@@ -14,7 +14,7 @@ namespace ADDER_NAMESPACE {
 
 constexpr int HALF = WidestBytes::F, LANES = 2 * HALF; // lanes whose sums fit a vector in 32 bits, and in 16
 constexpr int64_t TAPS_OF_A_LANE = 65535 / 255;
-constexpr int DEPTHWISE_PIXELS = 6;
+constexpr int DEPTHWISE_PIXELS = 8;
 
 static inline bool is_depthwise(const adder_shape &s) { return s.groups == s.C && s.C > 1; }
 
@@ -40,43 +40,58 @@ struct HalfOutputs {
         high(epilogue, y, s.K, k + HALF, max64(0, min64(HALF, s.K - k - HALF))) {}
 };
 
+typedef WidestBytes::Shorts Differences;
+typedef uint16_t Lanes __attribute__((vector_size(sizeof(Differences))));
+typedef Numbers<HALF>::Ints Ints;
+
+// Adds |x - w| of `taps` taps to `sums`, which must have room.
 template <int MR>
-__attribute__((noinline)) static void depthwise_tile(const uint8_t *const *pixels, const int64_t *offsets, int64_t taps,
-                                                     const uint8_t *panel, const HalfOutputs &out, int64_t pixel) {
-  typedef uint8_t Narrow __attribute__((vector_size(LANES)));
-  typedef int16_t Lanes __attribute__((vector_size(2 * LANES)));
-  typedef uint16_t Unsigned __attribute__((vector_size(2 * LANES)));
-  typedef uint16_t Half __attribute__((vector_size(2 * HALF)));
-  typedef Numbers<HALF>::Ints Ints;
-  const uint8_t *x[MR];
-  Ints low[MR], high[MR];
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) x[m] = pixels[m], low[m] = high[m] = Ints{};
-  for (int64_t begin = 0; begin < taps; begin += TAPS_OF_A_LANE) {
-    Unsigned sums[MR];
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) sums[m] = Unsigned{};
-    for (int64_t tap = begin; tap < min64(taps, begin + TAPS_OF_A_LANE); ++tap, panel += sizeof(Lanes)) {
-      Lanes w;
-      memcpy(&w, panel, sizeof w);
-      const int64_t offset = offsets[tap];
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        Narrow bytes;
-        memcpy(&bytes, x[m] + offset, sizeof bytes);
-        const Lanes difference = __builtin_convertvector(bytes, Lanes) - w;
-        sums[m] += (Unsigned)(difference > -difference ? difference : -difference);
-      }
-    }
+ADDER_INLINE void add_depthwise(const uint8_t *const (&x)[MR], const int64_t *offsets, int64_t taps,
+                                const uint8_t *panel, Lanes (&sums)[MR]) {
+  for (const int64_t *const end = offsets + taps; offsets < end; ++offsets, panel += sizeof(Lanes)) {
+    Differences w;
+    memcpy(&w, panel, sizeof w);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      Half halves[2];
-      memcpy(halves, &sums[m], sizeof halves);
-      low[m] += __builtin_convertvector(halves[0], Ints), high[m] += __builtin_convertvector(halves[1], Ints);
+      const Differences difference = WidestBytes::widen(x[m] + *offsets) - w;
+      sums[m] += (Lanes)(difference > -difference ? difference : -difference);
     }
   }
-  out.low.template write<MR>(low, pixel);
-  if (out.high.channels) out.high.template write<MR>(high, pixel);
+}
+
+static ADDER_INLINE Ints half_of(const Lanes &sums, int half) {
+  return WidestBytes::half((Differences)sums, half != 0);
+}
+
+// LONG: the taps may be more than a lane holds.
+template <int MR, bool LONG>
+__attribute__((noinline)) static void depthwise_tile(const uint8_t *const *pixels, const int64_t *offsets, int64_t taps,
+                                                     const uint8_t *panel, const HalfOutputs &out, int64_t pixel) {
+  const uint8_t *x[MR];
+  Lanes sums[MR];
+  [[maybe_unused]] Ints totals[2][MR];
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) x[m] = pixels[m], sums[m] = Lanes{};
+  if constexpr (LONG) memset(totals, 0, sizeof totals);
+  for (; LONG && taps > TAPS_OF_A_LANE; taps -= TAPS_OF_A_LANE) {
+    Lanes some[MR] = {};
+    add_depthwise<MR>(x, offsets, TAPS_OF_A_LANE, panel, some);
+    for (int m = 0; m < MR; ++m) totals[0][m] += half_of(some[m], 0), totals[1][m] += half_of(some[m], 1);
+    offsets += TAPS_OF_A_LANE, panel += TAPS_OF_A_LANE * static_cast<int64_t>(sizeof(Lanes));
+  }
+  add_depthwise<MR>(x, offsets, taps, panel, sums);
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const Output<WidestBytes> &to = half ? out.high : out.low;
+    if (to.channels == 0) return;
+    Ints sum[MR];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      sum[m] = half_of(sums[m], half);
+      if constexpr (LONG) sum[m] += totals[half][m];
+    }
+    to.template write<MR>(sum, pixel);
+  }
 }
 
 // Rows of K channels with their padding, from rows of C: a channel stands there once for each filter that reads it.
@@ -128,8 +143,11 @@ struct DepthwiseKernel {
 
   void run_vector(const ByteTask &task, int64_t vector, const uint8_t *source) const {
     const HalfOutputs out(s, epilogue, y, vector * LANES);
-    const auto *const tiles =
-        tiles_of<DEPTHWISE_PIXELS>([](auto pixels) ADDER_LAMBDA_INLINE { return depthwise_tile<pixels.value>; });
+    const auto *const short_tiles =
+        tiles_of<DEPTHWISE_PIXELS>([](auto pixels) ADDER_LAMBDA_INLINE { return depthwise_tile<pixels.value, false>; });
+    const auto *const long_tiles =
+        tiles_of<DEPTHWISE_PIXELS>([](auto pixels) ADDER_LAMBDA_INLINE { return depthwise_tile<pixels.value, true>; });
+    const auto *const tiles = s.taps > TAPS_OF_A_LANE ? long_tiles : short_tiles;
     const uint8_t *const panel = packed + vector * s.taps * LANES * static_cast<int64_t>(sizeof(int16_t));
     const int64_t pixels = (task.row_end - task.row_begin) * s.Q, count = ceil_div(pixels, DEPTHWISE_PIXELS);
     const EvenParts parts(pixels, count);

@@ -7,6 +7,8 @@
 //   add_masked(...)    the same for the bytes of x whose mask is 255; the others count as 0
 //   total(sums)        as F 32-bit integers, filter after filter
 //   bytes(ints)        the low byte of each
+//   widen(p)           2 F bytes at p as 16-bit integers
+//   half(v, upper)     F of 2 F unsigned 16-bit integers as 32-bit ones
 //
 // On x86 psadbw adds up the differences of eight bytes, into the low half of a 64-bit lane. A shuffle takes the low
 // halves of two such registers together, so that F filters' sums are F lanes of one register, and an addition costs
@@ -40,6 +42,7 @@ template <int F> struct Numbers {
   typedef int32_t Ints __attribute__((vector_size(4 * F)));
   typedef float Floats __attribute__((vector_size(4 * F)));
   typedef uint8_t Bytes __attribute__((vector_size(F)));
+  typedef int16_t Shorts __attribute__((vector_size(4 * F))); // twice as many
 };
 
 #if defined(__AVX2__)
@@ -48,6 +51,7 @@ struct Bytes256 {
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
+  typedef Numbers<F>::Shorts Shorts;
   typedef __m256i Sums;
   struct Word {
     __m256i low, high;
@@ -73,6 +77,13 @@ struct Bytes256 {
     return add(sums, _mm256_and_si256(broadcast(x), _mm256_set1_epi64x((int64_t)mask)), w);
   }
   static ADDER_INLINE Ints total(Sums sums) { return (Ints)sums; }
+  static ADDER_INLINE Shorts widen(const uint8_t *p) {
+    return (Shorts)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+  }
+  static ADDER_INLINE Ints half(Shorts v, bool upper) {
+    const __m256i all = (__m256i)v;
+    return (Ints)_mm256_cvtepu16_epi32(upper ? _mm256_extracti128_si256(all, 1) : _mm256_castsi256_si128(all));
+  }
   static ADDER_INLINE Bytes bytes(Ints v) {
     const __m256i first = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400));
     return (Bytes)_mm_cvtsi128_si64(
@@ -87,6 +98,7 @@ struct Bytes512 {
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
+  typedef Numbers<F>::Shorts Shorts;
   typedef __m512i Sums;
   struct Word {
     __m512i low, high;
@@ -109,7 +121,14 @@ struct Bytes512 {
     return add(sums, _mm512_and_si512(broadcast(x), _mm512_set1_epi64((int64_t)mask)), w);
   }
   static ADDER_INLINE Ints total(Sums sums) { return (Ints)sums; }
-  static ADDER_INLINE Bytes bytes(Ints v) { return (Bytes)_mm512_cvtepi32_epi8((__m512i)v); }
+  static ADDER_INLINE Shorts widen(const uint8_t *p) {
+    return (Shorts)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
+  }
+  static ADDER_INLINE Ints half(Shorts v, bool upper) {
+    const __m512i all = (__m512i)v;
+    return (Ints)_mm512_cvtepu16_epi32(upper ? _mm512_extracti64x4_epi64(all, 1) : _mm512_castsi512_si256(all));
+  }
+  static ADDER_INLINE Bytes bytes(Ints v) { return (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v); }
 };
 #endif
 
@@ -120,6 +139,7 @@ struct BytesNeon {
   static constexpr int64_t MOST_WORDS = 65535 / (2 * 255);
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
+  typedef Numbers<F>::Shorts Shorts;
   struct Sums {
     uint16x8_t low, high;
   };
@@ -142,6 +162,11 @@ struct BytesNeon {
     return add(sums, vandq_u8(broadcast(x), vreinterpretq_u8_u64(vdupq_n_u64(mask))), w);
   }
   static ADDER_INLINE Ints total(Sums sums) { return (Ints)vpaddq_u32(vpaddlq_u16(sums.low), vpaddlq_u16(sums.high)); }
+  static ADDER_INLINE Shorts widen(const uint8_t *p) { return (Shorts)vmovl_u8(vld1_u8(p)); }
+  static ADDER_INLINE Ints half(Shorts v, bool upper) {
+    const uint16x8_t all = (uint16x8_t)v;
+    return (Ints)vmovl_u16(upper ? vget_high_u16(all) : vget_low_u16(all));
+  }
   static ADDER_INLINE Bytes bytes(Ints v) { return __builtin_convertvector(v, Bytes); }
 };
 #endif
@@ -152,6 +177,7 @@ struct BytesPlain {
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
+  typedef Numbers<F>::Shorts Shorts;
   typedef Ints Sums;
   struct Word {
     const uint8_t *at;
@@ -176,6 +202,18 @@ struct BytesPlain {
     return add(sums, bytes, w);
   }
   static ADDER_INLINE Ints total(Sums sums) { return sums; }
+  static ADDER_INLINE Shorts widen(const uint8_t *p) {
+    typedef uint8_t Narrow __attribute__((vector_size(2 * F)));
+    Narrow bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, Shorts);
+  }
+  static ADDER_INLINE Ints half(Shorts v, bool upper) {
+    typedef uint16_t Half __attribute__((vector_size(2 * F)));
+    Half halves[2];
+    memcpy(halves, &v, sizeof halves);
+    return __builtin_convertvector(halves[upper], Ints);
+  }
   static ADDER_INLINE Bytes bytes(Ints v) { return __builtin_convertvector(v, Bytes); }
 };
 
