@@ -230,7 +230,8 @@ def table_row(record: dict[str, Any]) -> str:
         ),
     ]  # fmt: skip
     isa = "held to AVX2" if record["isa"] == "avx2" else "everything on"
-    return f"| {record['processor']}, {isa}, threads: {record['threads']} | " + " | ".join(cells) + " |"
+    threads = "one thread" if record["threads"] == 1 else f"{record['threads']} threads"
+    return f"| {record['processor']}, {isa}, {threads} | " + " | ".join(cells) + " |"
 
 
 def record_for(path: Path | None, threads: int, isa: str | None) -> dict[str, Any]:

@@ -14,12 +14,12 @@ WEIGHTS = ROOT / "src/adder_zoo/weights"
 RESULTS = ROOT / "benchmarks/results"
 
 
-def benchmark() -> ModuleType:
-    """``benchmarks/cpu.py``, which renders the rows of the tables of speeds."""
+def benchmark(script: str = "cpu") -> ModuleType:
+    """``benchmarks/cpu.py`` or ``int8.py``, which render the rows of the tables of speeds."""
     folder = str(ROOT / "benchmarks")
     sys.path.insert(0, folder)
     try:
-        spec = importlib.util.spec_from_file_location("cpu_benchmark", ROOT / "benchmarks/cpu.py")
+        spec = importlib.util.spec_from_file_location(f"{script}_benchmark", ROOT / f"benchmarks/{script}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     finally:
@@ -38,6 +38,12 @@ def whole_measurements() -> list[dict[str, Any]]:
 def speed_rows(ranges: bool = False) -> list[str]:
     summary = benchmark().summary
     return [summary(record, ranges) for record in whole_measurements()]
+
+
+def int8_rows() -> list[str]:
+    """The rows of the table in docs/results.md, a file each."""
+    row = benchmark("int8").table_row
+    return [row(json.loads(path.read_text())) for path in sorted(RESULTS.glob("int8-*.json"))]
 
 
 def speeds() -> list[list[str]]:
