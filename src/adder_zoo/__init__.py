@@ -16,6 +16,7 @@ from .integer.c.folder import export_c
 from .integer.lower import to_integers
 from .layers import Adder2d, AdderLinear, adder_parameters
 from .norms import float32_norms
+from .onnx import export_onnx, onnx_session, onnx_translation_table
 from .ops.backends import implementations
 from .optim import AdderSGD
 from .report import report
@@ -29,11 +30,14 @@ __all__ = [
     "adder_parameters",
     "convert_to_adder",
     "export_c",
+    "export_onnx",
     "fake_quantize",
     "float32_norms",
     "fuse",
     "implementations",
     "models",
+    "onnx_session",
+    "onnx_translation_table",
     "push_to_hub",
     "quantize",
     "reestimated_batch_norm",

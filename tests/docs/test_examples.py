@@ -22,8 +22,8 @@ import adder_zoo
 ON_THE_HUB = [SITE / "tutorials/share.md", SITE / "hub.md"]
 
 
-# These train networks, for half a minute each.
-LONG = [SITE / "tutorials/convert.md", SITE / "tutorials/similarity.md"]
+# These train or export networks, for half a minute each.
+LONG = [SITE / "deploy.md", SITE / "tutorials/convert.md", SITE / "tutorials/similarity.md"]
 
 
 def pages_with_python():

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ..report import report
-from . import _format_c, _format_pt2
+from . import _format_c, _format_onnx, _format_pt2
 from ._common import (
     Failure,
     ModelName,
@@ -21,7 +21,7 @@ from ._common import (
 from ._formats import Format, Job
 from ._output import output_option
 
-FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2, _format_c)}
+FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2, _format_onnx, _format_c)}
 
 
 @click.command(
