@@ -4,6 +4,7 @@
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
 # make driver  the CPU library's drivers without Python, into build/, for limits.py and count_instructions.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
+# make onnx-library ORT_INCLUDE=FOLDER  our kernels as operators of ONNX Runtime, into build/; FOLDER has its C header
 # make dist    what PyPI takes, into dist/: the sources, and a manylinux wheel that is built from them; nothing is uploaded
 # make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
 # make check   lint, format, types, and nothing newer than Python 3.10
@@ -18,7 +19,7 @@ GPU_WORKERS ?= 8
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-ci test-all test-python310 test-arm bench driver dist docs figures check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-ci test-all test-python310 test-arm bench driver onnx-library dist docs figures check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -71,6 +72,10 @@ driver: install
 		g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Ikernels/cpu tests/native/$$name.cpp \
 			src/adder_zoo/_native.so -Wl,-rpath,$(CURDIR)/src/adder_zoo -o build/$$name || exit 1; done
 
+onnx-library:
+	@test -n "$(ORT_INCLUDE)" || { echo "give ORT_INCLUDE=FOLDER, the include/ of a release of ONNX Runtime"; exit 1; }
+	$(PYTHON) kernels/onnx/build.py "$(ORT_INCLUDE)" -o build/libadder_onnx.so
+
 dist: install
 	rm -rf build/dist dist
 	$(BIN)/python -m build --outdir build/dist
@@ -87,7 +92,7 @@ figures: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror kernels/cpu/*.h kernels/cpu/*.cpp tests/native/*.cpp benchmarks/*.cpp
+	$(BIN)/clang-format --dry-run --Werror kernels/cpu/*.h kernels/cpu/*.cpp kernels/onnx/*.cpp tests/native/*.cpp benchmarks/*.cpp
 	$(BIN)/mypy
 	$(BIN)/vermin --quiet --no-tips --violations -t=3.10- src recipes benchmarks tests docs kernels setup.py
 

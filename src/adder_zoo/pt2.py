@@ -13,6 +13,9 @@ from torch import nn
 
 from . import atomic
 
+NEEDS = "this program calls operators of the package adder_zoo: pip install adder_zoo, and import it before loading"
+NEEDS_FILE = "needs.txt"  # in the archive, beside the program
+
 
 class ProgramError(RuntimeError):
     """The program does not answer as the network does."""
@@ -23,7 +26,8 @@ def export_program(
 ) -> float:
     """Writes a network for inference as a program of ``torch.export``, reads it again and compares its answers.
 
-    The program calls the operators of this package: ``import adder_zoo`` before ``torch.export.load``.
+    The program calls the operators of this package: ``import adder_zoo`` before ``torch.export.load``. Without that
+    torch says it cannot resolve the operator, and shows ``NEEDS``, which also lies in the archive.
 
     Args:
         network: In evaluation mode, on a CPU, float32.
@@ -46,7 +50,9 @@ def export_program(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             content = io.BytesIO()  # torch's own writer ends the process where the disk is full
-            torch.export.save(torch.export.export(network, (tried[0],), dynamic_shapes=shapes), content)
+            program = torch.export.export(network, (tried[0],), dynamic_shapes=shapes)
+            _mark(program)
+            torch.export.save(program, content, extra_files={NEEDS_FILE: NEEDS})
             part.write_bytes(content.getbuffer())
             again = torch.export.load(part).module()
         with torch.no_grad():
@@ -58,3 +64,11 @@ def export_program(
                 f"the exported program answers otherwise than the network: logits differ by {difference}"
             )
     return difference
+
+
+def _mark(program: torch.export.ExportedProgram) -> None:
+    """Notes on each of our operators what it needs, where torch's error shows it: as the lines that called it."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+        if getattr(node.target, "namespace", None) == "adder_zoo":
+            node.meta["stack_trace"] = NEEDS

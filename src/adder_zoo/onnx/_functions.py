@@ -91,7 +91,9 @@ def int8_fused(layer: Layer, after: Epilogue, residual: bool) -> ir.Function:
             v = b.Where(b.Greater(v, zero), v, zero)  # a NaN becomes 0
         return [
             v if after.wide else _nothing(b, np.float32),
-            levels(b, v, after.inverse_step, after.next_zero_point, after.top) if after.narrow else _nothing(b, np.uint8),
+            levels(b, v, after.inverse_step, after.next_zero_point, after.top)
+            if after.narrow
+            else _nothing(b, np.uint8),
         ]
 
     attributes: dict[str, Any] = {

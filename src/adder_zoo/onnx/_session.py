@@ -128,4 +128,3 @@ def _prepared(
     top, _, left, _ = geometry.padding
     shape = NativeShape(N, C, H, W, K, R, S, P, Q, geometry.groups, *geometry.stride, top, left, *geometry.dilation)
     return shape, np.empty((N, P, Q, K), dtype)
-
