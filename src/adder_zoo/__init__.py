@@ -9,7 +9,7 @@ from .batchnorm import reestimated_batch_norm
 from .convert import convert_to_adder
 from .functional import adder2d
 from .fuse import fuse
-from .hub import push_to_hub
+from .hub import push_to_hub, save_pretrained
 from .int8.fine_tune import fake_quantize
 from .int8.quantize import quantize
 from .integer.c.folder import export_c
@@ -42,5 +42,6 @@ __all__ = [
     "quantize",
     "reestimated_batch_norm",
     "report",
+    "save_pretrained",
     "to_integers",
 ]

@@ -25,7 +25,7 @@ FUSED = " fused by adder_zoo"
 
 # What of a layer, besides its tensors, decides its answer; gradient rules and who computes do not.
 RANGE = "input_range"  # of a layer that was fine-tuned for few bits, which loads into one that was not
-OPTIONS = ("stride", "padding", "dilation", "groups", "padding_mode", "p", "eps")
+OPTIONS = ("stride", "padding", "dilation", "groups", "padding_mode", "p", "eps", "geometry", "same", "relu")
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath, DropBlock2d)  # in evaluation
 SOURCE = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "source", "tag")
 
@@ -79,13 +79,38 @@ def _set_architecture(model: nn.Module, name: str) -> None:
     model.default_cfg = model.pretrained_cfg  # timm's older name for it
 
 
-def build_again(model: nn.Module, name: str) -> nn.Module | None:
-    """What timm builds as ``name`` with the arguments that ``model`` was built with, on "meta"; None if it cannot."""
+def named_as(network: nn.Module, model: nn.Module, tag: str | None) -> None:
+    """Gives ``network``, which was made of ``model``, the name that ``model`` is built again by, with ``tag``."""
+    name = architecture(model)
+    assert name is not None
+    _set_architecture(network, name.removesuffix(FUSED))
+    cfg: Any = network.pretrained_cfg
+    cfg["tag"] = tag
+
+
+def name_and_tag(model: nn.Module) -> tuple[str | None, str | None]:
+    """The name of a network in timm's registry, with its tag where it has one; and the tag."""
+    name, cfg = architecture(model), vars(model).get("pretrained_cfg")
+    tag = cfg.get("tag") if name and isinstance(cfg, dict) else None
+    return f"{name}.{tag}" if tag else name, tag
+
+
+def creation_args(model: nn.Module) -> dict[str, Any]:
+    """The arguments of ``timm.create_model`` that ``model`` was built with, as far as it tells; they are JSON."""
     recorded = getattr(timm.models, "get_model_args", None)  # timm 1.0.31
     args: dict[str, Any] = recorded(model) if recorded else {}
     for key, value in (("num_classes", getattr(model, "num_classes", None)), ("in_chans", input_channels(model))):
         if isinstance(value, int):
             args.setdefault(key, value)
+    similarity: Any = getattr(model, "similarity", None)
+    if similarity is not None:
+        args.setdefault("similarity", similarity)
+    return args
+
+
+def build_again(model: nn.Module, name: str) -> nn.Module | None:
+    """What timm builds as ``name`` with the arguments that ``model`` was built with, on "meta"; None if it cannot."""
+    args = creation_args(model)
     args.pop("similarity", None)
     with torch.device("meta"), _unnamed(), contextlib.suppress(Exception):  # whatever it is, timm does not build it
         return timm.create_model(name, **args)

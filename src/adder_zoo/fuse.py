@@ -2,6 +2,8 @@
 
     adder - batch norm [- shortcut] [- ReLU]    becomes    act(scale·y + shift + shortcut), ``adder_zoo::adder2d_fused``
 
+(``Adder2d`` with ``BatchNorm2d``, ``AdderLinear`` with ``BatchNorm1d``.)
+
 How: parts of the network are traced with ``torch.fx``, the smallest that hold a whole chain of this kind. Where a chain
 consists of modules alone, they are exchanged in place; where a shortcut is added, which is code and not a module, the
 part becomes an ``fx.GraphModule`` that keeps its attributes. All the rest stays the Python that it is, so that
@@ -28,15 +30,17 @@ from torch import Tensor, fx, nn
 from . import norms
 from .architecture import rename_fused
 from .convert import abbreviated
+from .functional import adder_linear
 from .int8.fake import fake_quantized
-from .layers import Adder2d, Adder2dSame, AdderLayer
+from .layers import Adder2d, Adder2dSame, AdderLayer, AdderLinear
 from .norms import InFloat32, Kept, cast, half_of
 from .ops.fused import adder2d_and_rest
 from .ops.reference import compute_dtype
 from .precision import HALF
 
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # what they do in eval mode
-NORMS = (nn.BatchNorm2d, BatchNormAct2d, norms.BatchNorm2d, norms.BatchNormAct2d)
+NORMS = (nn.BatchNorm2d, BatchNormAct2d, norms.BatchNorm2d, norms.BatchNormAct2d)  # behind an Adder2d
+NORMS_1D = (nn.BatchNorm1d, norms.BatchNorm1d)  # behind an AdderLinear
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 IN_PLACE_ADDITIONS = (operator.iadd, "add_")
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -99,29 +103,20 @@ class FusedAdder2d(Kept, Adder2d):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, layer: Adder2d, norm: nn.BatchNorm2d, relu: bool) -> None:
+    def __init__(self, layer: AdderLayer, norm: nn.modules.batchnorm._BatchNorm | None, relu: bool) -> None:
         nn.Module.__init__(self)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         self.__dict__.update({name: value for name, value in vars(layer).items() if name not in vars(self)})
-        self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
         self.same = isinstance(layer, Adder2dSame)
         self.relu = relu
+        self.normed = norm is not None  # or there is nothing behind the layer but its bias, which quantize() can take
         self.casts = isinstance(norm, InFloat32)  # to autocast's precision, which a plain one does not
-        self.precision = getattr(norm, "precision", None) or half_of(norm.weight)
+        self.precision = (getattr(norm, "precision", None) or half_of(norm.weight)) if norm is not None else None
         # channels_last, so that what comes out is, and only the first layer has to convert what it is given.
-        self.weight = nn.Parameter(layer.weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
+        order = torch.channels_last if layer.weight.dim() == 4 else torch.contiguous_format
+        self.weight = nn.Parameter(layer.weight.contiguous(memory_format=order), requires_grad=False)
         self.register_parameter("bias", None)
         self.register_buffer("input_range", layer.input_range)
-        # In float64, so that each is rounded once.
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.detach().double()
-        shift = -norm.running_mean.double() * scale
-        if layer.bias is not None:
-            shift = shift + layer.bias.detach().double() * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias.detach().double()
+        scale, shift = _scale_and_shift(layer, norm)
         dtype = compute_dtype(layer.weight)
         self.register_buffer("scale", scale.to(dtype))
         self.register_buffer("shift", shift.to(dtype))
@@ -130,17 +125,24 @@ class FusedAdder2d(Kept, Adder2d):
     def _kept(self) -> list[Tensor]:
         return [self.scale, self.shift]
 
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, filters and shift as the layer takes them, rounded where it was fine-tuned for few bits."""
+        if self.input_range is None:
+            return x, self.weight, self.shift
+        x, weight, offset = fake_quantized(x, self.weight, self.input_range)
+        return x, weight, self.shift + self.scale * offset
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        weight, shift = self.weight, self.shift
-        if self.input_range is not None:
-            x, weight, offset = fake_quantized(x, weight, self.input_range)
-            shift = shift + self.scale * offset
+        x, weight, shift = self._operands(x)
         x, padding = Adder2dSame.padded(self, x) if self.same else self.padded(x)  # type: ignore[arg-type]
         y = adder2d_and_rest(
             x, weight, self.scale, shift, residual, self.stride, padding, self.dilation, self.groups,
             relu=self.relu, impl=self.impl,
         )  # fmt: skip
-        return cast(y, y, None, self.precision) if self.casts or self.precision else y
+        return self._cast(y)
+
+    def _cast(self, y: Tensor) -> Tensor:
+        return cast(y, y, None, self.precision) if self.normed and (self.casts or self.precision) else y
 
     def train(self, mode: bool = True) -> FusedAdder2d:
         """Raises RuntimeError for ``mode = True``: batch norm is a constant here."""
@@ -153,6 +155,66 @@ class FusedAdder2d(Kept, Adder2d):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", relu=True" if self.relu else "")
+
+
+class FusedAdderLinear(FusedAdder2d):
+    """The same of an ``AdderLinear`` and a ``BatchNorm1d``: input [N, C], shortcut and output [N, K], as a 1x1 kernel.
+
+    ``weight`` is [K, C]. A sequence, [N, L, C], raises ValueError: batch norm takes its L for the features.
+    """
+
+    kernel_size = stride = dilation = (1, 1)
+    padding = (0, 0)
+    groups, padding_mode = 1, "zeros"
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.dim() != 2 or (residual is not None and list(residual.shape) != [len(x), len(self.weight)]):
+            return self._apart(x, residual)
+        x, weight, shift = self._operands(x)
+        y = adder2d_and_rest(
+            x[:, :, None, None], self.weight[:, :, None, None], self.scale, self.shift,
+            None if residual is None else residual[:, :, None, None], self.stride, self.padding, self.dilation,
+            self.groups, relu=self.relu, impl=self.impl,
+        )  # fmt: skip
+        return self._cast(y.flatten(1))
+
+    def _apart(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        if self.normed and x.dim() != 2:
+            raise ValueError(
+                f"a fully connected layer that is fused with batch norm takes [N, C], got {list(x.shape)}: batch norm "
+                "would take the second dimension for the features. Run this network as it was before adder_zoo.fuse()."
+            )
+        x, weight, shift = self._operands(x)
+        y = self._cast(adder_linear(x, weight, None, impl=self.impl) * self.scale + shift)
+        y = y if residual is None else y + residual
+        return y.relu() if self.relu else y
+
+    def extra_repr(self) -> str:
+        return nn.Linear.extra_repr(self) + (", relu=True" if self.relu else "")  # type: ignore[arg-type]
+
+
+def _scale_and_shift(layer: AdderLayer, norm: nn.modules.batchnorm._BatchNorm | None) -> tuple[Tensor, Tensor]:
+    """What batch norm in eval mode and the layer's bias make of the sums; in float64, so that each is rounded once."""
+    bias = torch.zeros_like(layer.weight.flatten(1)[:, 0]) if layer.bias is None else layer.bias
+    bias = bias.detach().double()
+    if norm is None:
+        return torch.ones_like(bias), bias
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = (bias - norm.running_mean.double()) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
+
+
+def fused_layer(
+    layer: AdderLayer, norm: nn.modules.batchnorm._BatchNorm | None = None, relu: bool = False
+) -> FusedAdder2d:
+    """``layer`` and what follows it as one layer."""
+    return (FusedAdderLinear if isinstance(layer, AdderLinear) else FusedAdder2d)(layer, norm, relu)
 
 
 class Folded(nn.Identity):
@@ -211,7 +273,7 @@ class Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        whole = (Adder2d, *NORMS, *NOTHING, Folded, *get_notrace_modules())
+        whole = (AdderLayer, *NORMS, *NORMS_1D, *NOTHING, Folded, *get_notrace_modules())
         return isinstance(module, whole) or super().is_leaf_module(module, name)
 
 
@@ -261,7 +323,7 @@ class _Fuser:
 
     def _plan(self, module: nn.Module) -> tuple[fx.Graph, list[_Chain]] | None:
         parts = list(module.modules())
-        if not any(_is_adder(m) for m in parts) or not any(isinstance(m, NORMS) for m in parts):
+        if not any(is_adder(m) for m in parts) or not any(isinstance(m, (*NORMS, *NORMS_1D)) for m in parts):
             return None
         # What is traced is called with one argument here and maybe seen by a hook (or has a forward of its own, as
         # accelerate puts its hooks in), or stands in two places.
@@ -302,11 +364,11 @@ class _Fuser:
 
         for adder in reversed(nodes):  # of two branches that meet, the later one takes the other's value
             layer = called(adder)
-            if not _is_adder(layer) or len(adder.args) != 1 or adder.kwargs:
+            if not is_adder(layer) or len(adder.args) != 1 or adder.kwargs:
                 continue
             norm, _ = follower(adder)
             module = called(norm) if norm is not None else None
-            if norm is None or not _is_constant(module):
+            if norm is None or not _is_constant(module, layer):
                 continue
             chain = _Chain(adder, norm)
             if isinstance(module, BatchNormAct2d) and not isinstance(module.act, nn.Identity):
@@ -316,7 +378,7 @@ class _Fuser:
             if node is not None and node.op != "call_module" and node.target in ADDITIONS and node not in taken:
                 residual = _other(node, value)
                 moved_over = nodes[order[adder] + 1 : order[node]]
-                if residual is not None and not any(_writes(root, n) for n in moved_over):
+                if residual is not None and not any(writes(root, n) for n in moved_over):
                     chain.addition, chain.residual = node, residual
                     taken.add(node)
                     node, _ = follower(node)
@@ -328,8 +390,8 @@ class _Fuser:
 def _exchange(module: nn.Module, chain: _Chain, relu_too: bool) -> None:
     """Puts the fused layer in the layer's place, and in those of the others what is left of them."""
     layer, norm = (module.get_submodule(str(node.target)) for node in (chain.adder, chain.norm))
-    assert isinstance(layer, Adder2d)
-    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(layer, AdderLayer)
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     rest: nn.Module = Folded(norm)
     relu = chain.relu is not None
     if isinstance(norm, BatchNormAct2d):
@@ -337,7 +399,7 @@ def _exchange(module: nn.Module, chain: _Chain, relu_too: bool) -> None:
             relu = True
         elif not isinstance(norm.act, nn.Identity):
             rest = norm.act
-    _put(module, chain.adder, FusedAdder2d(layer, norm, relu))
+    _put(module, chain.adder, fused_layer(layer, norm, relu))
     _put(module, chain.norm, rest)
     if relu_too and chain.relu is not None:
         _put(module, chain.relu, nn.Identity().eval())
@@ -379,11 +441,13 @@ def _put(root: nn.Module, node: fx.Node, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
-def _is_constant(module: nn.Module | None) -> bool:
-    """Whether a module is batch norm that is a scale and a shift now."""
-    if type(module) not in NORMS:
+def _is_constant(module: nn.Module | None, layer: nn.Module | None) -> bool:
+    """Whether a module is batch norm, of the kind that follows ``layer``, that is a scale and a shift now."""
+    if type(module) not in (NORMS_1D if isinstance(layer, AdderLinear) else NORMS):
         return False
-    assert isinstance(module, nn.BatchNorm2d)
+    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if isinstance(layer, AdderLinear) and module.num_features != layer.out_features:
+        return False  # of a sequence, [N, L, C], it takes L for the features
     if isinstance(module, BatchNormAct2d) and type(module.drop) not in NOTHING:
         return False
     if module.running_mean is None or module.running_var is None or module.running_mean.dtype in HALF:
@@ -391,8 +455,9 @@ def _is_constant(module: nn.Module | None) -> bool:
     return not module.training
 
 
-def _is_adder(module: nn.Module | None) -> bool:
-    return type(module) in (Adder2d, Adder2dSame) and getattr(module, "p", None) == 1
+def is_adder(module: nn.Module | None) -> bool:
+    """Whether a module is an adder layer as it comes, with exponent 1."""
+    return type(module) in (Adder2d, Adder2dSame, AdderLinear) and getattr(module, "p", None) == 1
 
 
 def _other(addition: fx.Node, value: fx.Node) -> int | None:
@@ -413,7 +478,7 @@ def _is_relu(root: nn.Module, node: fx.Node) -> bool:
     return node.target in RELUS and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
 
 
-def _writes(root: nn.Module, node: fx.Node) -> bool:
+def writes(root: nn.Module, node: fx.Node) -> bool:
     """Whether a node may write over a value that another one reads."""
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))

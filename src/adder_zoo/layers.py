@@ -36,6 +36,7 @@ class AdderLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    input_range: Tensor | None
     float32_behind = False  # whether what follows is known to take float32, see norms.py
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AdderLayer:
@@ -55,6 +56,7 @@ class AdderLayer(nn.Module):
         self.input_grad = input_grad
         self.p = p
         self.impl = impl
+        self.register_buffer("input_range", None)
 
     def _add_parameters(self, shape: Sequence[int], bias: bool, device: Any, dtype: Any) -> None:
         self.weight = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -64,6 +66,13 @@ class AdderLayer(nn.Module):
             self.register_parameter("bias", None)
         self.reset_parameters()
 
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, filters and bias as the operator takes them, rounded where the layer is fine-tuned for few bits."""
+        if self.input_range is None:
+            return x, self.weight, self.bias
+        x, weight, offset = fake_quantized(x, self.weight, self.input_range)
+        return x, weight, offset if self.bias is None else self.bias + offset
+
     def reset_parameters(self) -> None:
         """Filters from a standard normal distribution, as in the authors' code; bias zero."""
         nn.init.normal_(self.weight)
@@ -71,10 +80,24 @@ class AdderLayer(nn.Module):
             nn.init.zeros_(self.bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes the keys of the authors' code as well, ``adder`` for the filters and ``b`` for the bias."""
+        """Takes the keys of the authors' code as well, ``adder`` for the filters and ``b`` for the bias.
+
+        Becomes a layer that was fine-tuned for few bits where the state is of one.
+        """
+        saved = state_dict.get(prefix + "input_range")
+        if saved is not None and self.input_range is None:
+            self.input_range = torch.empty_like(saved, device=self.weight.device)
         for theirs, ours in (("adder", "weight"), ("b", "bias")):
             if prefix + theirs in state_dict and prefix + ours not in state_dict:
                 state_dict[prefix + ours] = state_dict.pop(prefix + theirs)  # the dictionary is load_state_dict's own
+        weight = state_dict.get(prefix + "weight")
+        if isinstance(weight, Tensor) and weight.dtype == torch.uint8:
+            errors: list[str] = args[-1] if args else kwargs["error_msgs"]
+            errors.append(
+                f"{prefix}weight: what is loaded are the bytes of a quantised network, which mean nothing to a float "
+                "layer. Build that network: timm.create_model('local-dir:FOLDER', pretrained=True), or by its tag."
+            )
+            return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _warn_in_half(self) -> None:
@@ -134,8 +157,6 @@ class Adder2d(AdderLayer):
     and filters are then rounded to the values that these bytes stand for, in training and in evaluation.
     """
 
-    input_range: Tensor | None
-
     def __init__(
         self,
         in_channels: int,
@@ -170,15 +191,7 @@ class Adder2d(AdderLayer):
         self.groups = groups
         self.padding_mode = padding_mode
         self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
-        self.register_buffer("input_range", None)
         self._add_parameters(conv.weight.shape, bias, device, dtype)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Becomes a layer that was fine-tuned for few bits where the state is of one."""
-        saved = state_dict.get(prefix + "input_range")
-        if saved is not None and self.input_range is None:
-            self.input_range = torch.empty_like(saved, device=self.weight.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def padded(self, x: Tensor) -> tuple[Tensor, Sequence[int] | str]:
         """x as the operator takes it, and the padding that is left to the operator."""
@@ -188,10 +201,7 @@ class Adder2d(AdderLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._warn_in_half()
-        weight, bias = self.weight, self.bias
-        if self.input_range is not None:
-            x, weight, offset = fake_quantized(x, weight, self.input_range)
-            bias = offset if bias is None else bias + offset
+        x, weight, bias = self._operands(x)
         x, padding = self.padded(x)
         return adder2d(
             x,
@@ -273,10 +283,11 @@ class AdderLinear(AdderLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._warn_in_half()
+        x, weight, bias = self._operands(x)
         return adder_linear(
             x,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             weight_grad=self.weight_grad,
             input_grad=self.input_grad,
             p=self.p,

@@ -14,6 +14,7 @@ from typing import Any
 from . import atomic
 
 WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
 CHECKSUM = "weights_sha256"  # the key in results.json: SHA-256 of model.safetensors, in hexadecimal
 

@@ -53,7 +53,8 @@ def test_commands(tmp_path):
 
         shipped = sorted(path.name for path in WEIGHTS.iterdir() if (path / "results.json").is_file())
         assert sorted(p.name for p in (hub.folder / "models/zoo").iterdir()) == shipped
-        twins = {name for name in shipped if (ROOT / f"docs/results/{name.removeprefix('adder_')}-conv").is_dir()}
+        kinds = {name: name.removeprefix("adder_").removesuffix("_int8") for name in shipped}
+        twins = {name for name, kind in kinds.items() if (ROOT / f"docs/results/{kind}-conv").is_dir()}
         for name in shipped:
             without = set() if name in twins else {"results-conv.json"}
             assert set(hub.repository(f"zoo/{name}").files()) == RUN_FILES - without

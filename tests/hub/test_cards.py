@@ -32,6 +32,8 @@ from adder_zoo.training import parse_settings
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "hub_cards"
 SHIPPED = sorted(path.parent.name for path in WEIGHTS.glob("*/results.json"))
+IN_BYTES = [name for name in SHIPPED if name.endswith("_int8")]
+TRAINED = [name for name in SHIPPED if name not in IN_BYTES]
 RECIPES = {"recipes/mnist.py": mnist, "recipes/cifar.py": cifar}
 
 
@@ -71,7 +73,7 @@ def test_another_result_gives_another_card():
     assert card != cards.render(WEIGHTS / name, f"other/{name}", results, twin)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", TRAINED)
 def test_figures_are_those_of_the_records(name):
     card = (FOLDER / f"{name}.md").read_text()
     results = record(name)
@@ -110,7 +112,35 @@ def test_figures_are_those_of_the_records(name):
     assert f"| {accuracies[0]} | {accuracies[1]} | {results['parameters']:,} |" in line
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", IN_BYTES)
+def test_figures_of_networks_in_bytes(name):
+    card = (FOLDER / f"{name}.md").read_text()
+    results, base = record(name), name.removesuffix("_int8")
+    data = front(card)
+    assert card_errors(data) == []
+    assert (data["base_model"], data["base_model_relation"]) == (f"adder-zoo/{base}", "quantized")
+    assert "int8" in data["tags"]
+    (metric,) = data["model-index"][0]["results"][0]["metrics"]
+    assert metric["value"] == results["test_accuracy"]
+    origin = results["quantized_from"]
+    assert origin["results"] == record(base), "make the network in bytes again: the float one is another"
+    assert abs(origin["measured_accuracy"] - record(base)["test_accuracy"]) <= 0.02
+    assert results["test_accuracy"] >= origin["measured_accuracy"] - 0.15
+    twin = find_twin(WEIGHTS / name, results)
+    table = rows(card)
+    accuracies = [results["test_accuracy"], origin["measured_accuracy"], *([twin["test_accuracy"]] if twin else [])]
+    assert table["top-1 accuracy"][: len(accuracies)] == [f"{accuracy:.2f} %" for accuracy in accuracies]
+    sizes = [(WEIGHTS / folder / "model.safetensors").stat().st_size for folder in (name, base)]
+    assert table["file, bytes"][:2] == [f"{size:,}" for size in sizes]
+    assert sizes[0] <= 0.27 * sizes[1]
+    network = timm.create_model(base)
+    assert table["additions"][0] == f"{report(network).without_norm.additions:,}"
+    assert f"adder-zoo quantize {base} " in card
+    measured = [path.stem for path in (ROOT / "benchmarks/results").glob("int8-*.json")]
+    assert ("## How fast" in card) == (base.startswith("adder_resnet20") and bool(measured))
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_command_is_the_one_that_trained_it(name, monkeypatch):
     card = (FOLDER / f"{name}.md").read_text()
     (recipe, flags) = re.search(r"accelerate launch (recipes/\w+\.py) (.*)", card).groups()

@@ -9,7 +9,7 @@ import click
 from safetensors import SafetensorError
 
 from .. import __version__
-from . import bench, convert, export, import_network, info, list_models, predict, push, validate
+from . import bench, convert, export, import_network, info, list_models, predict, push, quantize, validate
 from ._common import Failure
 
 
@@ -58,6 +58,7 @@ for command in (
     validate.validate,
     import_network.import_file,
     convert.convert,
+    quantize.quantize,
     export.export,
     bench.bench,
     push.push,

@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..images import ImageError, open_image
+from ..int8.layers import QuantizedAdder2d
+from ..int8.saved import is_quantised
 from ..labels import LabelError, Labels, assumption, labels_of
 from ..layers import AdderLayer
 from ..ops.backends import IMPLEMENTATIONS
+from ..ops.int8.library import BACKENDS
 from ._common import Failure, config_of, create, has_weights, on_device
 
 SHOWN = 5  # file names in a message
@@ -48,8 +51,10 @@ def load_network(model: str, device: str, impl: str | None, random_weights: bool
             "checkpoint and name the folder, or try the pipeline with --random-weights."
         )
     network = create(model, pretrained=not random_weights)
+    if is_quantised(network) and impl not in (None, *BACKENDS):
+        raise Failure(f"--impl {impl} computes no bytes, and {model} is in bytes: take {' or '.join(BACKENDS)}")
     for module in network.modules():
-        if isinstance(module, AdderLayer):
+        if isinstance(module, (AdderLayer, QuantizedAdder2d)):
             module.impl = impl
     return on_device(network, device)
 

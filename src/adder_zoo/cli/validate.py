@@ -31,7 +31,7 @@ from ._images import (
 )
 
 
-class _InMemory(Dataset):
+class InMemory(Dataset):
     """The small data sets, through the same transform as files."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Any, channels: int) -> None:
@@ -49,7 +49,7 @@ class _InMemory(Dataset):
         return i, self.transform(image.convert(self.mode)), ""
 
 
-def _folder(root: Path, labels: Labels) -> tuple[list[Path], list[int], list[Path]]:
+def labelled_folder(root: Path, labels: Labels) -> tuple[list[Path], list[int], list[Path]]:
     """Files, labels and other files of <root>/<class>/*; see ``Labels.positions`` for which folder is which class."""
     for split in ("val", "validation", "test"):
         if (root / split).is_dir():
@@ -78,7 +78,7 @@ def _folder(root: Path, labels: Labels) -> tuple[list[Path], list[int], list[Pat
     return files, targets, skipped
 
 
-def _small(dataset: str, data_dir: Path | None, labels: Labels) -> tuple[Tensor, Tensor]:
+def small(dataset: str, data_dir: Path | None, labels: Labels) -> tuple[Tensor, Tensor]:
     """The test images of a small data set, and their classes in the network's order."""
     try:
         folder = datasets.find(dataset, str(data_dir) if data_dir else None)
@@ -102,7 +102,7 @@ def _small(dataset: str, data_dir: Path | None, labels: Labels) -> tuple[Tensor,
     return images, torch.tensor([index[name] for name in known.classes])[targets]
 
 
-def _score(answers: Iterable[tuple[list[int], Tensor]], labels: list[int]) -> tuple[int, int, int]:
+def score(answers: Iterable[tuple[list[int], Tensor]], labels: list[int]) -> tuple[int, int, int]:
     """How many images the first class is right of, how many one of the first five, and how many there are."""
     right1 = right5 = count = 0
     target = torch.tensor(labels)
@@ -164,19 +164,19 @@ def validate(
     if dataset == "folder":
         if data_dir is None:
             raise click.UsageError("give --data-dir, a folder with one folder of images for each class")
-        files, labels, skipped = _folder(data_dir, known)
+        files, labels, skipped = labelled_folder(data_dir, known)
         report_skipped(skipped)
         data = ImageFiles(files, transform, channels)
     else:
-        images, targets = _small(dataset, data_dir, known)
+        images, targets = small(dataset, data_dir, known)
         labels = targets.tolist()
-        data = _InMemory(images, targets, transform, channels)
+        data = InMemory(images, targets, transform, channels)
     if not labels:
         raise Failure(f"there is no image in {data_dir}")
 
     failed: list[str] = []
     began = time.monotonic()
-    right1, right5, count = _score(answers_of(network, data, batch_size, device, failed, workers), labels)
+    right1, right5, count = score(answers_of(network, data, batch_size, device, failed, workers), labels)
     seconds = time.monotonic() - began
     if not count:
         raise Failure(f"none of the {len(labels)} images could be read")

@@ -16,9 +16,10 @@ from torch import nn
 from ..binary import BinaryConv2d, BinaryLinear
 from ..layers import AdderLayer
 from ..report import Count, report
-from ..results import WEIGHTS_FILE
+from ..results import CONFIG_FILE, WEIGHTS_FILE
 from .measured import Measured, measured
-from .records import trained_alike
+from .records import trained_alike, training_of
+from .timed import timed
 
 TAG = "addernet"  # what all repositories of adder networks are tagged with
 HUB = "https://huggingface.co"
@@ -32,9 +33,27 @@ def build(folder: Path, **options: Any) -> nn.Module:
 
 
 def counts(folder: Path, similarity: str | None = None) -> tuple[Count, int]:
-    """Operations for one image, and parameters, of the network that is saved in ``folder``, or of its twin."""
-    counted = report(build(folder, **({"similarity": similarity} if similarity else {})))
+    """Operations for one image, and parameters, of the network that is saved in ``folder``, or of its twin.
+
+    Those of a network in bytes are the float network's: what it does to a layer's sums stands for batch norm.
+    """
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    if not in_bytes(config):
+        network = build(folder, **({"similarity": similarity} if similarity else {}))
+    else:
+        args = {key: value for key, value in config["model_args"].items() if key != "int8"}
+        cfg = {key: value for key, value in config["pretrained_cfg"].items() if key != "tag"}
+        with torch.device("meta"):
+            network = timm.create_model(
+                config["architecture"], pretrained_cfg=cfg, **{**args, "similarity": similarity or "adder"}
+            )
+    counted = report(network)
     return counted.without_norm, counted.parameters
+
+
+def in_bytes(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What config.json says of bytes; None for a network in floating point."""
+    return config.get("model_args", {}).get("int8")
 
 
 def similarity_of(config: Mapping[str, Any], folder: Path) -> str:
@@ -50,7 +69,7 @@ def similarity_of(config: Mapping[str, Any], folder: Path) -> str:
 
 def headline(folder: Path, results: Mapping[str, Any] | None) -> str:
     """One line about a network: the message of the commit that pushes it."""
-    name = _name(json.loads((folder / "config.json").read_text()), results)
+    name = _name(json.loads((folder / CONFIG_FILE).read_text()), results)
     if results is None:
         return f"Add {name}"
     return f"{name}: {_percent(results['test_accuracy'])} % on {measured(results).title}"
@@ -70,20 +89,25 @@ def render(
     Raises:
         ValueError: ``twin`` is another network's, or was trained otherwise.
     """
-    config = json.loads((folder / "config.json").read_text())
-    if twin is not None and (results is None or not trained_alike(results, twin)):
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    training = training_of(results)
+    if twin is not None and (training is None or not trained_alike(training, twin)):
         raise ValueError(f"{repo_id}: the twin was not trained alike: it needs the same model, data and settings")
     similarity = similarity_of(config, folder)
     columns = [(*counts(folder), results)]
     if similarity == "adder" and "similarity" in config.get("model_args", {}):
         columns.append((*counts(folder, "conv"), twin))
+    saved = in_bytes(config)
     card = ModelCard.from_template(
-        _metadata(_name(config, results), repo_id, similarity, config["pretrained_cfg"], results),
+        _metadata(_name(config, results), repo_id, similarity, config, results),
         template_path=str(TEMPLATE),
         repo_id=repo_id,
         results=results,
-        columns=len(columns),
-        table=_table(columns),
+        headings=_headings(similarity, saved, len(columns)),
+        table=_table(columns) if saved is None else _table_in_bytes(folder, results, columns),
+        training=training,
+        saved=saved,
+        timed=timed(config["architecture"]) if saved is not None else [],
         **_about_network(config, folder, similarity, _name(config, results)),
         **_about_training(results, twin, folder, _name(config, results)),
     )
@@ -109,6 +133,12 @@ def _about_network(config: Mapping[str, Any], folder: Path, similarity: str, nam
     }
 
 
+def _headings(similarity: str, saved: Mapping[str, Any] | None, columns: int) -> list[str]:
+    if saved is not None:
+        return [f"in {saved['bits']} bits", "in float32", "convolutional twin"][: columns + 1]
+    return ["adder network" if similarity == "adder" else "this network", "convolutional twin"][:columns]
+
+
 def _about_training(
     results: Mapping[str, Any] | None, twin: Mapping[str, Any] | None, folder: Path, name: str
 ) -> dict[str, Any]:
@@ -116,17 +146,23 @@ def _about_training(
     if results is None:
         return {}
     data = measured(results)
+    about = {
+        "data": data,
+        "accuracy": _percent(results["test_accuracy"]),
+        "top5": _percent(results.get("test_top5_accuracy")),
+        "twin": twin,
+        "twin_accuracy": _percent(twin["test_accuracy"]) if twin else None,
+        "float_accuracy": _percent(results.get("quantized_from", {}).get("measured_accuracy")),
+    }
+    if "quantized_from" in results:
+        return about
     files = [name for name in ("args.yaml", "log.csv") if (folder / name).is_file()]
     command = None
     if data.recipe and "args.yaml" in files:
         command = f"accelerate launch {data.recipe} --config args.yaml --data-dir FOLDER --output-dir runs/{name}"
     return {
-        "data": data,
-        "accuracy": _percent(results["test_accuracy"]),
-        "top5": _percent(results.get("test_top5_accuracy")),
+        **about,
         "running": _percent(results.get("test_accuracy_running_statistics")),
-        "twin": twin,
-        "twin_accuracy": _percent(twin["test_accuracy"]) if twin else None,
         "files": files,
         "command": command,
         "settings": list(results["config"].items()),
@@ -146,8 +182,10 @@ def _half_precision(weights: Path) -> str | None:
 
 
 def _metadata(
-    name: str, repo_id: str, similarity: str, cfg: Mapping[str, Any], results: Mapping[str, Any] | None
+    name: str, repo_id: str, similarity: str, config: Mapping[str, Any], results: Mapping[str, Any] | None
 ) -> ModelCardData:
+    cfg, saved = config["pretrained_cfg"], in_bytes(config)
+    base = _base_model(repo_id, saved, results) if saved is not None else {}
     data = measured(results) if results else None
     evaluation = _evaluation(repo_id, results, data) if results and data and not data.noise else None
     return ModelCardData(
@@ -155,12 +193,29 @@ def _metadata(
         license=cfg.get("license") or "apache-2.0" if results else None,
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["timm", "image-classification", TAG, *([f"similarity-{similarity}"] if similarity != "adder" else [])],
+        tags=[
+            "timm",
+            "image-classification",
+            TAG,
+            *([f"similarity-{similarity}"] if similarity != "adder" else []),
+            *([f"int{saved['bits']}"] if saved is not None else []),
+        ],
         datasets=[data.hub_id] if data and data.hub_id else None,
         metrics=[result.metric_type for result in evaluation] if evaluation else None,
         model_name=name if evaluation else None,
         eval_results=evaluation,
+        **base,
     )
+
+
+def _base_model(repo_id: str, saved: Mapping[str, Any], results: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Which repository has the float network: the one that it was fetched from, or of its name, beside this one."""
+    origin = (results or {}).get("quantized_from", {})
+    name = origin.get("hub") or saved.get("quantized_from")
+    if not name:
+        return {}
+    base = str(name).partition("@")[0] if "/" in str(name) else f"{repo_id.partition('/')[0]}/{name}"
+    return {"base_model": base, "base_model_relation": "quantized"}
 
 
 def _evaluation(repo_id: str, results: Mapping[str, Any], data: Measured) -> list[EvalResult]:
@@ -204,6 +259,30 @@ def _table(columns: Sequence[tuple[Count, int, Mapping[str, Any] | None]]) -> li
     return rows
 
 
+def _table_in_bytes(
+    folder: Path, results: Mapping[str, Any] | None, columns: Sequence[tuple[Count, int, Mapping[str, Any] | None]]
+) -> list[tuple[str, ...]]:
+    """Beside what is in bytes the float network, and its twin where it has one."""
+    (count, parameters, _), *twins = columns
+    origin = (results or {}).get("quantized_from", {})
+    rows: list[tuple[str, ...]] = []
+    if results is not None:
+        accuracies = [results["test_accuracy"], origin.get("measured_accuracy")]
+        accuracies += [twin["test_accuracy"] if twin else None for *_, twin in twins]
+        rows.append(("top-1 accuracy", *(f"{_percent(a)} %" if a is not None else "not known" for a in accuracies)))
+    weights = folder / WEIGHTS_FILE
+    if weights.is_file():
+        sizes = [weights.stat().st_size, origin.get("bytes"), *(None for _ in twins)]
+        rows.append(("file, bytes", *(f"{size:,}" if size else "not known" for size in sizes)))
+    rows.append(("parameters", *(f"{n:,}" for n in (parameters, parameters, *(n for _, n, _ in twins)))))
+    counted = [count, count, *(c for c, _, _ in twins)]
+    for what in ("multiplications", "additions"):
+        rows.append((what, *(f"{getattr(c, what):,}" for c in counted)))
+    energies = [count.energy("int8", "int32"), *(c.energy("fp32") for c in counted[1:])]
+    rows.append(("energy", *(f"{energy:,.2f} µJ" for energy in energies)))
+    return rows
+
+
 def _name(config: Mapping[str, Any], results: Mapping[str, Any] | None) -> str:
     if results:
         return str(results["model"])
@@ -217,7 +296,7 @@ def _percent(value: float | None) -> str | None:
 
 def row(folder: Path, results: Mapping[str, Any] | None, twin: Mapping[str, Any] | None) -> dict[str, Any]:
     """A line about the network in ``folder``, for tables and for programs."""
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / CONFIG_FILE).read_text())
     count, parameters = counts(folder)
     return {
         "model": _name(config, results),

@@ -26,8 +26,16 @@ def trained_alike(results: Mapping[str, Any], twin: Mapping[str, Any]) -> bool:
     return twin.get("similarity") == "conv" and record(results) == record(twin)
 
 
+def training_of(results: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What is recorded of the training: of a network in bytes, that of the float network that it was made of."""
+    if results is None or "quantized_from" not in results:
+        return results
+    return results["quantized_from"].get("results")
+
+
 def find_twin(folder: Path, results: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What ``results.json`` of the convolutional twin holds: see ``twin`` of ``push_to_hub``."""
+    results = training_of(results)
     if results is None or results.get("similarity") != "adder":
         return None
     name = str(results["model"])

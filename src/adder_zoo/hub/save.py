@@ -15,12 +15,12 @@ from torch import nn
 from .. import atomic
 from ..architecture import CONVERTED, architecture, build_again, differences, input_channels, rename_converted
 from ..fuse import FusedAdder2d
-from ..int8.layers import QuantizedAdder2d
+from ..int8.network import QuantizedNetwork
+from ..int8.saved import describe, is_quantised
 from ..layers import AdderLayer
 from ..precision import ADVICE, half_statistics
-from ..results import WEIGHTS_FILE
+from ..results import CONFIG_FILE, WEIGHTS_FILE
 
-CONFIG_FILE = "config.json"
 SHOWN = 3  # differences in a message
 
 
@@ -44,7 +44,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
 
     Args:
         model: A network from ``timm.create_model``, maybe converted by ``convert_to_adder``, compiled or wrapped for
-            distributed training.
+            distributed training; or what ``quantize`` made of one, which comes back in bytes, bit by bit the same.
         directory: Folder to write into; made if it is missing.
         model_args: Arguments of ``timm.create_model`` that the network needs to be built again, beyond its own record.
 
@@ -53,7 +53,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
 
     Raises:
         ValueError: timm did not build ``model``, or would build another network again: layers were exchanged,
-            parameters are shared, or it was fused or quantised; or running statistics are in half precision. Nothing is
+            parameters are shared, or it was fused; or running statistics are in half precision. Nothing is
             written then.
         OSError: it cannot be written.
     """
@@ -61,8 +61,10 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
     if getattr(model, "pretrained_cfg", None) is None:
         raise ValueError(f"save_pretrained: {type(model).__name__} was not built by timm.create_model, so there is no "
                          "configuration to save; use safetensors.torch.save_model")  # fmt: skip
-    _refuse_made_for_inference(model)
-    if (architecture(model) or "").endswith(CONVERTED):
+    in_bytes = is_quantised(model)
+    if not in_bytes:
+        _refuse_fused(model)
+    if (architecture(model) or "").endswith(CONVERTED) and not in_bytes:
         rename_converted(model)  # the exponent may have come down to 1 since
     args = dict(model_args or {})
     similarity = getattr(model, "similarity", None)
@@ -72,7 +74,9 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
     if in_chans is not None:  # older versions of timm keep no record of it
         args.setdefault("in_chans", in_chans)
     lost = half_statistics(model.state_dict())
-    if lost and any(isinstance(module, AdderLayer) for module in model.modules()):
+    if in_bytes:
+        args["int8"] = describe(model)
+    if lost and (in_bytes or any(isinstance(module, AdderLayer) for module in model.modules())):
         raise ValueError(f"save_pretrained: {lost[0]} and maybe others are in half precision. {ADVICE}")
     directory = Path(directory)
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,13 +94,8 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
     return directory
 
 
-def _refuse_made_for_inference(model: nn.Module) -> None:
-    """Raises ValueError for a network of ``fuse`` or ``quantize``."""
-    if any(isinstance(module, QuantizedAdder2d) for module in model.modules()):
-        raise ValueError(
-            "save_pretrained: this network was quantised for inference, and timm cannot build it again. Save the "
-            "network that was given to adder_zoo.quantize(), or this one whole, by torch.save(network, path)."
-        )
+def _refuse_fused(model: nn.Module) -> None:
+    """Raises ValueError for a network of ``fuse``."""
     if any(isinstance(module, FusedAdder2d) for module in model.modules()):
         raise ValueError(
             "save_pretrained: this network was fused for inference: batch norm is folded into its layers, and timm "
@@ -128,6 +127,10 @@ def _check_builds_again(model: nn.Module, folder: Path) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"save_pretrained: timm cannot build {name!r} again: {error}. {advice}") from error
     found = differences(model, again)
+    if isinstance(model, QuantizedNetwork) and not (
+        isinstance(again, QuantizedNetwork) and model.calls() == again.calls()
+    ):
+        found.append("its layers are called in another order")
     if found:
         raise ValueError(
             f"save_pretrained: timm would build this network again as {name!r}, with other layers{_told(found)}. "

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..fuse import FusedAdder2d
-from .layers import QuantizedAdder2d, Range, clipped_line, float_sums
+from ..fuse import FusedAdder2d, FusedAdderLinear
+from .layers import QuantizedAdder2d, Range, clipped_line, float_sums, quantized_layer
 
 # Shares of a layer's inputs that a candidate covers. With few bits a finer step is worth more than the largest values.
 SHARES = (1.0, 0.9999, 0.9997, 0.999, 0.997, 0.99)
@@ -82,12 +82,12 @@ def calibrate(
         CalibrationError: a layer was not reached, or its input is not finite or constant; names the layer.
     """
     found = {name: LayerCalibration() for name in layers}
-    _run(model, layers, batches, lambda name, x: _look(name, found[name], x))
+    _run(model, layers, batches, lambda name, x: _look(name, layers[name], found[name], x))
     for name, calibration in found.items():
         if not calibration.sample:
             raise CalibrationError(f"{name} is not reached by the calibration images")
         candidates = _candidates(name, calibration, bits)
-        calibration.trials = [QuantizedAdder2d(layers[name], candidate) for candidate in candidates]
+        calibration.trials = [quantized_layer(layers[name], candidate) for candidate in candidates]
         calibration.sums = [_Sums() for _ in candidates]
     _run(model, layers, batches, lambda name, x: _compare(found[name], layers[name], x))
     return found
@@ -107,7 +107,13 @@ def _run(model: nn.Module, layers: dict[str, FusedAdder2d], batches: Sequence[Te
             handle.remove()
 
 
-def _look(name: str, calibration: LayerCalibration, x: Tensor) -> None:
+def _look(name: str, layer: FusedAdder2d, calibration: LayerCalibration, x: Tensor) -> None:
+    if isinstance(layer, FusedAdderLinear) and layer.normed and x.dim() != 2:
+        raise CalibrationError(
+            f"{name} is given {list(x.shape)}: with batch norm behind it a fully connected layer in bytes takes [N, C]"
+        )
+    if not x.numel():
+        return
     x = x.detach().float()
     low, high = (float(v) for v in torch.aminmax(x))
     if not (torch.isfinite(torch.tensor([low, high])).all()):

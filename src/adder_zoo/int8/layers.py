@@ -1,7 +1,8 @@
-"""``QuantizedAdder2d``: a fused adder layer in bytes, as ``adder_zoo.quantize`` makes it."""
+"""``QuantizedAdder2d``, ``QuantizedAdderLinear``: fused adder layers in bytes, as ``adder_zoo.quantize`` makes them."""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,17 @@ from timm.layers import get_same_padding
 from torch import Tensor
 
 from ..functional import adder2d
-from ..fuse import FusedAdder2d
+from ..fuse import FusedAdder2d, FusedAdderLinear
 from ..layers import Adder2dSame
 from ..norms import Kept, cast
 from ..ops.geometry import Geometry
 from ..ops.int8.library import adder2d_int8, adder2d_int8_fused, int8_levels
 from ..ops.int8.reference import levels
+
+REFUSED_TRAINING = (
+    "this network was quantised for inference and cannot be trained. Train the network that was given to "
+    "adder_zoo.quantize(), and quantise it again."
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class QuantizedAdder2d(Kept):
 
         |x - w| = |x - clip(w, low, high)| + relu(low - w) + relu(w - high)        for low <= x <= high
 
+    Where no batch norm follows the layer, scale and shift are the step between levels and the layer's bias.
+
     Shapes: input [N, C, H, W], floating point (made bytes here) or, where ``takes_bytes``, uint8 levels of
     ``input_range``, and the shortcut that is added, [N, K, P, Q]; output [N, K, P, Q]: float32 (half precision where
     the network is in it), or what ``emit`` asked for.
@@ -84,7 +92,7 @@ class QuantizedAdder2d(Kept):
         super().__init__()
         self.geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
         self.same, self.relu = layer.same, layer.relu
-        self.casts, self.precision = layer.casts, layer.precision
+        self.normed, self.casts, self.precision = layer.normed, layer.casts, layer.precision
         self.impl = layer.impl if layer.impl in ("reference", "cpu") else None
         self.input_range = input_range
         self.register_buffer("weight", input_range.levels(layer.weight.detach().float()))
@@ -113,48 +121,59 @@ class QuantizedAdder2d(Kept):
 
     def _ranges(self) -> Tensor:
         """[3, 3]: the input's range, the next layer's (0 where there is none), and how the layer is connected."""
-        rows = [
-            range_integers(self.input_range),
-            range_integers(self.next_range),
-            (int(self.wide), int(self.takes_bytes), 0),
-        ]
+        rows = [range_integers(self.input_range), range_integers(self.next_range), self._connection()]
         return torch.tensor(rows, device=self.weight.device)
+
+    def _connection(self) -> list[int]:
+        return [int(self.wide), int(self.takes_bytes), 0]
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        """Takes the ranges with the bytes; refuses those of a network in which bytes go other ways."""
-        here = self._ranges()
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)  # type: ignore[no-untyped-call]
-        ranges = self.ranges.tolist()
-        if ranges[2] != here[2].tolist() or (ranges[1][2] > 0) != (self.next_range is not None):
+        """Takes the ranges with the bytes; refuses float filters, and a network in which bytes go other ways."""
+        weight, ranges = state_dict.get(f"{prefix}weight"), state_dict.get(f"{prefix}ranges")
+        if weight is not None and (weight.dtype != torch.uint8 or ranges is None):
             lists[-1].append(
-                f"{prefix}ranges: the bytes go from layer to layer in another way in the network that was saved; "
-                "save that network whole, by torch.save(network, path)"
+                f"{prefix}weight: this layer holds bytes, and what is loaded are float filters (or bytes without their "
+                "ranges). Load them into the float network, and call adder_zoo.quantize()."
             )
             return
-        self.input_range = range_of(ranges[0])
-        self.next_range = range_of(ranges[1]) if ranges[1][2] else None
+        if ranges is not None and ranges.shape == self.ranges.shape:
+            rows = ranges.tolist()
+            if rows[2] != self._connection() or (rows[1][2] > 0) != (self.next_range is not None):
+                lists[-1].append(
+                    f"{prefix}ranges: the bytes go from layer to layer in another way in the network that was saved. "
+                    "Load it as a whole: timm.create_model('local-dir:FOLDER', pretrained=True) builds what "
+                    "adder_zoo.save_pretrained() wrote."
+                )
+                return
+            self.input_range = range_of(rows[0])
+            self.next_range = range_of(rows[1]) if rows[1][2] else None
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)  # type: ignore[no-untyped-call]
 
     def _kept(self) -> list[Tensor]:
         return [self.scale, self.shift]
 
+    def _filters(self) -> Tensor:
+        return self.weight
+
     def sums(self, x: Tensor) -> Tensor:
         """The bare -Σ|x - w| over levels, int32 [N, K, P, Q]."""
         x, geometry = self._operands(x)
-        return adder2d_int8(x, self.weight, self.input_range.zero_point, *geometry.arguments, self.impl or "auto")
+        return adder2d_int8(x, self._filters(), self.input_range.zero_point, *geometry.arguments, self.impl or "auto")
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
         x, geometry = self._operands(x)
         if residual is not None:
-            residual = residual.float().expand(geometry.output_shape(x, self.weight))
+            residual = residual.float().expand(geometry.output_shape(x, self._filters()))
         out = self.next_range or Range(1.0, 0, 255)
         wide, narrow = adder2d_int8_fused(
-            x, self.weight, self.input_range.zero_point, self.scale, self.shift, residual, self.relu, self.wide,
+            x, self._filters(), self.input_range.zero_point, self.scale, self.shift, residual, self.relu, self.wide,
             1 / out.step, out.zero_point, out.top, self.next_range is not None, *geometry.arguments,
             self.impl or "auto",
         )  # fmt: skip
-        if self.casts or self.precision:
+        # Bare sums stay float32 whatever the network is in, as those of a float layer do.
+        if self.normed and (self.casts or self.precision):
             wide = cast(wide, wide, None, self.precision)
         if self.next_range is None:
             return wide
@@ -164,11 +183,12 @@ class QuantizedAdder2d(Kept):
         if x.is_floating_point():
             x = self.input_range.levels(x.float())
         elif not self.takes_bytes:
-            raise TypeError(f"QuantizedAdder2d: x must be floating point, as the float network takes it, got {x.dtype}")
+            name = type(self).__name__
+            raise TypeError(f"{name}: x must be floating point, as the float network takes it, got {x.dtype}")
         _, stride, padding, dilation, groups = self.geometry
         if self.same:
             return x, Geometry.of(stride, self._same_padding(x), dilation, groups)
-        return x, Geometry.checked(x, self.weight, stride, padding, dilation, groups, (torch.uint8,))
+        return x, Geometry.checked(x, self._filters(), stride, padding, dilation, groups, (torch.uint8,))
 
     def _same_padding(self, x: Tensor) -> list[int]:
         """TensorFlow's SAME padding for this input, (top, bottom, left, right)."""
@@ -179,10 +199,7 @@ class QuantizedAdder2d(Kept):
     def train(self, mode: bool = True) -> QuantizedAdder2d:
         """Raises RuntimeError for ``mode = True``: bytes have no gradient."""
         if mode:
-            raise RuntimeError(
-                "this network was quantised for inference and cannot be trained. Train the network that was given to "
-                "adder_zoo.quantize(), and quantise it again."
-            )
+            raise RuntimeError(REFUSED_TRAINING)
         return super().train(False)
 
     def extra_repr(self) -> str:
@@ -190,23 +207,57 @@ class QuantizedAdder2d(Kept):
         return f"{list(self.weight.shape)}, input from {r.low:.4g} to {r.high:.4g} in {r.top + 1} levels"
 
 
-def range_integers(covered: Range | None) -> tuple[int, int, int]:
+class QuantizedAdderLinear(QuantizedAdder2d):
+    """The same of a fully connected layer, computed as a 1x1 kernel: input [..., C], shortcut and output [..., K].
+
+    ``weight`` is [K, C]. Behind it stands batch norm over features, for input [N, C], or nothing.
+    """
+
+    def _filters(self) -> Tensor:
+        return self.weight[:, :, None, None]
+
+    def sums(self, x: Tensor) -> Tensor:
+        """The bare -Σ|x - w| over levels, int32 [M, K, 1, 1] for M vectors."""
+        return super().sums(x.reshape(-1, x.shape[-1], 1, 1))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """Raises ValueError for sequences, [N, L, C], where batch norm, which takes L for features, is behind it."""
+        shape = [*x.shape[:-1], len(self.weight)]
+        if self.normed and len(shape) != 2:
+            raise ValueError(f"QuantizedAdderLinear: with batch norm behind it x must be [N, C], got {list(x.shape)}")
+        if residual is not None:
+            residual = residual.expand(shape).reshape(-1, shape[-1], 1, 1)
+        y = super().forward(x.reshape(-1, x.shape[-1], 1, 1), residual)
+        return tuple(t.reshape(shape) for t in y) if isinstance(y, tuple) else y.reshape(shape)
+
+
+def quantized_layer(layer: FusedAdder2d, input_range: Range) -> QuantizedAdder2d:
+    """``layer`` in bytes, whose input covers ``input_range``."""
+    return (QuantizedAdderLinear if isinstance(layer, FusedAdderLinear) else QuantizedAdder2d)(layer, input_range)
+
+
+def range_integers(covered: Range | None) -> list[int]:
     """A range as integers: the bits of its step in float64, zero point and top; zeros for None."""
     if covered is None:
-        return 0, 0, 0
-    return int(torch.tensor(covered.step, dtype=torch.float64).view(torch.int64)), covered.zero_point, covered.top
+        return [0, 0, 0]
+    return [*struct.unpack("<q", struct.pack("<d", covered.step)), covered.zero_point, covered.top]
 
 
 def range_of(integers: list[int]) -> Range:
     """The range that ``range_integers`` wrote."""
-    step, zero_point, top = integers
-    return Range(float(torch.tensor(step).view(torch.float64)), zero_point, top)
+    (step,) = struct.unpack("<d", struct.pack("<q", integers[0]))
+    return Range(step, *integers[1:])
 
 
 def float_sums(layer: FusedAdder2d, x: Tensor) -> Tensor:
-    """The layer's bare -Σ|x - w| over values, [N, K, P, Q]."""
-    x, padding = Adder2dSame.padded(layer, x) if layer.same else layer.padded(x)  # type: ignore[arg-type]
-    return adder2d(x, layer.weight, None, layer.stride, padding, layer.dilation, layer.groups, impl=layer.impl)
+    """The layer's bare -Σ|x - w| over values, [N, K, P, Q]; of a fully connected one [M, K, 1, 1], for M vectors."""
+    weight: Tensor = layer.weight
+    padding: Any = layer.padding
+    if isinstance(layer, FusedAdderLinear):
+        x, weight = x.reshape(-1, x.shape[-1], 1, 1), weight[:, :, None, None]
+    else:
+        x, padding = Adder2dSame.padded(layer, x) if layer.same else layer.padded(x)  # type: ignore[arg-type]
+    return adder2d(x, weight, None, layer.stride, padding, layer.dilation, layer.groups, impl=layer.impl)
 
 
 def clipped_line(layer: FusedAdder2d, input_range: Range) -> tuple[Tensor, Tensor]:

@@ -1,31 +1,24 @@
 """``quantize``: a trained adder network in bytes, for inference.
 
 How: the network is fused (``adder_zoo.fuse``), each fused layer gets the range of values that its bytes cover
-(``calibrate.py``), and becomes a ``QuantizedAdder2d``. Then the whole network is traced with ``torch.fx``, and where
-the output of a layer goes to other such layers it stays bytes: scale, shift, shortcut, ReLU and the rounding to the
-next layer's range are one pass behind the sum. A value that is also added as a shortcut, or that another kind of
-layer reads, is kept in float32 beside the bytes.
+(``calibrate.py``), and becomes a ``QuantizedAdder2d``. Then bytes are let go from layer to layer (``connect.py``).
 """
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.layers import get_notrace_functions
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..fuse import NOTHING, Folded, FusedAdder2d, Tracer, fuse
-from ..layers import AdderLayer
+from ..architecture import name_and_tag
+from ..fuse import FusedAdder2d
 from .calibrate import CalibrationError, calibrate
-from .layers import QuantizedAdder2d, Range, range_of
-
-BITS = range(2, 9)
-
+from .layers import QuantizedAdder2d, quantized_layer, range_of
+from .saved import BITS, finish, fused_for_bytes, is_quantised, quantisable, replace_layers, tagged
 
 Calibration = Tensor | DataLoader | Iterable[Any]
 
@@ -35,8 +28,9 @@ def quantize(
 ) -> nn.Module:
     """A copy of ``model`` in which adder layers compute with integers of ``bits`` bits, for inference.
 
-    Adder layers with batch norm behind them become integer layers (their activations and filters are uint8, sums are
-    exact); convolutions, the classifier and whatever else the network has stay float32. Nothing is trained.
+    Adder layers, fully connected ones too, become integer layers: their activations and filters are uint8, sums are
+    exact. Between them bytes pass max pooling, ReLU and flattening as bytes. Convolutions and whatever else the network
+    has stay float32. Nothing is trained.
 
     Args:
         model: An adder network in eval mode: the zoo's, a converted one, your own. It is left as it is.
@@ -49,8 +43,7 @@ def quantize(
 
     Returns:
         The network. Its input and output are those of ``model``, but bytes have no NaN: an input with one gets finite
-        logits. It pickles, copies, compiles and exports; ``train()``
-        raises.
+        logits. It pickles, copies, compiles and exports; ``train()`` raises. ``adder_zoo.save_pretrained`` saves it.
 
     Raises:
         ValueError: bits or images out of range; no images, or images that are not finite or do not differ; a network in
@@ -65,7 +58,7 @@ def quantize(
     new: dict[str, QuantizedAdder2d] = {}
     for name, layer in layers.items():
         if layer.input_range is not None:
-            new[name] = QuantizedAdder2d(layer, range_of(layer.input_range.tolist()))
+            new[name] = quantized_layer(layer, range_of(layer.input_range.tolist()))
     rest = {name: layer for name, layer in layers.items() if name not in new}
     trained = {layer.input_range.bits for layer in new.values()}
     if bits is not None and trained - {bits}:
@@ -74,12 +67,12 @@ def quantize(
         )
     if rest:
         new |= calibrated("quantize", fused, rest, calibration, 8 if bits is None else bits, images)
-    for name, quantised in new.items():
-        parent, _, child = name.rpartition(".")
-        setattr(fused.get_submodule(parent), child, quantised)
     if left:
         warnings.warn(f"quantize: these adder layers stay float32:{listed(left)}", stacklevel=2)
-    return _connect(fused)
+    used = max(layer.input_range.bits for layer in new.values())
+    name, tag = name_and_tag(model)
+    network = replace_layers(fused, {layer: new[layer] for layer in layers})
+    return finish(network, model, name, tagged(tag, used))
 
 
 def fused_layers(caller: str, model: nn.Module) -> tuple[nn.Module, dict[str, FusedAdder2d], dict[str, str]]:
@@ -91,12 +84,10 @@ def fused_layers(caller: str, model: nn.Module) -> tuple[nn.Module, dict[str, Fu
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(f"{caller}: {training[0]} is in training mode; call model.eval() first")
-    if any(isinstance(module, QuantizedAdder2d) for module in model.modules()):
+    if is_quantised(model):
         raise ValueError(f"{caller}: this network is quantised already; give the float network")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fuse: nothing was fused")
-        fused = fuse(model)
-    layers, left = _layers(fused)
+    fused = fused_for_bytes(model)
+    layers, left = quantisable(fused)
     if not layers:
         raise ValueError(f"{caller}: nothing of {type(model).__name__} can be quantised:{listed(left)}")
     return fused, layers, left
@@ -120,23 +111,6 @@ def calibrated(
     except CalibrationError as error:
         raise ValueError(f"{caller}: {error}") from error
     return {name: found[name].choose(layer) for name, layer in layers.items()}
-
-
-def _layers(fused: nn.Module) -> tuple[dict[str, FusedAdder2d], dict[str, str]]:
-    """The layers that can be quantised, and why the others cannot, by name."""
-    layers, left = {}, {}
-    for name, module in fused.named_modules():
-        if isinstance(module, FusedAdder2d):
-            if module.padding_mode != "zeros":
-                left[name] = f"padding_mode {module.padding_mode!r}: only padding with zeros has an integer form"
-            elif module.scale.dtype != torch.float32:
-                left[name] = "it computes in float64"
-            else:
-                layers[name] = module
-        elif isinstance(module, AdderLayer):
-            no_norm = "no batch norm follows it where torch.fx can see it"
-            left[name] = no_norm if module.p == 1 else "its exponent p is not 1"
-    return layers, left
 
 
 def listed(left: dict[str, str]) -> str:
@@ -165,65 +139,3 @@ def _batches(caller: str, calibration: Any, images: int, like: Tensor) -> list[T
     if not batches:
         raise ValueError(f"{caller}: there are no calibration images; a few hundred of the training set are enough")
     return batches
-
-
-class _Tracer(Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, QuantizedAdder2d) or super().is_leaf_module(module, name)
-
-
-def _connect(model: nn.Module) -> nn.Module:
-    """Lets bytes go from layer to layer, where the whole network can be traced; elsewhere each layer makes its own."""
-    try:
-        graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model)
-    except Exception:  # whatever a forward raises when it meets a proxy
-        return model
-    for node in list(graph.nodes):
-        if node.op == "call_module" and type(model.get_submodule(str(node.target))) in (*NOTHING, Folded):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    quantised: dict[fx.Node, QuantizedAdder2d] = {}
-    for node in graph.nodes:
-        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, QuantizedAdder2d):
-            quantised[node] = module
-    if len({id(module) for module in quantised.values()}) < len(quantised):
-        return model  # a layer that is called twice has one output for two uses
-    for node, module in quantised.items():
-        _connect_output(graph, node, module, quantised)
-    graph.lint()
-    connected = fx.GraphModule(model, graph, type(model).__name__)
-    for name, value in vars(model).items():
-        if not name.startswith("_") and name not in vars(connected):
-            setattr(connected, name, value)
-    return connected.eval()
-
-
-def _connect_output(
-    graph: fx.Graph, node: fx.Node, module: QuantizedAdder2d, quantised: dict[fx.Node, QuantizedAdder2d]
-) -> None:
-    def takes_bytes(user: fx.Node) -> bool:
-        return user in quantised and user.args[0] is node and node not in user.args[1:] and not user.kwargs
-
-    readers = [user for user in node.users if takes_bytes(user)]
-    if not readers:
-        return
-    shared = _shared_range([quantised[user] for user in readers])
-    readers = [user for user in readers if quantised[user].input_range == shared]
-    others = [user for user in node.users if user not in readers]
-    module.emit(wide=bool(others), next_range=shared)
-    for user in readers:
-        quantised[user].take_bytes()
-    if not others:
-        return
-    with graph.inserting_after(node):
-        narrow = graph.call_function(operator.getitem, (node, 1))
-        wide = graph.call_function(operator.getitem, (node, 0))
-    for user in [*readers, *others]:
-        user.replace_input_with(node, narrow if user in readers else wide)
-
-
-def _shared_range(readers: list[QuantizedAdder2d]) -> Range:
-    """The range that most readers of a value have; those with another make bytes of the float value themselves."""
-    ranges = [reader.input_range for reader in readers]
-    return max(ranges, key=ranges.count)

@@ -56,7 +56,8 @@ def _quantized(layer: Layer, module: QuantizedAdder2d) -> Filters:
         top, bottom, left, right = module._same_padding(torch.empty(1, 1, height, width))
     else:
         top, bottom, left, right = _sides(layer, padding)
-    weight = module.weight.permute(0, 2, 3, 1).long()
+    linear = module.weight.dim() == 2
+    weight = (_kernel(layer, module.weight) if linear else module.weight.permute(0, 2, 3, 1)).long()
     return _distance(
         layer, weight, module.input_range, tuple(stride), (top, bottom, left, right), module.scale.double(),
         module.shift.double(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_notrace_module
 from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from ..datasets.profiles import profile
 from ..hub.download import ORGANISATION, download, forget, intact, organisation_repository
 from ..hub.errors import HubError
+from ..int8.saved import TAG, holds_bytes, rebuild
 from ..layers import Adder2d, AdderLinear
 from ..paths import WEIGHTS
 from ..precision import ADVICE
-from ..results import WEIGHTS_FILE
+from ..results import CONFIG_FILE, WEIGHTS_FILE
 from ._similarity import SIMILARITIES
 
 # What every default_cfg of the paper's networks says.
@@ -53,9 +55,17 @@ def bundled(name: str) -> str:
 
 
 def build_model(
-    model_cls: Callable[..., ModelT], variant: str, pretrained: bool, similarity: str = "adder", **kwargs: Any
-) -> ModelT:
+    model_cls: Callable[..., ModelT],
+    variant: str,
+    pretrained: bool,
+    similarity: str = "adder",
+    int8: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
     """timm's ``build_model_with_cfg`` for a model with a ``similarity``, with clearer errors where weights do not load.
+
+    ``int8`` is what a saved network in bytes says of itself (``int8/saved.py``); with it, or for the tag of one, the
+    network is built in bytes.
 
     Raises:
         ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, which would
@@ -65,11 +75,12 @@ def build_model(
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"{variant}: similarity must be one of {SIMILARITIES}, got {similarity!r}")
-    if not pretrained:
-        return build_model_with_cfg(model_cls, variant, False, similarity=similarity, **kwargs)
-
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     name = f"{variant}.{cfg.tag}" if cfg.tag else variant
+    if int8 is not None or TAG.search(cfg.tag or ""):
+        return _build_in_bytes(model_cls, variant, pretrained, similarity, int8, name, cfg, kwargs)
+    if not pretrained:
+        return build_model_with_cfg(model_cls, variant, False, similarity=similarity, **kwargs)
     if cfg.state_dict and cfg.source not in ("hf-hub", "local-dir"):
         return build_model_with_cfg(model_cls, variant, True, similarity=similarity, **kwargs)
     source, file, saved = _weights(variant, name, cfg, kwargs)
@@ -80,16 +91,11 @@ def build_model(
             f"{name}: the weights are those of similarity={weights_are!r} and mean nothing to similarity="
             f"{similarity!r}. Use pretrained=False, or load a checkpoint that was trained with it."
         )
-    if file.suffix != ".safetensors":
-        raise ValueError(
-            f"{name}: {source} is not a safetensors file. A pickle can run code when it is read, so none is loaded: "
-            "`adder-zoo import` makes a safetensors file of a checkpoint that you trust."
-        )
-    if not file.is_file():
-        advice = "install adder_zoo again (pip install --force-reinstall adder_zoo)" if ours else "check the path"
-        raise FileNotFoundError(
-            f"{name}: there are no weights at {source}; {advice}, or use pretrained=False. (Only safetensors are "
-            "loaded; `adder-zoo import` makes them of a checkpoint.)"
+    _check_file(name, source, file)
+    if _readable(file) and holds_bytes(file):
+        raise RuntimeError(
+            f"{name}: {source} holds a network in bytes, and {variant} was asked for in float32. Load its folder as a "
+            "whole, timm.create_model('local-dir:FOLDER', pretrained=True), or by its own tag."
         )
     # timm loads the one file that was looked at, whatever else lies beside it, and the model tells where it is from.
     overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {})}
@@ -109,6 +115,103 @@ def build_model(
         raise RuntimeError(f"{name}: the weights in {source} are those of another model. {error}") from error
     model.pretrained_cfg.update(source=cfg.source, file=cfg.file)  # type: ignore[operator, union-attr]
     return model
+
+
+def _check_file(name: str, source: str, file: Path) -> None:
+    """Refuses a file of weights that is missing or that could run code."""
+    if file.suffix != ".safetensors":
+        raise ValueError(
+            f"{name}: {source} is not a safetensors file. A pickle can run code when it is read, so none is loaded: "
+            "`adder-zoo import` makes a safetensors file of a checkpoint that you trust."
+        )
+    if not file.is_file():
+        ours = file.is_relative_to(WEIGHTS)
+        advice = "install adder_zoo again (pip install --force-reinstall adder_zoo)" if ours else "check the path"
+        raise FileNotFoundError(
+            f"{name}: there are no weights at {source}; {advice}, or use pretrained=False. (Only safetensors are "
+            "loaded; `adder-zoo import` makes them of a checkpoint.)"
+        )
+
+
+def _build_in_bytes(
+    model_cls: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    similarity: str,
+    int8: Mapping[str, Any] | None,
+    name: str,
+    cfg: Any,
+    kwargs: dict[str, Any],
+) -> nn.Module:
+    """A network in bytes, as ``adder_zoo.save_pretrained`` wrote it; in eval mode.
+
+    Raises:
+        ValueError: another similarity, other classes or channels, or features are asked for; config.json is damaged.
+        RuntimeError, FileNotFoundError: the weights are missing, damaged, those of another network or in float32.
+    """
+    if kwargs.get("features_only"):
+        raise ValueError(f"{name}: a network in bytes goes from images to logits, whole; features_only needs the float "
+                         "network")  # fmt: skip
+    if similarity != "adder":
+        raise ValueError(f"{name}: only adder layers are in bytes here, not those of similarity={similarity!r}")
+    given = cfg.state_dict if cfg.source not in ("hf-hub", "local-dir") else None
+    source, file, saved = "", None, None
+    if pretrained and not given:
+        source, file, saved = _weights(variant, name, cfg, kwargs)
+    if int8 is None:
+        int8 = (saved or _saved_beside(name, file or Path(cfg.file or "")))["int8"]
+    placed = {key: kwargs.pop(key) for key in ("device", "dtype") if key in kwargs}
+    model = build_model_with_cfg(model_cls, variant, False, similarity=similarity, **kwargs)
+    try:
+        network = rebuild(model, int8)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if file is not None:
+        _check_file(name, source, file)
+        _load_bytes(network, name, source, file)
+    elif pretrained:
+        network.load_state_dict(given)  # type: ignore[arg-type]
+    network.pretrained_cfg.update(source=cfg.source, file=cfg.file, hf_hub_id=cfg.hf_hub_id)  # type: ignore[operator, union-attr]
+    return network.to(**placed) if placed else network
+
+
+def _readable(file: Path) -> bool:
+    """Whether the head of a safetensors file is sound; timm says what is wrong with one that is not."""
+    try:
+        holds_bytes(file)
+    except SafetensorError:
+        return False
+    return True
+
+
+def _saved_beside(name: str, file: Path) -> dict[str, Any]:
+    """``model_args`` in the config.json beside a file of weights."""
+    try:
+        args = json.loads((file.parent / CONFIG_FILE).read_text(encoding="utf-8"))["model_args"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FileNotFoundError(
+            f"{name}: how a network in bytes is built stands in the {CONFIG_FILE} beside {file}, and that cannot be "
+            f"read ({error!r}). Give the folder that adder_zoo.save_pretrained wrote, or install adder_zoo again."
+        ) from error
+    if "int8" not in args:
+        raise ValueError(f"{name}: {file.parent / CONFIG_FILE} is that of a network in float32, not of one in bytes")
+    return args
+
+
+def _load_bytes(network: nn.Module, name: str, source: str, file: Path) -> None:
+    try:
+        if not holds_bytes(file):
+            raise RuntimeError(
+                f"{name}: {source} holds a network in float32, and one in bytes was asked for. Load it by its own tag, "
+                "and call adder_zoo.quantize(model, images)."
+            )
+        state = load_file(file)
+    except SafetensorError as error:
+        raise RuntimeError(f"{name}: the weights in {source} are damaged ({error}); fetch them again") from error
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise RuntimeError(f"{name}: the weights in {source} are those of another model. {error}") from error
 
 
 def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple[str, Path, dict[str, Any] | None]:

@@ -44,8 +44,9 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        "adder_lenet5_bn.mnist": _cfg("adder_lenet5_bn.mnist", **trained_on("mnist")),
-        "adder_lenet5_bn.fashion_mnist": _cfg("adder_lenet5_bn.fashion_mnist", **trained_on("fashion_mnist")),
+        f"adder_lenet5_bn.{dataset}{form}": _cfg(f"adder_lenet5_bn.{dataset}{form}", **trained_on(dataset))
+        for form in ("", "_int8")
+        for dataset in ("mnist", "fashion_mnist")
     }
 )
 

@@ -31,9 +31,9 @@ CHANNELS = (32, 64, 128)
 FEATURES = 2
 
 
-def _cfg(dataset: str) -> dict[str, Any]:
+def _cfg(name: str, dataset: str) -> dict[str, Any]:
     return {
-        "file": bundled("adder_lenetpp.mnist"),
+        "file": bundled(name),
         "input_size": (1, SIZE, SIZE),
         "fixed_input_size": True,
         "pool_size": (3, 3),
@@ -44,7 +44,9 @@ def _cfg(dataset: str) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"adder_lenetpp.mnist": _cfg("mnist")})
+default_cfgs = generate_default_cfgs(
+    {name: _cfg(name, "mnist") for name in ("adder_lenetpp.mnist", "adder_lenetpp.mnist_int8")}
+)
 
 
 class AdderLeNetPP(StagedNet):

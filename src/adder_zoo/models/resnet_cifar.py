@@ -36,19 +36,24 @@ def _cfg(name: str, weights: bool = False) -> dict[str, Any]:
         "pool_size": (8, 8),
         "first_conv": "conv1",
         "classifier": ("head.fc", "head.bn"),
-        **trained_on(name.partition(".")[2]),
+        **trained_on(name.partition(".")[2].removesuffix("_int8")),
         **({"file": bundled(name)} if weights else {}),
         **PAPER,
     }
 
 
-SHIPPED = {"adder_resnet20.cifar10"}  # with weights in the package
+SHIPPED = {"adder_resnet20.cifar10", "adder_resnet20.cifar10_int8"}  # with weights in the package
 
 default_cfgs = generate_default_cfgs(
     {
         name: _cfg(name, name in SHIPPED)
         for depth in DEPTHS
-        for name in (f"adder_resnet{depth}.cifar10", f"adder_resnet{depth}.cifar100")
+        for name in (
+            f"adder_resnet{depth}.cifar10",
+            f"adder_resnet{depth}.cifar100",
+            f"adder_resnet{depth}.cifar10_int8",
+        )
+        if name in SHIPPED or not name.endswith("_int8")
     }
 )
 

@@ -1,0 +1,186 @@
+"""Letting bytes go from layer to layer: the network is traced with ``torch.fx``, and its layers are told what to emit.
+
+Where the output of a layer goes to other such layers it stays bytes: scale, shift, shortcut, ReLU and the rounding to
+the next layer's range are one pass behind the sum. Max pooling, ReLU and changes of shape on the way take the bytes as
+they are: the largest of rounded values is the rounded largest. A value that is also added as a shortcut, or that
+another kind of layer reads, average pooling say, is kept in float32 beside the bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import get_notrace_functions
+from torch import Tensor, fx, nn
+
+from ..fuse import NOTHING, RELUS, Folded, Tracer, writes
+from .layers import QuantizedAdder2d, Range
+from .network import QuantizedNetwork
+
+SHAPES = (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, "flatten", "reshape", "view", "squeeze",
+          "unsqueeze", "contiguous")  # fmt: skip
+QUESTIONS = ("size", "dim", "numel")  # of a value's shape, which bytes answer as well
+
+
+class MaxPoolOfBytes(nn.MaxPool2d):
+    """``nn.MaxPool2d`` that takes bytes as well as floating point, on any device; without ``ceil_mode``.
+
+    torch's own refuses bytes on a GPU, and on a CPU in channels_last.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.uint8:
+            return super().forward(x)
+        top, left = _pair(self.padding)
+        x = F.pad(x, (left, left, top, top))  # 0 is the lowest byte
+        for dim, size, stride, dilation in zip(
+            (2, 3), _pair(self.kernel_size), _pair(self.stride), _pair(self.dilation), strict=True
+        ):
+            last = (x.shape[dim] - dilation * (size - 1) - 1) // stride * stride
+            taps = [
+                x[(slice(None),) * dim + (slice(r, r + last + 1, stride),)] for r in range(0, dilation * size, dilation)
+            ]
+            x = functools.reduce(torch.maximum, taps)
+        return x
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+class _Tracer(Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, QuantizedAdder2d) or super().is_leaf_module(module, name)
+
+
+def connect(model: nn.Module) -> nn.Module:
+    """Lets bytes go from layer to layer, where the whole network can be traced; elsewhere each layer makes its own.
+
+    It depends on nothing but the network's code and the ranges of its layers.
+    """
+    try:
+        graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model)
+    except Exception:  # whatever a forward raises when it meets a proxy
+        return model
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(model.get_submodule(str(node.target))) in (*NOTHING, Folded):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    quantised: dict[fx.Node, QuantizedAdder2d] = {}
+    for node in graph.nodes:
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, QuantizedAdder2d):
+            quantised[node] = module
+    if len({id(module) for module in quantised.values()}) < len(quantised):
+        return model  # a layer that is called twice has one output for two uses
+    for node in quantised:
+        _connect_output(graph, model, node, quantised)
+    graph.lint()
+    return QuantizedNetwork.of(model, graph)
+
+
+def _connect_output(
+    graph: fx.Graph, model: nn.Module, node: fx.Node, quantised: dict[fx.Node, QuantizedAdder2d]
+) -> None:
+    if _overwritten(model, node):
+        return
+    module = quantised[node]
+    ways = {user: _ways(model, node, user, quantised) for user in node.users}
+    ranges = [quantised[reader].input_range for way in ways.values() if way for reader in _readers(way, quantised)]
+    if not ranges:
+        return
+    shared = max(ranges, key=ranges.count)  # those with another range make bytes of the float value themselves
+    narrow_users = [
+        user
+        for user, way in ways.items()
+        if way and all(quantised[reader].input_range == shared for reader in _readers(way, quantised))
+    ]
+    if not narrow_users:
+        return
+    wide_users = [user for user in node.users if user not in narrow_users and not _asks_for_shape(user)]
+    module.emit(wide=bool(wide_users), next_range=shared)
+    for user in narrow_users:
+        for step in ways[user] or ():
+            _take_bytes(graph, model, step, quantised, shared)
+    if not wide_users:
+        return
+    users = list(node.users)
+    with graph.inserting_after(node):
+        narrow = graph.call_function(operator.getitem, (node, 1))
+        wide = graph.call_function(operator.getitem, (node, 0))
+    for user in users:
+        if user in narrow_users or user in wide_users or _asks_for_shape(user):
+            user.replace_input_with(node, narrow if user in narrow_users else wide)
+
+
+def _ways(
+    model: nn.Module, value: fx.Node, user: fx.Node, quantised: dict[fx.Node, QuantizedAdder2d]
+) -> list[fx.Node] | None:
+    """The nodes that bytes of ``value`` go through from ``user`` on, layers last; None where something needs more."""
+    others = [*user.args[1:], *user.kwargs.values()]
+    if not user.args or user.args[0] is not value or value in others:
+        return None
+    if user in quantised:
+        return None if user.kwargs else [user]
+    if not _passes_bytes(model, user) or _overwritten(model, user):
+        return None
+    way = [user]
+    for follower in user.users:
+        if _asks_for_shape(follower):
+            continue
+        further = _ways(model, user, follower, quantised)
+        if further is None:
+            return None
+        way += further
+    return way if _readers(way, quantised) else None
+
+
+def _readers(way: list[fx.Node], quantised: dict[fx.Node, QuantizedAdder2d]) -> list[fx.Node]:
+    return [node for node in way if node in quantised]
+
+
+def _overwritten(model: nn.Module, value: fx.Node) -> bool:
+    """Whether one of several users of a value writes over it, which the others may see."""
+    return len(value.users) > 1 and any(_writes_over(model, user) for user in value.users)
+
+
+def _writes_over(model: nn.Module, user: fx.Node) -> bool:
+    views = user.op != "call_module" and user.target in SHAPES
+    return writes(model, user) or (views and any(_writes_over(model, further) for further in user.users))
+
+
+def _asks_for_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in QUESTIONS
+    return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
+
+
+def _passes_bytes(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a node commutes with rounding to bytes."""
+    if node.op != "call_module":
+        return node.target in (*SHAPES, *RELUS)
+    module: Any = model.get_submodule(str(node.target))
+    if type(module) in (nn.MaxPool2d, MaxPoolOfBytes):
+        return not (module.return_indices or module.ceil_mode)
+    return type(module) in (nn.ReLU, nn.Flatten, nn.Unflatten)
+
+
+def _take_bytes(
+    graph: fx.Graph, model: nn.Module, node: fx.Node, quantised: dict[fx.Node, QuantizedAdder2d], covered: Range
+) -> None:
+    if node in quantised:
+        quantised[node].take_bytes()
+        return
+    module: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if type(module) is nn.MaxPool2d:
+        name = str(node.target)
+        options = (module.kernel_size, module.stride, module.padding, module.dilation)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, MaxPoolOfBytes(*options).eval())
+    elif type(module) is nn.ReLU or (module is None and node.target in RELUS):
+        node.op, node.target, node.kwargs = "call_function", torch.clamp, {"min": covered.zero_point}
+        node.args = node.args[:1]
