@@ -70,9 +70,9 @@ def quantize(
     if left:
         warnings.warn(f"quantize: these adder layers stay float32:{listed(left)}", stacklevel=2)
     used = max(layer.input_range.bits for layer in new.values())
-    name, tag = name_and_tag(model)
+    origin, tag = name_and_tag(model)
     network = replace_layers(fused, {layer: new[layer] for layer in layers})
-    return finish(network, model, name, tagged(tag, used))
+    return finish(network, model, origin, tagged(tag, used))
 
 
 def fused_layers(caller: str, model: nn.Module) -> tuple[nn.Module, dict[str, FusedAdder2d], dict[str, str]]:
