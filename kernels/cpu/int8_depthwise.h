@@ -59,8 +59,9 @@ ADDER_INLINE void add_depthwise(const uint8_t *const (&x)[MR], const int64_t *of
   }
 }
 
+// -sum |x - w| of half of the lanes.
 static ADDER_INLINE Ints half_of(const Lanes &sums, int half) {
-  return WidestBytes::half((Differences)sums, half != 0);
+  return -WidestBytes::half((Differences)sums, half != 0);
 }
 
 // LONG: the taps may be more than a lane holds.

@@ -63,7 +63,7 @@ template <class B> struct Output {
     memcpy(&shift, epilogue->shift + k, static_cast<size_t>(channels) * sizeof(float));
   }
 
-  // Writes a tile's sums of |x - w|, MR pixels from `pixel` on, counted over [N, P, Q].
+  // Writes a tile's -sum |x - w|, MR pixels from `pixel` on, counted over [N, P, Q].
   template <int MR> ADDER_INLINE void write(const Ints (&sums)[MR], int64_t pixel) const {
     if (channels == F) return write_pixels<MR>(sums, pixel, WholeVectors());
     Ints copy[MR]; // its address is taken, which must not happen to the registers that are summed in
@@ -95,19 +95,18 @@ private:
     }
   }
 
-  // Stage by stage for all pixels, so that each question is asked once. The sum's sign changes nothing but the sign of
-  // its product with scale.
+  // Stage by stage for all pixels, so that each question is asked once.
   template <int MR, class N> ADDER_INLINE void write_pixels(const Ints (&sums)[MR], int64_t pixel, N count) const {
     const int64_t at = pixel * K + k;
     if (epilogue == nullptr) {
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) store(y + at + m * K, -sums[m], count);
+      for (int m = 0; m < MR; ++m) store(y + at + m * K, sums[m], count);
       return;
     }
     const adder_int8_epilogue &e = *epilogue;
     Floats v[MR];
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) v[m] = shift - scale * __builtin_convertvector(sums[m], Floats);
+    for (int m = 0; m < MR; ++m) v[m] = scale * __builtin_convertvector(sums[m], Floats) + shift;
     if (e.residual) {
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) v[m] += load<Floats>(e.residual + at + m * K, count);

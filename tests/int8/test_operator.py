@@ -95,6 +95,27 @@ def test_fused_rounds_step_by_step(impl, relu, with_residual, top):
     assert wide[1].numel() == 0
 
 
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.usefixtures("best_isa_afterwards")
+def test_zeros_keep_their_sign(groups):
+    """A sum of 0 is a positive zero, whatever scale and shift are: -0.0 comes out where the definition says so."""
+    x = torch.full((1, 16, 2, 9), 7, dtype=torch.uint8)
+    weight = torch.full((16, 16 // groups, 1, 1), 7, dtype=torch.uint8)
+    scale = torch.tensor([1.0, -1.0]).repeat(8)
+    shift = torch.tensor([0.0, 0.0, -0.0, -0.0]).repeat(4)
+
+    def signs(impl):
+        return torch.signbit(adder2d_int8_fused(
+            x, weight, 7, scale, shift, None, False, True, 1.0, 0, 255, False, [1, 1], [0] * 4, [1, 1], groups, impl
+        )[0])  # fmt: skip
+
+    wanted = signs("reference")
+    assert wanted.any()
+    for isa in ISAS:
+        native.int8_library().use(isa)
+        assert torch.equal(signs("cpu"), wanted), isa
+
+
 def test_what_is_not_finite_becomes_a_level():
     x = torch.zeros(1, 2, 1, 4, dtype=torch.uint8)
     weight = torch.zeros(2, 1, 1, 1, dtype=torch.uint8)
