@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
-from torch import Tensor, nn
+from torch import nn
 
 from adder_zoo.datasets import DataError
 from adder_zoo.datasets.cifar import CLASSES, find, load
@@ -41,9 +40,7 @@ from adder_zoo.training import (
     resolve_model_name,
     train,
 )
-from adder_zoo.training.data import SIZE, Augmented, hold_out
-
-SYNTHETIC_TEST_IMAGES = 1_000  # accuracy on noise means nothing
+from adder_zoo.training.data import SIZE, Augmented, hold_out, noise_splits
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Config(Settings):
 def data(config: Config, model: nn.Module, quiet: bool) -> Data:
     classes = CLASSES[config.dataset]
     if config.synthetic:
-        splits = {"train": noise(50_000, classes), "test": noise(SYNTHETIC_TEST_IMAGES, classes)}
+        splits = noise_splits(50_000, (3, SIZE, SIZE), classes)
     else:
         splits = load(config.dataset, find(config.dataset, config.data_dir), quiet)
     part = "full" if [len(labels) for _, labels in splits.values()] == [50_000, 10_000] else "part"
@@ -78,10 +75,6 @@ def data(config: Config, model: nn.Module, quiet: bool) -> Data:
     scale = preprocessing["mean"], preprocessing["std"]
     train, test = Augmented(*splits["train"], *scale, config.seed), Augmented(*splits["test"], *scale)
     return Data(config.dataset, train, test, classes, record={"data": "synthetic" if config.synthetic else part})
-
-
-def noise(count: int, classes: int) -> tuple[Tensor, Tensor]:
-    return torch.randint(256, (count, 3, SIZE, SIZE), dtype=torch.uint8), torch.arange(count) % classes
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -45,12 +45,11 @@ from adder_zoo.training import (
     parse_settings,
     train,
 )
-from adder_zoo.training.data import Noise, Seeded
+from adder_zoo.training.data import NOISE_TEST_IMAGES, Noise, Seeded
 from adder_zoo.training.networks import name_classes, start_gammas_at_one
 from adder_zoo.training.photographs import Photographs, Shards, check_classes, open_split
 
 IMAGENET_SIZE = 1_281_167
-SYNTHETIC_TEST_IMAGES = 1_000  # accuracy on noise means nothing
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def data(config: Config, model: nn.Module) -> Data:
     assert isinstance(classes, int)
     if config.synthetic:
         shape = resolve_data_config(model=model)["input_size"]
-        train, test = (Noise(count, shape, classes) for count in (IMAGENET_SIZE, SYNTHETIC_TEST_IMAGES))
+        train, test = (Noise(count, shape, classes) for count in (IMAGENET_SIZE, NOISE_TEST_IMAGES))
         return Data("synthetic", train, test, classes, top5=True)
     root = data_folder(config)
     parts = [(config.train_split, True), (config.val_split, False)]

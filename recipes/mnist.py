@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import set_seed
 from timm.data import resolve_data_config
 from torch import Tensor, nn
@@ -41,9 +40,8 @@ from adder_zoo.training import (
     resolve_model_name,
     train,
 )
-from adder_zoo.training.data import Images, hold_out
+from adder_zoo.training.data import Images, hold_out, noise_splits
 
-SYNTHETIC_TEST_IMAGES = 1_000  # accuracy on noise means nothing
 SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
 
 
@@ -72,7 +70,7 @@ def preprocessed(images: Tensor, model: nn.Module) -> Tensor:
 
 def data(config: Config, model: nn.Module) -> Data:
     if config.synthetic:
-        splits, part = {"train": noise(60_000), "test": noise(SYNTHETIC_TEST_IMAGES)}, "synthetic"
+        splits, part = noise_splits(60_000, (28, 28), 10), "synthetic"
     else:
         splits, part = load(
             config.dataset, SAMPLE if config.data_dir == "sample" else find(config.dataset, config.data_dir)
@@ -81,10 +79,6 @@ def data(config: Config, model: nn.Module) -> Data:
         splits, part = hold_out(splits["train"], config.held_out), f"{config.held_out} training images held out"
     train, test = (Images(preprocessed(images, model), labels) for images, labels in (splits["train"], splits["test"]))
     return Data(config.dataset, train, test, 10, record={"data": part})
-
-
-def noise(count: int) -> tuple[Tensor, Tensor]:
-    return torch.randint(256, (count, 28, 28), dtype=torch.uint8), torch.arange(count) % 10
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def test_class_map_names_the_answers(clothes, tmp_path):
     assert all(p["label"] == f"class {p['class']}" for p in answer["predictions"])
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_photographs_like_timms_own_loader(photographs, tmp_path, count):
     """Some, or all 100, through ``adder_resnet50`` with random weights, in batches."""
     files = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
@@ -212,12 +212,12 @@ def test_photographs_like_timms_own_loader(photographs, tmp_path, count):
     photographs = tmp_path
     torch.manual_seed(3)
     found = json.loads(
-        run("predict", "adder_resnet50", photographs, "--random-weights", "--json", "--batch-size", 20).stdout
+        run("predict", "adder_resnet50", photographs, "--random-weights", "--json", "--batch-size", 8).stdout
     )
     torch.manual_seed(3)
     model = timm.create_model("adder_resnet50").eval().to(memory_format=torch.channels_last)
     data = ImageDataset(str(photographs))
-    config = {**resolve_data_config(model=model), "batch_size": 20}
+    config = {**resolve_data_config(model=model), "batch_size": 8}
     batches = create_loader(data, **config, use_prefetcher=False, num_workers=0, persistent_workers=False)
     with torch.no_grad():
         probabilities = torch.cat([model(x.to(memory_format=torch.channels_last)) for x, _ in batches]).softmax(1)

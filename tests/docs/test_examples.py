@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from hub_server import WRITE_TOKEN, HubServer
 from pages import PAGES, ROOT, SITE, has_python, name, run
@@ -46,7 +47,7 @@ def test_examples_that_need_the_hub_run(tmp_path):
             "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p and "site-packages" not in p),
         }  # fmt: skip
-        command = [sys.executable, "tests/support/pages.py", *map(str, ON_THE_HUB)]
+        command = [*preloaded.python(), "tests/support/pages.py", *map(str, ON_THE_HUB)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

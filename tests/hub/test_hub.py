@@ -3,8 +3,8 @@
 import json
 import re
 import subprocess
-import sys
 
+import preloaded
 import pytest
 import timm
 import torch
@@ -355,7 +355,9 @@ after = attributes()
 changed = [key for key, value in before.items() if after.get(key, before) is not value and key[1] != "_GLOBAL_CLIENT"]
 print(len(before), changed, [len(h) for h in get_session().event_hooks.values()])
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(" ", 1)
+    out = subprocess.run([*preloaded.python(), "-c", code], capture_output=True, text=True, check=True).stdout.split(
+        " ", 1
+    )
     assert int(out[0]) > 20_000
     assert out[1] == "[] [1, 0]\n"
 

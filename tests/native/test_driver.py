@@ -6,9 +6,9 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from native_build import BUILD, DRIVERS, FLAGS, KERNELS, ROOT, SUPPORT, run, tool
@@ -18,7 +18,7 @@ CASES = 161
 
 @functools.cache
 def cases_in(folder: Path) -> Path:
-    run(sys.executable, SUPPORT / "native_cases.py", folder / "cases.bin")
+    run(*preloaded.python(), SUPPORT / "native_cases.py", folder / "cases.bin")
     return folder / "cases.bin"
 
 

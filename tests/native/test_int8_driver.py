@@ -5,9 +5,9 @@ import json
 import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from native_build import BUILD, DRIVERS, FLAGS, KERNELS, ROOT, SUPPORT, run, tool
 
@@ -17,7 +17,7 @@ DRIVER = DRIVERS / "int8_driver.cpp"
 
 @functools.cache
 def cases_in(folder: Path) -> Path:
-    run(sys.executable, SUPPORT / "int8_cases.py", folder / "int8_cases.bin")
+    run(*preloaded.python(), SUPPORT / "int8_cases.py", folder / "int8_cases.bin")
     return folder / "int8_cases.bin"
 
 

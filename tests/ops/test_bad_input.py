@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from torch import zeros
@@ -161,10 +162,10 @@ def test_every_name_in_the_docstring_is_accepted():
 # ---- fresh processes -----------------------------------------------------------------------------------------------
 
 
-def python(program, folder=SOURCE.parent):
+def python(program, folder=SOURCE.parent, command=(sys.executable,)):
     """What a fresh process prints."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(folder)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -236,6 +237,7 @@ else:
     raise SystemExit("impl='cpu' ran")
 """,
         tmp_path,
+        preloaded.python(),
     )
     warning, error = answer.strip().splitlines()[:2]
     assert "the CPU library is missing" in warning

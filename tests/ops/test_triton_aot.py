@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 import timm
 
@@ -100,7 +101,7 @@ def outside(code, *arguments):
     """Runs ``code`` in a process without the interpreter; its last line is JSON."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[2] / "benchmarks"), *sys.path])
-    command = [sys.executable, "-c", code, *arguments]
+    command = [*preloaded.python(), "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

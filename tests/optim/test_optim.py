@@ -2,15 +2,13 @@
 
 import copy
 import io
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import timm
 import torch
 from optimizer_runs import SUPPORT, batch, loss_of, network
+from ranks import run_in_two_processes
 from torch import nn
 
 from adder_zoo import Adder2d, AdderSGD
@@ -104,12 +102,7 @@ def test_loss_scale_skips_a_step_with_infinities():
 
 def test_two_processes_give_the_same_update(tmp_path):
     script, out = SUPPORT / "optimizer_runs.py", tmp_path / "weights.pt"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, str(script), str(out)], capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(script, out)
     assert_close(torch.load(out), updated(plain))
 
 
@@ -251,7 +244,4 @@ def test_options_without_meaning_are_refused(options, words):
 def test_filters_in_parts_know_the_norm_of_the_whole():
     """FSDP 2 on two processes: half of a filter's gradient has another norm than all of it."""
     script = SUPPORT / "sharded_optimizer.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(done.stdout.splitlines()) == ["process 0: equal", "process 1: equal"]
+    assert run_in_two_processes(script) == ["process 0: equal\n", "process 1: equal\n"]

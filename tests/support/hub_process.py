@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 from hub_server import READ_TOKEN, TOKENS
 
 from adder_zoo.paths import WEIGHTS
@@ -29,7 +30,8 @@ def environment(hub, home, **extra):
 
 
 def start(hub, home, name, *args, cwd=None, **extra):
-    command = [sys.executable, str(HERE / "hub_scenarios.py"), name, *map(str, args)]
+    python = [sys.executable] if "TRITON_INTERPRET" in extra else preloaded.python()  # Triton reads it at its import
+    command = [*python, str(HERE / "hub_scenarios.py"), name, *map(str, args)]
     env = environment(hub, home, **extra)
     env["PYTHONPATH"] = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p and "site-packages" not in p)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=cwd)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import mnist
+import preloaded
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,13 +28,15 @@ class Killed(BaseException):
     """As sudden as a signal that nobody can catch, for what lies on the disk."""
 
 
-def start(folder, *flags, launcher=(), environment=None):
-    command = [sys.executable, *launcher, str(RECIPE), *SMALL, "--output-dir", str(folder), *flags]
+def start(folder, *flags, launcher=(), environment=None, python=(sys.executable,)):
+    command = [*python, *launcher, str(RECIPE), *SMALL, "--output-dir", str(folder), *flags]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def run(folder, *flags, **options):
+    if "launcher" not in options:
+        options["python"] = preloaded.python()
     process = start(folder, *flags, **options)
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err

@@ -3,15 +3,14 @@
 import math
 import os
 import pickle
-import subprocess
-import sys
 
 import mnist
 import pytest
 import timm.optim
 import torch
 from accelerate.state import AcceleratorState
-from recipe_runs import FEW, PATIENCE, SUPPORT, assert_same_run, killed_at
+from ranks import run_in_two_processes
+from recipe_runs import FEW, SUPPORT, assert_same_run, killed_at
 
 from adder_zoo.training import RecipeError
 from adder_zoo.training.checkpoint import load_optimizer, read_state, write_state
@@ -137,8 +136,5 @@ def test_file_of_a_checkpoint_that_is_something_else(tmp_path, file, content):
 def test_network_in_parts_goes_on_from_a_checkpoint(tmp_path):
     """FSDP 2 on two processes, each of which writes and reads its part."""
     script = SUPPORT / "sharded_checkpoint.py"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launcher, str(script), str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(done.stdout.splitlines()) == ["process 0: equal", "process 1: equal"]
+    assert run_in_two_processes(script, tmp_path) == ["process 0: equal\n", "process 1: equal\n"]
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
@@ -15,7 +16,7 @@ SHORT = ["--epochs", "1", "--limit-batches", "2", "--batch-size", "32", "--bn-ba
 
 
 def run(name, *flags):
-    command = [sys.executable, str(PAPER / f"{name}.py"), *flags]
+    command = [*preloaded.python(), str(PAPER / f"{name}.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
 

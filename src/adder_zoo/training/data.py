@@ -20,6 +20,7 @@ from ..datasets import DataError
 
 SIZE = 32
 PAD = 4
+NOISE_TEST_IMAGES = 1_000  # accuracy on noise means nothing
 
 
 @dataclass
@@ -186,6 +187,15 @@ class Seeded(Dataset):
         if hasattr(self.dataset, "filename"):
             return str(self.dataset.filename(i, absolute=True))
         return str(self.dataset.samples[i][0]) if hasattr(self.dataset, "samples") else f"image {i}"
+
+
+def noise_splits(train: int, shape: tuple[int, ...], classes: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Bytes of noise instead of a data set, for timing: images [N, *shape] uint8 and labels [N] of each split."""
+    counts = {"train": train, "test": NOISE_TEST_IMAGES}
+    return {
+        split: (torch.randint(256, (count, *shape), dtype=torch.uint8), torch.arange(count) % classes)
+        for split, count in counts.items()
+    }
 
 
 class Noise(Dataset):
