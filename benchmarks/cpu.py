@@ -20,9 +20,9 @@ Everything that is compared runs in one process and takes turns, so that what el
 the figures are ratios of medians: 2.0 means that the adder layer takes half the other's time. With one thread it is the
 process's CPU time that counts, which neighbours on the machine do not add to.
 
-glibc is told to keep memory that is freed. By itself it gives the heap's end back to the system or not, by chance of
-what lies on it, and whoever asks for it next pays for its pages: up to a third of a layer's time, on either side. For
-the peaks of memory each block is mapped by itself, so that they are what is in use, and not how the heap is scattered.
+A setting makes glibc keep memory that is freed. Without it, chance decides whether glibc gives the end of the heap back
+to the system. If it does, the next allocation pays for new pages: up to a third of a layer's time, in either network.
+For peaks of memory, each block is mapped by itself, so the peak is what is in use, and not how the heap is scattered.
 """
 
 from __future__ import annotations

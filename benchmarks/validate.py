@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, help="folder that a recipe or `adder-zoo import` wrote")
     parser.add_argument("--data-dir", required=True, help="folder with <class>/<image>")
-    parser.add_argument("--images", type=int, default=0, help="so many, spread over the classes; 0: all")
+    parser.add_argument("--images", type=int, default=0, help="number of images, spread over the classes; 0: all")
     parser.add_argument("--batch-size", type=int, default=125)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON file")

@@ -46,7 +46,7 @@ from adder_zoo.training.data import SIZE, Augmented, hold_out, noise_splits
 @dataclass(frozen=True)
 class Config(Settings):
     dataset: str = option("cifar10", "", tuple(CLASSES))
-    held_out: int = option(0, "test on so many training images, kept out of training: to choose settings by")
+    held_out: int = option(0, "training images to leave out of training and test on instead, to choose settings by")
     output_dir: str = option("runs/cifar", "the run's folder; a run in it is taken up", run=False)
     model: str = option("adder_resnet20", "a network of this zoo")
     epochs: int = option(400, "sec. 4.2")

@@ -9,7 +9,7 @@ names. --dataset takes what timm's `create_dataset` takes: hfds/NAME (the Hub's 
 shards in FOLDER), torch/NAME (torchvision's).
 
 The defaults are the paper's where it names them (150 epochs, batch 256, cosine decay, Nesterov's momentum, weight decay
-1e-4); `--help` says so where they are not. The paper's batch is that of all processes together: give --batch-size 32 on
+1e-4); `--help` says so where they are not. The paper's batch counts all processes together: give --batch-size 32 on
 eight GPUs. The same command on the same --output-dir goes on with a run that was stopped, and ends with the same
 weights.
 
@@ -68,7 +68,7 @@ class Config(Settings):
     workers: int = option(4, "processes that load images, for each process; 0: the training process", run=False)
     epochs: int = option(150, "sec. 4.3")
     batch_size: int = option(256, "for each process and accumulation step; sec. 4.3: 256 in all")
-    lr: float = option(0.1, "the paper names no rate for ImageNet; this is that of its other data sets")
+    lr: float = option(0.1, "the paper names no rate for ImageNet; this is its rate for the other data sets")
     momentum: float = option(0.9, "Nesterov's, sec. 4.3")
     weight_decay: float = option(1e-4, "sec. 4.3")
     eta: float = option(0.2, "η of Eq. 13; the paper names none; the authors' code for CIFAR")
@@ -105,8 +105,8 @@ def create(config: Config) -> tuple[nn.Module, nn.Module | None]:
     changed |= {"crop_pct": config.crop_pct} if config.crop_pct else {}
     if changed:  # config.json holds it then, and whoever loads the network prepares images as here
         cfg: Any = model.pretrained_cfg
-        kept = {k: v for k, v in cfg.items() if k not in ("test_input_size", "test_crop_pct")}
-        model.pretrained_cfg = {**kept, **changed}  # type: ignore[assignment]
+        others = {k: v for k, v in cfg.items() if k not in ("test_input_size", "test_crop_pct")}
+        model.pretrained_cfg = {**others, **changed}  # type: ignore[assignment]
     return model, teacher
 
 

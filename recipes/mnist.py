@@ -49,7 +49,7 @@ SAMPLE = Path(__file__).resolve().parent / "data" / "fashion_mnist_sample"
 class Config(Settings):
     dataset: str = option("mnist", "", ("mnist", "fashion_mnist"))
     data_dir: str | None = option(None, "folder of the idx files, or 'sample' for the bundled one", run=False, type=str)
-    held_out: int = option(0, "test on so many training images, kept out of training: to choose settings by")
+    held_out: int = option(0, "training images to leave out of training and test on instead, to choose settings by")
     output_dir: str = option("runs/mnist", "the run's folder; a run in it is taken up", run=False)
     model: str = option("adder_lenet5_bn", "a network of this zoo")
     epochs: int = option(50, "sec. 4.1")

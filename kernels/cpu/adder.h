@@ -37,10 +37,10 @@ enum { ADDER_OK = 0, ADDER_NO_MEMORY = 1, ADDER_UNSUITED = 2, ADDER_NOT_FINITE =
 /* The instruction set that adder_use chose, or the list of all that this CPU runs, separated by spaces. */
 ADDER_API const char *adder_isa(void);
 ADDER_API const char *adder_isas(void);
-/* Takes another instruction set than the best one; returns 0 if this CPU or build lacks it. */
+/* Chooses another instruction set than the best one; returns 0 if this CPU or build lacks it. */
 ADDER_API int adder_use(const char *isa);
 /* Whether AVX2 adds up by additions (1) or by fma(., 1) (0), which take the CPU's ports differently and give the same
- * bits; -1: what this CPU is faster with, as at first. */
+ * bits; -1, the default: whichever is faster on this CPU. */
 ADDER_API void adder_set_adds(int adds);
 /* NULL: one thread. */
 ADDER_API void adder_set_parallel_for(adder_parallel_for parallel_for);
@@ -69,8 +69,8 @@ ADDER_API int adder_grad_input(const adder_shape *shape, const float *dy, const 
 /* dw = sum dy t(x - w), Eq. 4 (ADDER_SIGN) and 5 (ADDER_FULL), tap by tap: for the sign, and for infinities. */
 ADDER_API int adder_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dw,
                                 int mode);
-/* dw = sum dy x - w sum dy, which is Eq. 5 for finite operands; ADDER_NOT_FINITE where dw is not, and adder_grad_weight
- * has to say what Eq. 5 is. ADDER_UNSUITED (and dw untouched) where a convolution's weight gradient is the better way:
+/* dw = sum dy x - w sum dy, which is Eq. 5 for finite operands; ADDER_NOT_FINITE if dw is not; then call
+ * adder_grad_weight for Eq. 5. ADDER_UNSUITED (and dw untouched) if a convolution's weight gradient is faster:
  * grouped filters, 1x1 kernels with many channels, channels that do not fill vectors. */
 ADDER_API int adder_grad_weight_product(const adder_shape *shape, const float *dy, const float *x, const float *w,
                                         float *dw);

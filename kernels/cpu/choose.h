@@ -25,11 +25,12 @@ enum class Algorithm {
 struct Choice {
   Algorithm algorithm;
   bool narrow;   // in vectors of Narrow, as there are few channels
-  bool identity; // of CHANNELS: tiles that allow it save an operation for each tap, y by maxima and dx by medians
+  bool identity; // of CHANNELS: if its values allow it, a tile saves an operation for each tap: y by maxima, dx by
+                 // medians
 };
 
-// Whether a layer with so many lanes is better off in vectors of Narrow: a depthwise one if it does not fill one of
-// Widest, another one if one of Narrow has room for all.
+// Whether a layer with few lanes is faster in vectors of Narrow: a depthwise layer if it does not fill one vector of
+// Widest, any other layer if one vector of Narrow holds all of its channels.
 static inline bool few_lanes(const Shape &s, int64_t lanes) {
   if (sizeof(Narrow::V) == sizeof(Widest::V)) return false;
   return is_depthwise<Narrow>(s) ? !is_depthwise<Widest>(s) : lanes <= Narrow::L;
@@ -51,7 +52,7 @@ template <class T> Choice choose_grad_input(const Shape &s, int mode, bool exact
   if (s.small_groups<T>(s.Cg)) return {Algorithm::GROUPS, narrow, false};
   return {Algorithm::CHANNELS, narrow, T::MEDIAN && mode == ADDER_CLIPPED && !exact && s.groups == 1};
 }
-// finite_filters: lanes over images want them so.
+// finite_filters: lanes over images need finite filters.
 static inline Choice choose_grad_input(const Shape &s, int mode, bool exact, bool finite_filters = true) {
   if (Widest::OVER_IMAGES && finite_filters && mode == ADDER_CLIPPED && !exact && s.groups == 1 &&
       LaneFill<Widest>(s).suits())
@@ -60,8 +61,8 @@ static inline Choice choose_grad_input(const Shape &s, int mode, bool exact, boo
   return narrow ? choose_grad_input<Narrow>(s, mode, exact, narrow) : choose_grad_input<Widest>(s, mode, exact, narrow);
 }
 
-// Grouped filters and channels that do not fill a vector are better off with a convolution, and 1x1 kernels with many
-// channels: they meet a pixel once, and it lies far from the next.
+// A convolution is faster for grouped filters, for channels that do not fill a vector, and for 1x1 kernels with many
+// channels, which meet each pixel once, far from the next.
 static inline bool products_suit(const Geometry &s) {
   return s.groups == 1 && s.C % Widest::L == 0 && (s.R * s.S > 1 || s.C <= 4 * Widest::L);
 }

@@ -8,7 +8,7 @@
 
 namespace ADDER_NAMESPACE {
 
-// What a thread needs of memory to walk over rows.
+// The memory that a thread needs to go through rows.
 struct DepthwiseBuffers {
   Scratch<const float *> pointers; // to the columns of R rows
   Scratch<float> zeros;            // [C]
@@ -20,7 +20,7 @@ struct DepthwiseBuffers {
   bool complete() const { return pointers && zeros && runs; }
 };
 
-// Taps of a row of the filters that many columns apart meet neighbouring pixels' columns; S: none do.
+// How many columns apart the taps of a filter's row are that meet the columns of neighbouring pixels; S: none do.
 static inline int64_t depthwise_apart(const Geometry &s) {
   return s.stride_w % s.dilation_w == 0 ? s.stride_w / s.dilation_w : s.S;
 }
@@ -127,8 +127,8 @@ template <class T> struct DepthwiseGradInput : GradInputOperands {
     }
   }
 
-  // The taps that meet a phase of row h. Columns of dy go down as those of the filters go up, so runs begin at their
-  // ends.
+  // The taps that meet a phase of row h. The columns of dy fall as the columns of the filters rise, so a run begins at
+  // its last column.
   DepthwiseTaps find_taps(int64_t h, int64_t phase, TapRun *runs) const {
     DepthwiseTaps found(runs, R * S, -apart * lanes);
     int64_t rows = 0;
@@ -167,7 +167,7 @@ template <class T> struct DepthwiseGradInput : GradInputOperands {
   }
 };
 
-// dw = sum dy * x - w * sum dy. Like the forward, with sums of a unit of rows first, then of a part, then of all.
+// dw = sum dy * x - w * sum dy. As in the forward; first sums over a unit of rows, then over a part, then over all.
 template <class T> struct DepthwiseGradWeight : Shape {
   const float *dy, *x, *w;
   float *dw;

@@ -32,8 +32,8 @@ template <class T> struct ChannelForward : Shape {
   int64_t tasks() const { return split.tasks(); }
   double operations() const { return 1. * N * P * Q * taps * K / T::L; }
 
-  // A 1x1 kernel with a stride leaves out most pixels: the identity would sum what nobody uses, so those that it
-  // meets are gathered first.
+  // A 1x1 kernel with a stride leaves out most pixels. The identity would sum pixels that nothing uses, so the pixels
+  // that the kernel meets are gathered first.
   static bool skips(const Shape &s) {
     return s.R == 1 && s.S == 1 && (s.stride_h > 1 || s.stride_w > 1) && s.pad_top == 0 && s.pad_left == 0 &&
            (s.P - 1) * s.stride_h < s.H && (s.Q - 1) * s.stride_w < s.W;
@@ -136,7 +136,7 @@ template <class T> struct ChannelForward : Shape {
     }
   }
 
-  // The rows that the task after `now` brings; of a strided 1x1 kernel those that it meets.
+  // The rows that the task after `now` reads; for a strided 1x1 kernel only the rows that it meets.
   Prefetcher rows_of_next_task(int64_t i, int64_t end, const Task &now) const {
     if (i >= end) return {};
     const Task next(split, i);
@@ -195,7 +195,7 @@ template <class T> struct ChannelForward : Shape {
     }
   }
 
-  // Of a block's filters over the rows of taps that output row p meets, and over those that it does not, [NV * L].
+  // Sums of a block's filters over the rows of taps that output row p meets, and over the other rows, [NV * L].
   struct FilterSums {
     alignas(64) float w[4 * T::L];
     alignas(64) float abs_w[4 * T::L];
@@ -216,7 +216,7 @@ template <class T> struct ChannelForward : Shape {
     }
   }
 
-  // Where the pixels of a tile lie that begins `left_in_row` pixels before the end of its row.
+  // Offsets of the pixels of a tile that begins `left_in_row` pixels before the end of its row.
   static void join_rows(int64_t left_in_row, int64_t step, int64_t next_row, int64_t *offsets) {
     for (int64_t m = 0, at = 0; m < max_pixels<T>(2, false); ++m, at += step) {
       if (m == left_in_row) at += next_row;
@@ -224,7 +224,7 @@ template <class T> struct ChannelForward : Shape {
     }
   }
 
-  // Output rows [p, p + n); more than one only if they have the same segments, and Q is no less than a tile.
+  // Output rows [p, p + n); n > 1 only if the rows have the same segments and a row is at least as long as a tile.
   void rows_of_tiles(const Block &block, int64_t image, int64_t p, int64_t n, const Rows &rows, Segment *segments,
                      const float *sum_x, const float *abs_x, Prefetcher &next) const {
     alignas(64) float sum[MAX_SUM], values[MAX_SUM];
@@ -240,7 +240,7 @@ template <class T> struct ChannelForward : Shape {
     int64_t offsets[MAX_PIXELS], left_in_row = Q;
     for (int64_t m = 0; m < MAX_PIXELS; ++m) offsets[m] = joins_rows<T>(block.nv) ? m * step : step;
     bool regular = true; // offsets are a step apart
-    // Vectors that are not whole are written beside y first.
+    // Vectors that are not whole are first written to a buffer.
     const TileOutput<T> beside = {values, nullptr, block.nv * T::L, nullptr, nullptr, false, block.nv * T::L, true};
     const float *const panel = panels + block.vector * taps * T::L;
     RowOperands<T> row = {segments,

@@ -25,7 +25,7 @@ constexpr int64_t IDENTITY_TAPS = 32;
 struct IdentitySums {
   const float *x, *abs_x; // [pixels], Σ x and Σ |x| over a patch
   const float *w, *abs_w; // [NV * L]
-  float max_x, max_w;     // no less than any of abs_x, and of abs_w; infinity where one is not finite
+  float max_x, max_w;     // upper bounds of abs_x and of abs_w; infinity if one is not finite
 
   void advance(int64_t pixels) {
     x += pixels;
@@ -50,8 +50,8 @@ __attribute__((noinline)) bool each_passes(const float *values, int64_t mr, int 
   return good;
 }
 
-// Whether a tile may go on in the next row, so that rows that it does not divide cost nothing. Its pixels are not
-// a constant step apart then, and each of them takes a register of its own for its offset.
+// Whether a tile may continue in the next row, so that rows need not be a multiple of its size. Its pixels are not a
+// constant step apart then, and each needs a register for its offset.
 template <class T> constexpr bool joins_rows(int nv) { return T::REGISTERS < 32 && nv == 2; }
 
 // What the tiles of a row work on.
@@ -67,8 +67,8 @@ template <class T> struct RowOperands {
   IdentitySums sums;
 };
 
-// Writes the outputs of MR pixels from the first one's x on: by |x - w| (EXACT), or by max(x, w) and the identity, and
-// then returns whether all of them pass its test. The sums do not leave the registers in between. ADDS: by additions,
+// Writes the outputs of MR pixels: by |x - w| (EXACT), or by max(x, w) and the identity. Then it returns whether all of
+// them pass the identity's test. The sums do not leave the registers in between. ADDS: by additions,
 // not by T::accumulate; the same bits.
 template <class T, int MR, int NV, bool EXACT, bool ADDS>
 __attribute__((noinline)) bool forward_tile(const RowOperands<T> &row, const float *x) {
@@ -145,8 +145,8 @@ __attribute__((noinline)) bool forward_tile(const RowOperands<T> &row, const flo
         largest = T::max(acc[m][v], largest);
       }
     store_tile<T, MR, NV>(out, acc);
-    // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so max has lost none. First
-    // with the largest A of all tiles, which is known.
+    // Where the largest A + B passes with the smallest |y|, all do. No value is NaN then, so max has not dropped one.
+    // Tried first with the largest A of all tiles, which is known already.
     const V limit = T::set(-CANCELLATION) * largest;
     const auto passes = [&](float magnitudes) ADDER_LAMBDA_INLINE {
       return magnitudes <= MAX_MAGNITUDES && T::all_le(T::set(magnitudes), limit);

@@ -24,7 +24,7 @@ template <class T> struct ChannelGradInput : GradInputOperands {
   int64_t tasks() const { return split.tasks(); }
   double operations() const { return operations_of<T>(); }
 
-  // Two vectors at a time: they lie on one line of the cache, and the next filter's is far away.
+  // Two vectors at a time: they share a cache line, and the next filter is far away.
   int64_t pack_tasks() const { return groups * ceil_div(Cg, 2 * T::L); }
   void pack(int64_t task) const {
     const int64_t pairs = ceil_div(Cg, 2 * T::L), g = task / pairs, first = task % pairs * 2 * T::L;
@@ -57,7 +57,7 @@ template <class T> struct ChannelGradInput : GradInputOperands {
           ++i;
           continue;
         }
-        // Take along what follows with the next output, if channels allow.
+        // Joins the next column of the filters to the segment, if the channels lie side by side.
         const int64_t q = dy_column(phase, order[i]);
         int64_t n = 1;
         while (groups == 1 && i + n < S && follows(phase, order[i + n], q + n)) ++n;
@@ -120,7 +120,7 @@ template <class T> struct ChannelGradInput : GradInputOperands {
     }
   }
 
-  // The same for the pixels of one phase of row h: over what segments_of_row lists.
+  // The same for the pixels of one phase of row h, over the segments that segments_of_row lists.
   void tap_sums(int64_t h, int64_t phase, int64_t p_begin, const float *sums, float *total) const {
     const int64_t pixels = ceil_div(width(h, H, W) - phase, stride_w);
     for (int64_t j = 0; j < pixels; ++j) total[j] = 0;
@@ -135,7 +135,7 @@ template <class T> struct ChannelGradInput : GradInputOperands {
     }
   }
 
-  // Fills xs [mr][NV * L] with x of a tile; says which tiles can take it.
+  // Fills xs [mr][NV * L] with x of a tile; returns which tiles can compute it.
   struct Allowed {
     bool medians, differences;
   };
@@ -155,7 +155,7 @@ template <class T> struct ChannelGradInput : GradInputOperands {
     return allowed;
   }
 
-  // dx of a tile from its sums of medians; whether it is finite: no infinity in dy, and none on the way.
+  // dx of a tile from its sums of medians; returns whether it is finite: no infinity in dy and no overflow.
   bool finish_medians(float *sum, const float *xs, const float *totals, int64_t mr, int64_t step, int64_t channels,
                       float *to) const {
     typedef typename T::V V;

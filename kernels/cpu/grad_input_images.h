@@ -29,7 +29,7 @@ template <class T> struct LaneFill {
     return images > 0 && filled * 8 <= images * width;
   }
 
-  // The images that fill lanes.
+  // The images that fill whole vectors.
   Shape of(Shape s) const {
     s.N = images;
     if (s.is_product()) {
@@ -65,7 +65,7 @@ template <class T> struct GradInputImageLanes : Shape {
   int64_t tasks() const { return N / T::L * chunks; }
   double operations() const { return 3. * N * P * Q * taps * K / T::L; }
 
-  // At most so many columns of the kernel belong to one phase of pixels.
+  // The most columns of the kernel that belong to one phase of pixels.
   int64_t max_columns() const {
     int64_t largest = 1;
     for (int64_t phase = 0; phase < stride_w; ++phase) {
@@ -205,7 +205,8 @@ template <class T> struct GradInputImageLanes : Shape {
     b.row_in_slot[slot] = p;
   }
 
-  // Which way each pixel and channel goes, by its x in all images. True: all take medians, and nothing was written.
+  // Which way each pixel and channel is computed, by its x in all images. True: all by medians, and nothing was
+  // written.
   bool classify(const Buffers &b) const {
     typedef typename T::V V;
     const auto medians = [](V v) { return T::all_le(T::set(-1.f), v) && T::all_le(v, T::set(MEDIAN_LIMIT)); };
@@ -258,7 +259,7 @@ template <class T> struct GradInputImageLanes : Shape {
     return segment + 1;
   }
 
-  // How pixels j to j + mr of a phase go, for channel c.
+  // Which way pixels j to j + mr of a phase are computed, for channel c.
   Kind kind_of(const Buffers &b, int64_t phase, int64_t j, int64_t mr, int64_t c, bool plain) const {
     Kind worst = MEDIANS;
     for (int64_t m = 0; m < mr && !plain; ++m) {
@@ -286,7 +287,7 @@ template <class T> struct GradInputImageLanes : Shape {
     }
   }
 
-  // Takes the sums to where x was.
+  // Moves the sums to where x was.
   void finish(const Buffers &b, int64_t phase, int64_t j, int64_t mr, const Segment *end, bool plain) const {
     typedef typename T::V V;
     const int64_t step = stride_w * C * T::L;
@@ -310,7 +311,7 @@ template <class T> struct GradInputImageLanes : Shape {
   }
 };
 
-// dx of the images that fill lanes, for finite filters.
+// dx of the images that fill whole vectors, for finite filters.
 template <class T>
 int grad_input_by_images(const Shape &shape, const float *dy, const float *x, const float *w, float *dx) {
   Scratch<int64_t> order(shape.S);
@@ -323,7 +324,7 @@ int grad_input_by_images(const Shape &shape, const float *dy, const float *x, co
   if (const int status = launch(kernel)) return status;
   const int64_t rest = LaneFill<T>(shape).rest;
   if (rest == 0) return ADDER_OK;
-  // The rest of a matrix product among zeros, as one more vector of images.
+  // The remaining pixels of a matrix product, filled up with zeros, as one more vector of images.
   const int64_t pixels = kernel.N * kernel.W, room = T::L * kernel.W;
   const size_t bytes = static_cast<size_t>(rest) * sizeof(float); // of a channel
   Scratch<float> copy(room * (kernel.K + 2 * kernel.C));

@@ -1,4 +1,4 @@
-// The input gradient's register tiles, and what all its kernels share.
+// The input gradient's register tiles, and what all of its kernels share.
 #ifndef ADDER_GRAD_INPUT_TILE_H
 #define ADDER_GRAD_INPUT_TILE_H
 
@@ -69,9 +69,9 @@ template <class T> auto grad_input_tiles(int nv, int mode) {
 //
 //   sum dy * clamp(w - x) = sum dy * median(w, x - 1, x + 1) - x * sum dy.
 //
-// What is added up is at most |dy| (|x| + 1) and rounded with that, and x * sum dy likewise, so the error is at most
-// gamma * (2 |x| + 2) * sum |dy|, where the difference's is gamma * sum |dy t|. A tile takes it where each of its x
-// lies in [-1, MEDIAN_LIMIT]: most do behind a ReLU and batch norm.
+// The terms are at most |dy| (|x| + 1) and round accordingly, and so does x * sum dy. So the error is at most
+// gamma * (2 |x| + 2) * sum |dy|; with differences it is gamma * sum |dy t|. A tile takes it where each of its x
+// lies in [-1, MEDIAN_LIMIT]: most do after a ReLU and batch norm.
 constexpr float MEDIAN_LIMIT = 8.f;
 template <class T> constexpr int MEDIAN_PIXELS = T::REGISTERS >= 32 ? 8 : 5; // three registers for each
 
@@ -113,8 +113,8 @@ template <class T> auto median_tiles() {
   return tiles_of<MEDIAN_PIXELS<T>>([](auto pixels) { return median_tile<T, pixels.value>; });
 }
 
-// What dx of one pixel is, tap by tap, for operands that are not finite: t of a NaN is NaN, and a tap that no output
-// takes adds nothing, where the tiles would add 0 * t.
+// dx of one pixel, tap by tap, for operands that are not finite: t of a NaN is NaN. A tap that no output takes adds
+// nothing; the tiles would add 0 * t.
 static inline void grad_input_pixel(const Shape &s, const float *dy, const float *x, const float *w, float *dx,
                                     int mode, int64_t n, int64_t h, int64_t column, int64_t begin, int64_t end) {
   const int64_t pixel = ((n * s.H + h) * s.W + column) * s.C;
@@ -138,8 +138,8 @@ static inline void grad_input_pixel(const Shape &s, const float *dy, const float
   }
 }
 
-// The taps of a kernel's row in an order in which those that one phase of pixels takes (columns apart by the stride)
-// follow each other, with outputs ascending.
+// The taps of a kernel's row, ordered so that the taps of one phase of pixels (columns that are a stride apart) follow
+// each other, with ascending outputs.
 static inline void order_columns(const Shape &s, int64_t *order) {
   int64_t count = 0;
   for (int64_t phase = 0; phase < s.stride_w; ++phase)
@@ -163,7 +163,7 @@ struct GradInputOperands : Shape {
 
   template <class T> double operations_of() const { return 2. * N * P * Q * taps * K / T::L; }
   int64_t padded() const { return pad.left + Q + pad.right; }
-  // Of row h of image n, the pixel of a phase and its channels [begin, end), tap by tap.
+  // One pixel of a phase of row h of image n, channels [begin, end), tap by tap.
   void one_by_one(int64_t n, int64_t h, int64_t column, int64_t begin, int64_t end) const {
     grad_input_pixel(*this, dy, x, w, dx, mode, n, h, column, begin, end);
   }

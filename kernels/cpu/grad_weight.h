@@ -1,4 +1,4 @@
-// dw = sum dy t(x - w), tap by tap: for anything, and for the sign of finite operands.
+// dw = sum dy t(x - w), tap by tap: for any operands, and for the sign of finite ones.
 #ifndef ADDER_GRAD_WEIGHT_H
 #define ADDER_GRAD_WEIGHT_H
 
@@ -8,8 +8,8 @@
 
 namespace ADDER_NAMESPACE {
 
-// dw = sum dy * t(x - w) for operands that may be anything: NaN, and infinities, where x - w has a value and
-// sum dy * x - w * sum dy has none.
+// dw = sum dy * t(x - w) for any operands, also NaN and infinities, for which x - w has a value but
+// sum dy * x - w * sum dy has not.
 constexpr int64_t DW_FILTERS = 4, DW_LANES = 32;
 
 template <int MODE> struct GradWeightTaps : Geometry {
@@ -95,7 +95,7 @@ __attribute__((noinline)) void grad_weight_sign_tile(const float *x, int64_t x_s
 template <class T> struct GradWeightSigns : Geometry {
   const float *dy, *x, *w;
   float *dw;
-  int64_t width, pieces, vectors; // a filter's row: so many pieces of so many taps, each in so many vectors
+  int64_t width, pieces, vectors; // a filter's row is `pieces` pieces of `width` taps, each in `vectors` vectors
   int64_t filter_blocks, left, right;
   Flag failed;
 

@@ -9,9 +9,10 @@
 namespace ADDER_NAMESPACE {
 
 // dw = sum dy * x - w * sum dy for finite operands. A tile holds a block of filters times NV vectors of channels for
-// one tap and runs over stretches of pixels that lie in one row, a unit of them for all taps. A task adds up a share of
-// the blocks of filters and channels over a part of the images; the parts are then summed in order. There are as many
-// parts as the size of the sums allows, whatever the number of threads, which shares make up for.
+// one tap and runs over stretches of pixels that lie in one row, a unit of them for all taps. A task adds up some of
+// the blocks of filters and channels over a part of the images; the parts are then summed in order. The number of parts
+// depends on the size of the sums and not on the number of threads. If there are few, their blocks are shared out among
+// more tasks.
 //
 // Filters of a block: their sums, NV vectors of x and a number of dy fill the registers.
 template <class T> constexpr int dw_filters(int nv) { return T::REGISTERS < 32 ? 6 : nv == 1 ? 16 : 14; }
@@ -21,7 +22,7 @@ constexpr int64_t DW_PIXELS = 128;
 // cache.
 constexpr int64_t DW_BYTES = 256 << 10;
 
-// Pixels that lie side by side: where the first of them is in x and in dy, and how many they are.
+// Pixels that lie side by side: the first one's place in x and in dy, and their number.
 struct Stretch {
   int64_t x, dy, pixels;
 };
@@ -103,7 +104,7 @@ bool subtract_filter(const float *w, int64_t taps, const float *dy_sums, int64_t
 template <class T> struct OuterProducts : Geometry {
   const float *dy, *x, *w;
   float *dw;
-  int64_t images, rows, chunks, units; // a unit: so many images, or so many rows of one
+  int64_t images, rows, chunks, units; // a unit is `images` images, or `rows` rows of one image
   int64_t k_blocks, c_blocks, parts, shares;
   int64_t cached;        // units whose x and dy stay in the second-level cache
   float *sums, *dy_sums; // [parts][K][R][S][C], [parts][K]
@@ -161,7 +162,7 @@ template <class T> struct OuterProducts : Geometry {
     }
   }
 
-  // Of the outputs of a unit those whose tap (r, s) lies inside of the image, for channels and filters from c and k on.
+  // The outputs of a unit whose tap (r, s) lies inside of the image, for channels from c on and filters from k on.
   int64_t find_stretches(int64_t unit, int64_t r, int64_t s, int64_t c, int64_t k, Stretch *stretches) const {
     const int64_t offset = s * dilation_w - pad_left;
     const int64_t begin = offset >= 0 ? 0 : min64(Q, ceil_div(-offset, stride_w));
@@ -204,7 +205,7 @@ template <class T> struct AfterConvolution : Geometry {
   float *dw;
   int64_t stretches, parts; // stretches of DW_PIXELS
   float *dy_sums;           // [parts][K]
-  Flag failed;              // never: dy_sums is all that it needs
+  Flag failed;              // never: dy_sums is the only memory that it needs
 
   AfterConvolution(const Geometry &s, const float *dy_, const float *w_, float *dw_)
       : Geometry(s), dy(dy_), w(w_), dw(dw_), stretches(ceil_div(N * P * Q, DW_PIXELS)),

@@ -153,7 +153,7 @@ template <class T> struct GroupForward : Shape {
     return sum;
   }
 
-  // Lanes `first` and those beside it of output row p.
+  // Lanes from `first` on of output row p.
   __attribute__((noinline)) void row_of_tiles(int64_t image, int64_t p, int64_t h_begin, int64_t first,
                                               const float *copy, int64_t stride, int64_t *offsets,
                                               int64_t *index) const {
@@ -165,7 +165,7 @@ template <class T> struct GroupForward : Shape {
     for (int64_t k = first; k < min64(K, first + GROUP_LANES); k += T::L) {
       T::store(outside, outside_of_image(p, k));
       TileOutput<T> out = epilogue.output(y, (image * P + p) * Q * K + k, K, k / T::L, 1, min64(T::L, K - k));
-      // Vectors that are not whole are written beside y first.
+      // Vectors that are not whole are first written to a buffer.
       const TileOutput<T> beside = {values, nullptr, T::L, nullptr, nullptr, false, T::L, true};
       for (int64_t j = 0, q = 0, mr; j < tile_count; ++j, q += mr, out.advance(mr)) {
         mr = sizes.size(j);
@@ -244,7 +244,7 @@ template <class T> struct GroupGradInput : GradInputOperands {
     *found = count;
   }
 
-  // Fills xs [mr][L] with x of a tile; whether all of it is within the limit.
+  // Fills xs [mr][L] with x of a tile; returns whether all of it is within the limit.
   bool take_x(const float *from, int64_t step, int64_t mr, int64_t channels, float *xs) const {
     bool within = w_within;
     for (int64_t m = 0; m < mr; ++m, from += step, xs += T::L) {
@@ -257,7 +257,7 @@ template <class T> struct GroupGradInput : GradInputOperands {
     return within;
   }
 
-  // Lanes `first` and those beside it of a phase of row h of dx.
+  // Lanes from `first` on of a phase of row h of dx.
   void row_of_tiles(int64_t image, int64_t h, int64_t phase, int64_t first, const float *copy,
                     const int64_t *found) const {
     const int64_t count = *found, *const offsets = found + 1, *const index = offsets + R * S * Kg;

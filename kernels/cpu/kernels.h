@@ -12,9 +12,9 @@
 // row of pixels; columns of padding, if there are any, come from a copy of the rows with the padding written out. So
 // no tile has a branch for the border. Depthwise layers are not matrix products: see there.
 //
-// What one output adds up, and in which order, does not depend on how the work is cut into tasks: the result has the
-// same bits with any number of threads. The last bits may differ with the number of images: those that do not fill a
-// vector have dx added up in another order, and pixels that share a tile pass the test of y's identity together.
+// The order of an output's sum does not depend on how the work is cut into tasks, so the result has the same bits with
+// any number of threads. The last bits may change with the number of images: dx of images that do not fill a vector is
+// summed in another order, and the pixels of a tile pass the test of y's identity only together.
 #ifndef ADDER_KERNELS_H
 #define ADDER_KERNELS_H
 
@@ -72,7 +72,7 @@ inline int grad_input(const adder_shape *s, const float *dy, const float *x, con
         const int status = grad_input_by_images<Widest>(shape, dy, x, w, dx);
         const int64_t done = LaneFill<Widest>(shape).images;
         if (status || shape.is_product() || done == shape.N) return status;
-        adder_shape rest = *s; // images that do not fill lanes
+        adder_shape rest = *s; // images that do not fill a vector
         rest.N -= done;
         return grad_input(&rest, dy + done * s->P * s->Q * s->K, x + done * s->H * s->W * s->C, w,
                           dx + done * s->H * s->W * s->C, mode, exact);

@@ -1,4 +1,4 @@
-// Where a tile's outputs go, and what is done to them on the way.
+// Where a tile's outputs go, and what is fused into the store.
 #ifndef ADDER_OUTPUT_H
 #define ADDER_OUTPUT_H
 

@@ -28,8 +28,8 @@ void pack_taps(const Shape &s, const float *from, int64_t filters, int64_t begin
     for (int64_t lane = 0; lane < T::L; ++lane) panel[t * T::L + lane] = lane < filters ? from[lane * s.taps + t] : 0.f;
 }
 
-// Sums of w and of |w| over taps of a panel, added to `sums`. In SUMS chains, or each addition would wait for the last
-// one.
+// Sums of w and of |w| over taps of a panel, added to `sums`. In SUMS chains: in a single one, each addition would
+// wait for the one before.
 template <class T> void add_taps(const float *panel, int64_t taps, typename T::V *sums) {
   typedef typename T::V V;
   constexpr int SUMS = 4;

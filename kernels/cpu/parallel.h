@@ -16,8 +16,8 @@ void release(void *memory);
 
 void parallel_for(int64_t count, int64_t grain, adder_body body, void *context);
 
-// Whether AVX2's sums of maxima are faster by additions than by fma(., 1): Intel's cores from Golden Cove on add on a
-// port that has no maxima, AMD's do it on those that have no fma.
+// Whether AVX2 sums maxima faster by additions than by fma(., 1). Intel's cores from Golden Cove on add on a port
+// without maxima; AMD's add on the ports without fma.
 extern bool adds;
 
 struct Kernels {

@@ -1,4 +1,4 @@
-// How the work is cut: tiles, blocks of channels, tasks, and the stretches of the reduction that a tile goes over.
+// How the work is cut: tiles, blocks of channels, tasks, and the stretches of the sum that a tile adds up.
 #ifndef ADDER_PLAN_H
 #define ADDER_PLAN_H
 
@@ -6,12 +6,13 @@
 
 namespace ADDER_NAMESPACE {
 
-// Taps that are added up in registers before the sum goes to memory: shortens the chains that rounding grows along.
+// Taps that are added up in registers before the sum goes to memory. Rounding errors grow along a chain of additions,
+// so chains are kept short.
 constexpr int64_t CHAIN = 256;
-// Bytes of image rows that a task works on, to stay in the second-level cache beside the panels: few where all panels
-// do, more where they come from further away for each chunk.
+// Bytes of image rows that a task works on. They stay in the second-level cache beside the panels: few if all panels
+// stay there too, more if the panels have to be read from further away for each chunk.
 constexpr int64_t MIN_CHUNK = 96 << 10, MAX_CHUNK = 192 << 10;
-// Tasks to cut the work into, where there is enough of it.
+// Tasks to cut the work into, if there is enough of it.
 constexpr int64_t TASKS = 32;
 
 // A stretch of the reduction whose taps lie side by side both in the image and in the panel of filters.
@@ -64,7 +65,7 @@ template <class T> int64_t cut_blocks(int64_t groups, int64_t channels, int nv_m
   return count;
 }
 
-// The blocks of a layer, in memory of their own (null when there was none to have).
+// The blocks of a layer, in memory of their own (null if there was not enough memory).
 template <class T> struct Blocks {
   int64_t count;
   Scratch<Block> at;
@@ -77,7 +78,7 @@ template <class T> struct Blocks {
 // Tasks: images times chunks of rows times parts of the blocks.
 struct Split {
   int64_t images, rows, chunk, chunks, blocks, parts;
-  // rows_first: where there are few images, cut the rows rather than the blocks.
+  // rows_first: if there are few images, cut the rows rather than the blocks.
   Split(int64_t images_, int64_t rows_, int64_t row_bytes, int64_t panel_bytes, int64_t blocks_, bool rows_first = true)
       : images(images_), rows(rows_), blocks(blocks_) {
     const int64_t whole = rows_first ? images : images * blocks; // tasks, if rows are not cut
@@ -101,8 +102,8 @@ struct Task {
   }
 };
 
-// Adds a stretch of the reduction to a row's segments. What is longer than a chain is cut into equal pieces, and a
-// chain ends before a piece that it has no room for: each piece is a loop of its own, so the fewer the better. Returns
+// Adds a stretch of the reduction to a row's segments. A stretch longer than a chain is cut into equal pieces. A
+// chain ends before a piece that does not fit into it: each piece is a loop of its own, so few are better. Returns
 // the new count.
 static inline int64_t add_segment(Segment *segments, int64_t count, int64_t &chain, int64_t source, int64_t panel,
                                   int64_t length) {

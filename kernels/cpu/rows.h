@@ -29,8 +29,8 @@ static inline Rows take_rows(const float *image, int64_t width, int64_t channels
   return {copy, begin, left, stride};
 }
 
-// Of rows [begin, end) of outputs the pixels that a strided 1x1 kernel meets, side by side: every stride_w-th of every
-// stride_h-th row. What is left is a kernel without a stride.
+// Copies the pixels that a strided 1x1 kernel meets for output rows [begin, end), side by side: every stride_w-th pixel
+// of every stride_h-th row. On the copy the kernel has no stride.
 template <class T>
 Rows gather_rows(const float *image, int64_t width, int64_t channels, int64_t stride_h, int64_t stride_w, int64_t begin,
                  int64_t end, int64_t outputs, float *copy) {
@@ -46,9 +46,9 @@ Rows gather_rows(const float *image, int64_t width, int64_t channels, int64_t st
   return {copy, begin, 0, outputs * channels};
 }
 
-// Calls the rows of the next task into the second-level cache, a few lines with each tile of this one. What the tiles
-// read is copied (and summed) in one go before them, which otherwise waits for memory where images do not fit into the
-// caches.
+// Prefetches the rows of the next task into the second-level cache, a few lines with each tile of this task. The rows
+// that tiles read are copied (and summed) in one go before them. Without the prefetch, this copy would wait for memory
+// if images do not fit into the caches.
 struct Prefetcher {
   const char *at = nullptr, *row_end = nullptr;
   int64_t row = 0, skip = 0, rows = 0; // bytes of a row, bytes to the next one, rows that are left

@@ -14,7 +14,8 @@ struct Range {
   int64_t begin, end;
 };
 
-// The C interface's shape with the rules of the convolution. Every kernel asks these and none repeats them.
+// The C interface's shape with the rules of the convolution. Every kernel calls these functions, so no rule is written
+// twice.
 struct Geometry : adder_shape {
   int64_t Cg, Kg, taps; // channels and filters of a group, taps of a filter
   explicit Geometry(const adder_shape &s) : adder_shape(s), Cg(C / groups), Kg(K / groups), taps(R * S * Cg) {}
@@ -29,9 +30,9 @@ struct Geometry : adder_shape {
     const int64_t first = max64(0, min64(H, begin * stride_h - pad_top));
     return {first, max64(first, min64(H, (end - 1) * stride_h - pad_top + (R - 1) * dilation_h + 1))};
   }
-  // `rows` output rows meet at most so many rows of x.
+  // The most rows of x that `rows` output rows meet.
   int64_t max_x_rows(int64_t rows) const { return min64(H, (rows - 1) * stride_h + (R - 1) * dilation_h + 1); }
-  // Columns of zeros that belong beside x to its right; to its left it is pad_left.
+  // Columns of zeros to the right of x; to its left there are pad_left.
   int64_t pad_right() const { return max64(0, (Q - 1) * stride_w + (S - 1) * dilation_w + 1 - pad_left - W); }
 
   // The row of dy that row r of the filters meets from row h of x; -1: none. This is dx's rule.
@@ -45,11 +46,11 @@ struct Geometry : adder_shape {
     const int64_t first = low <= 0 ? 0 : min64(P, ceil_div(low, stride_h));
     return {first, max64(first, min64(P, high / stride_h + 1))};
   }
-  // `rows` rows of x meet at most so many rows of dy.
+  // The most rows of dy that `rows` rows of x meet.
   int64_t max_dy_rows(int64_t rows) const { return min64(P, (rows + (R - 1) * dilation_h) / stride_h + 1); }
 
-  // Pixels of x that are stride_w columns apart are a *phase*, named by its first column: the same columns of the
-  // filters meet dy from all of them, from one pixel to the next one column of dy further on.
+  // Pixels of x that are stride_w columns apart form a *phase*, named by its first column. All of them meet dy through
+  // the same columns of the filters; the next pixel of a phase meets the next column of dy.
   int64_t phases() const { return min64(stride_w, W); }
   bool column_meets(int64_t phase, int64_t s) const { return (phase + pad_left - s * dilation_w) % stride_w == 0; }
   // The column of dy that column s of the filters meets from a phase's first pixel, if column_meets; it may lie
@@ -62,7 +63,7 @@ struct Geometry : adder_shape {
   }
 };
 
-// The columns of zeros that belong beside dy, so that each tap of each column of x finds its column of dy.
+// The columns of zeros beside dy that let each tap of each column of x find its column of dy.
 struct DyPadding {
   int64_t left, right;
   explicit DyPadding(const Geometry &s) {
@@ -81,7 +82,7 @@ struct Shape : Geometry {
   int64_t last_width = -1; // pixels in the last row of a matrix product; -1: of an image, whose rows are all alike
 
   explicit Shape(const adder_shape &s) : Geometry(without_extent(Geometry(s))) {
-    // Not with groups: the kernels for small ones know no shorter last row.
+    // Not with groups: the kernels for small groups cannot have a shorter last row.
     if (groups != 1 || R != 1 || S != 1 || stride_h != 1 || stride_w != 1 || has_padding()) return;
     const int64_t pixels = N * H * W;
     W = Q = max64(1, min64(pixels, FLAT_ROW));

@@ -11,8 +11,7 @@ constexpr int64_t UNROLLED = 4; // taps
 // clang-format off
 #if defined(__AVX2__) && !defined(__AVX512VL__) && defined(__x86_64__)
 // A multiple of UNROLLED taps of the forward's most frequent tiles, two vectors of AVX2 for five or four pixels. The
-// processor takes in six instructions a cycle, which is what a tap needs with its loop beside it: unrolled, the loop is
-// cheaper. The compiler does not do it within 16 registers (its two taps take 1.5 times as long as two of one).
+// processor decodes six instructions a cycle, and a tap with its loop needs all six. Unrolled, the loop costs less. The compiler does not do it within 16 registers (its two taps take 1.5 times as long as two of one).
 #define ADDER_FILTERS(U) "vmovups 32*" #U "(%%rdx), %%ymm12\n\tvmovups 32*" #U "(%%rdx,%[stride],4), %%ymm13\n\t"
 #define ADDER_BY_FMA(FROM, TO) "vfmadd231ps %[one], " FROM ", " TO "\n\t"
 #define ADDER_BY_ADD(FROM, TO) "vaddps " FROM ", " TO ", " TO "\n\t"

@@ -7,7 +7,7 @@
 
 namespace ADDER_NAMESPACE {
 
-// Memory that is given back at the end of the scope; null when there was none to have.
+// Memory that is freed at the end of the scope; null if there was not enough memory.
 template <class E> struct Scratch {
   E *data;
   explicit Scratch(int64_t count) : data(static_cast<E *>(adder::allocate(static_cast<size_t>(count) * sizeof(E)))) {}
@@ -24,7 +24,7 @@ struct Flag {
 };
 
 // Calls f(begin, end) over [0, count) on several threads, each with at least `grain` of them. A thread takes an eighth
-// of its share at a time, so that one on a faster core, or on a core without other work, takes more than its share.
+// of its share at a time, so that a thread on a faster core, or on a core without other work, does more than its share.
 template <class F> void parallel(int64_t count, int64_t grain, F f) {
   struct Shared {
     F *f;
@@ -57,7 +57,7 @@ template <class F> void for_each(int64_t count, double operations, F f) {
 }
 
 // Runs a kernel, which is a struct with
-//   int64_t tasks() const               into which its work is cut: for a shape always the same, whatever the threads
+//   int64_t tasks() const               into which its work is cut: depends on the shape, not on the threads
 //   double operations() const           vector operations of all of it
 //   void run(int64_t begin, end)        those tasks, on one thread
 //   Flag failed                         set by run where there is no memory

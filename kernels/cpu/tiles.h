@@ -1,4 +1,4 @@
-// How a kernel picks a tile: its loops need the tile's size, and the gradient's mode, when they are compiled.
+// How a kernel picks a tile. A tile's loops are compiled for its size and for the gradient's mode.
 #ifndef ADDER_TILES_H
 #define ADDER_TILES_H
 

@@ -16,7 +16,7 @@ template <class T, int MODE> ADDER_INLINE typename T::V transfer(typename T::V w
   return T::sign_of_difference(w, x);
 }
 
-// t(w - x) for anything, NaN included.
+// t(w - x) for any operands, also NaN.
 static inline float transfer_any(float w, float x, int mode) {
   const float z = w - x;
   if (mode == ADDER_FULL || z != z) return z;
@@ -24,7 +24,7 @@ static inline float transfer_any(float w, float x, int mode) {
   return z > 1 ? 1.f : z < -1 ? -1.f : z;
 }
 
-// The largest operand for which t(w - x) is finite, so that a tap that no output takes may add 0 * t.
+// The largest operand for which t(w - x) is finite. Up to it, a tap that no output takes may add 0 * t.
 static inline float largest_operand(int mode) { return mode == ADDER_FULL ? FLT_MAX / 2 : FLT_MAX; }
 
 } // namespace ADDER_NAMESPACE

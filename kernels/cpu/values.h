@@ -1,4 +1,4 @@
-// What is asked of an array of floats, and stores of vectors that are not whole.
+// Questions about an array of floats, and stores of vectors that are not whole.
 #ifndef ADDER_VALUES_H
 #define ADDER_VALUES_H
 
@@ -8,7 +8,7 @@
 
 namespace ADDER_NAMESPACE {
 
-// The largest of `count` values that are not negative; infinity where one is not finite.
+// The largest of `count` values that are not negative; infinity if one is not finite.
 template <class T> float max_or_inf(const float *values, int64_t count) {
   typedef typename T::V V;
   V largest = T::set(0.f);
@@ -30,7 +30,7 @@ template <class T> float max_or_inf(const float *values, int64_t count) {
   return finite ? result : __builtin_inff();
 }
 
-// Is each magnitude at most `limit`? A NaN's is not.
+// Is each magnitude at most `limit`? Not if there is a NaN.
 template <class T> bool all_within(const float *values, int64_t count, float limit) {
   typedef typename T::V V;
   bool good = true;
@@ -43,7 +43,7 @@ template <class T> bool all_within(const float *values, int64_t count, float lim
   return good;
 }
 
-// The first `channels` lanes of so many vectors.
+// The first `channels` lanes of a row of vectors.
 template <class T> void store_channels(float *to, const float *from, int64_t vectors, int64_t channels) {
   if (channels == vectors * T::L)
     for (int64_t v = 0; v < vectors; ++v) T::store(to + v * T::L, T::load(from + v * T::L));

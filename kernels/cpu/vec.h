@@ -1,8 +1,8 @@
 // Vectors of floats, one struct of static functions for each width, so that a kernel is written once.
 //
 // Which structs there are depends on the flags that this file is compiled with: Vec16 with AVX-512, Vec8 with AVX2,
-// Neon with ADDER_NEON, Vec4 (the compiler's own vectors: SSE2, whatever the target has) always. `Widest` is the best
-// of them and `Narrow` the one for fewer channels than half of it.
+// Neon with ADDER_NEON, and always Vec4 (the compiler's vectors, with what the target has: SSE2 on x86-64). `Widest` is
+// the best of them and `Narrow` the one for layers with fewer channels than half of it.
 #ifndef ADDER_VEC_H
 #define ADDER_VEC_H
 
@@ -20,8 +20,8 @@
 
 namespace ADDER_NAMESPACE {
 
-// Calls the line that holds *p into the first-level cache, to be written. Stores wait for their lines in order, and a
-// tile's outputs lie far apart.
+// Prefetches the cache line of *p for writing. Stores wait for their lines in order, and a tile's outputs lie far
+// apart.
 static ADDER_INLINE void prefetch_to_write(const float *p) {
 #if defined(__x86_64__)
   asm volatile("prefetchw %0" ::"m"(*p)); // the builtin takes it only if the compiler targets it
@@ -55,7 +55,7 @@ struct Vec4 {
   static ADDER_INLINE V accumulate(V acc, V v, V) { return acc + v; }
   static ADDER_INLINE V fma(V a, V b, V c) { return a * b + c; }
   static ADDER_INLINE V opaque(V v) { return v; }
-  // Clamp to [-1, 1] for anything but NaN; unspecified for NaN.
+  // Clamp to [-1, 1]; unspecified for NaN.
   static ADDER_INLINE V clamp1(V a) {
     V b = a < set(1.f) ? a : set(1.f);
     return b > set(-1.f) ? b : set(-1.f);
@@ -65,7 +65,7 @@ struct Vec4 {
     const I one = (I)set(1.f), minus = (I)set(-1.f);
     return (V)(((b > a) & one) | ((b < a) & minus));
   }
-  // Is b <= a in every lane? A NaN is not.
+  // Is b <= a in every lane? Not in a lane with a NaN.
   static ADDER_INLINE bool all_le(V b, V a) {
     const I m = b <= a;
     return (m[0] & m[1] & m[2] & m[3]) != 0;
@@ -178,7 +178,7 @@ struct Vec8 {
     return _mm256_castsi256_ps(_mm256_min_epi32(_mm256_castps_si256(_mm256_max_ps(w, low)), _mm256_castps_si256(high)));
   }
   // On the bits as integers: signed min with 1.0 leaves negative floats, unsigned min with -1.0 positive ones alone.
-  // Integer minima run beside the float adders, float ones would queue for them.
+  // Integer minima run beside the float adders; float minima would wait for them.
   static ADDER_INLINE V clamp1(V a) {
     const __m256i one = _mm256_castps_si256(set(1.f)), minus = _mm256_castps_si256(set(-1.f));
     return _mm256_castsi256_ps(_mm256_min_epu32(_mm256_min_epi32(_mm256_castps_si256(a), one), minus));

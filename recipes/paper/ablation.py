@@ -3,8 +3,9 @@
     python recipes/paper/ablation.py --data-dir FOLDER
 
 Six runs of `recipes/mnist.py`: {full, sign} gradient of the filters x {no change, ILR x100, ALR} of their rate. Two
-more show what the size of their gradient does: in one the filters stay as they were drawn while all else is trained, in
-one their rate is as much smaller as the paper's gradient of the first layer is (Table 1: 0.0009; here 0.0211).
+more show what the size of the gradient does. In one the filters stay as they were drawn and everything else is trained.
+In the other the rate is smaller by the ratio of the paper's gradient of the first layer to ours (Table 1: 0.0009 to
+0.0211).
 """
 
 from pathlib import Path
@@ -28,10 +29,10 @@ CONTROLS = {
 
 @torch.no_grad()
 def out_of_reach(folder: Path, images: torch.Tensor) -> float:
-    """Percent of the adder filters' taps that lie above or below all that their input channel is in these images.
+    """Percent of the adder filters' taps that lie above or below every value of their input channel in these images.
 
-    There sign(x - w) is the same whatever x is, and Eq. 4 gives the tap a gradient of ± the sum of dy, which batch norm
-    makes zero.
+    For such a tap sign(x - w) is the same for every x. By Eq. 4 its gradient is ± the sum of dy, which batch norm makes
+    zero.
     """
     import timm
     from mnist import preprocessed
@@ -43,7 +44,7 @@ def out_of_reach(folder: Path, images: torch.Tensor) -> float:
     reach: dict[Any, Any] = {}
 
     def look(layer: Any, inputs: Any) -> None:
-        x = inputs[0].transpose(0, 1).flatten(1)  # [C, what the channel is]
+        x = inputs[0].transpose(0, 1).flatten(1)  # [C, values of the channel]
         low, high = reach.get(layer, (x.amin(1), x.amax(1)))
         reach[layer] = low.minimum(x.amin(1)), high.maximum(x.amax(1))
 
@@ -125,13 +126,13 @@ def table(epochs: int, results: dict[Any, Any], logs: dict[Any, Any], outside: d
         "",
         f"The order of the six settings is {same} as the paper's.",
         "",
-        "Out of reach, sign(x - w) is the same for every x, so by Eq. 4 the gradient of the tap is ± the sum of dy, "
-        "which is zero in front of batch norm: but for weight decay the tap stays where it is. By Eq. 5 "
-        "the gradient is the sum of dy·x there, and the tap goes on learning.",
+        "A tap that is out of reach has the same sign(x - w) for every x. By Eq. 4 its gradient is then ± the sum of "
+        "dy, which batch norm makes zero: only weight decay still moves the tap. By Eq. 5 its gradient is the sum of "
+        "dy·x, so the tap goes on learning.",
         "",
-        "Without a raised rate the accuracy is a matter of how far the filters come, and so of the gradient's size. "
-        f"The last two rows are not of the paper: a rate of x{REDUCED}, as the paper's gradient of the first layer is "
-        "to ours (Table 1, `gradient_norms.md`), and no step of the filters at all.",
+        "Without a raised rate, the accuracy depends on how far the filters move, and so on the size of the gradient. "
+        f"The last two rows are ours and not in the paper. In one the rate is x{REDUCED}: the ratio of the paper's "
+        "gradient of the first layer to ours (Table 1, `gradient_norms.md`). In the other the filters do not move.",
     ]
     return lines
 

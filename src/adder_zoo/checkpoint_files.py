@@ -57,7 +57,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _check_kind(path: Path) -> None:
-    """Refuses what is no checkpoint by its first bytes: a web page, a pointer of Git LFS, an image."""
+    """Refuses a file that is not a checkpoint, by its first bytes: a web page, a pointer of Git LFS, an image."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -68,7 +68,7 @@ def _check_kind(path: Path) -> None:
     # torch writes zip files, and before 1.6 pickles, which begin with their version.
     if path.suffix != ".safetensors" and not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(
-            f"{path} is damaged or no checkpoint: it is no file of torch.save"
+            f"{path} is damaged or not a checkpoint: torch.save did not write it"
             f"{' but a web page' if head.lstrip().startswith(b'<') else ''}; fetch it again"
         )
 

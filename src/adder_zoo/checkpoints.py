@@ -114,7 +114,7 @@ def _described(
     name, certain = preprocessing.named(model, classes, channels, stated)
     known = timm.get_pretrained_cfg(name)
     new, assumed = preprocessing.described(known.to_dict() if known else cfg, classes, channels, stated, certain)
-    # The weights are from the file, and not from where those of the tag are.
+    # The weights are from the file, and not from where the tag's weights are.
     overlay = {**new, "file": None, "url": None, "hf_hub_id": None}
     options = {**options, "num_classes": classes, "in_chans": channels}
     return timm.create_model(name, **options, pretrained_cfg_overlay=overlay), assumed
@@ -316,7 +316,7 @@ def _channels(network: nn.Module) -> int:
 
 
 def _check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Refuses tensors that are no plain numbers: weights in 8 bits without their scales, sparse or complex ones."""
+    """Refuses tensors that are not plain numbers: weights in 8 bits without their scales, sparse or complex ones."""
     plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
     odd = [
         f"{key} ({str(value.dtype).removeprefix('torch.')}{', sparse' if value.layout != torch.strided else ''})"
@@ -325,13 +325,13 @@ def _check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
     ]
     if odd:
         raise CheckpointError(
-            f"{path} holds tensors that are no plain numbers: {', '.join(odd[:SHOWN])}{', ...' * (len(odd) > SHOWN)}. "
+            f"{path} holds tensors that are not plain numbers: {', '.join(odd[:SHOWN])}{', ...' * (len(odd) > SHOWN)}. "
             "Save it dense, in float32."
         )
 
 
 def _check_sums(path: str | Path, network: nn.Module) -> None:
-    """Refuses weights in adder layers that were those of convolutions or binary layers."""
+    """Refuses weights in adder layers that were trained in convolutions or binary layers."""
     if _of_convolutions(network):
         raise CheckpointError(
             f"{path} is not of adder layers: the running means of the batch norm behind them are positive, and what an "
@@ -343,7 +343,7 @@ def _check_sums(path: str | Path, network: nn.Module) -> None:
 def _of_convolutions(network: nn.Module) -> bool:
     """Whether the weights in adder layers were another kind of layer's, whose filters have the same shapes.
 
-    -Σ|x - w| is never positive, and so no running mean of it. Pairs of layer and batch norm are told by the order of
+    -Σ|x - w| is never positive, so its running mean is not either. Layer and batch norm are paired by the order of
     definition, which a block with batch norm before its layers may deceive; hence two thirds of them must say so.
     """
     layers = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]

@@ -227,7 +227,7 @@ def _no_adder_form(module: nn.Module) -> str | None:
 def layer_for(
     conv: nn.Conv2d, kind: type[nn.Module] = Adder2d, *, reset_weights: bool = True, **options: Any
 ) -> nn.Module:
-    """A layer of ``kind`` in the place of ``conv``: its shapes, its parameters (optimizers and ties keep theirs).
+    """A layer of ``kind`` for ``conv``: its shapes, and the same parameter objects, which optimizers and ties hold.
 
     Args:
         conv: The convolution. One that pads as TensorFlow does, by each image's size, becomes an ``Adder2dSame``.

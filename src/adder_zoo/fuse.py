@@ -8,7 +8,7 @@ How: parts of the network are traced with ``torch.fx``, the smallest that hold a
 consists of modules alone, they are exchanged in place; where a shortcut is added, which is code and not a module, the
 part becomes an ``fx.GraphModule`` that keeps its attributes. All the rest stays the Python that it is, so that
 ``forward_features`` and its like still work, and what cannot be traced is left as it was. (A part is traced as it is
-called with one argument. Blocks that take more, as those of ``dla`` do, are found in the part around them.)
+called with one argument. Blocks with more arguments, such as ``dla``'s, are found through the module around them.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .convert import abbreviated
 from .functional import adder_linear
 from .int8.fake import fake_quantized
 from .layers import Adder2d, Adder2dSame, AdderLayer, AdderLinear
-from .norms import InFloat32, Kept, cast, half_of
+from .norms import InFloat32, PartlyFloat32, cast, half_of
 from .ops.fused import adder2d_and_rest
 from .ops.reference import compute_dtype
 from .precision import HALF
@@ -89,7 +89,7 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
-class FusedAdder2d(Kept, Adder2d):
+class FusedAdder2d(PartlyFloat32, Adder2d):
     """An adder layer, the batch norm behind it, and perhaps a shortcut and a ReLU, in one pass; for inference only.
 
     ``adder_zoo.fuse`` makes it. ``weight`` are the layer's filters; ``scale`` and ``shift``, [K], are batch norm in
@@ -122,7 +122,7 @@ class FusedAdder2d(Kept, Adder2d):
         self.register_buffer("shift", shift.to(dtype))
         self.eval()
 
-    def _kept(self) -> list[Tensor]:
+    def _float32_tensors(self) -> list[Tensor]:
         return [self.scale, self.shift]
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -388,7 +388,7 @@ class _Fuser:
 
 
 def _exchange(module: nn.Module, chain: _Chain, relu_too: bool) -> None:
-    """Puts the fused layer in the layer's place, and in those of the others what is left of them."""
+    """Puts the fused layer where the layer was, and what is left of the other modules where those were."""
     layer, norm = (module.get_submodule(str(node.target)) for node in (chain.adder, chain.norm))
     assert isinstance(layer, AdderLayer)
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)

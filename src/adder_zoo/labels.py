@@ -57,7 +57,7 @@ class Labels:
             what: What they are, for a message.
 
         Returns:
-            The class by name; and a note for the user where the order is no more than a convention.
+            The class by name; and a note for the user if the order is only a convention.
 
         Raises:
             LabelError: a name is none of the classes', or two mean the same one.

@@ -29,9 +29,8 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class AdderLayer(nn.Module):
     """What adder layers share: the filters, the bias, and the options of the operator.
 
-    Every instance is remembered (weakly), however it came to be: a copied or unpickled one too. That is how
-    ``AdderSGD`` recognises the weights of adder layers among parameters, which lose attributes of their own in a
-    ``deepcopy``.
+    Every instance is remembered by a weak reference, also a copied or unpickled one. That is how ``AdderSGD`` finds
+    the weights of adder layers among the parameters. An attribute of the parameter would not survive ``deepcopy``.
     """
 
     weight: Tensor
@@ -101,16 +100,16 @@ class AdderLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _warn_in_half(self) -> None:
-        """What follows the layer cannot be seen from here, but torch's errors there do not tell what to do."""
+        """Warns before torch fails in what follows the layer, whose error would not say what to do."""
         weight: Any = self.weight
         if not isinstance(weight, Tensor):  # a proxy of torch.fx
             return
         if weight.dtype in HALF and not self.float32_behind and not torch.compiler.is_compiling():
             warnings.warn(
-                f"{type(self).__name__} answers in float32 though its filters are in {weight.dtype}, for its sums "
-                "do not fit into that, and a batch norm in half precision behind it fails. Call "
-                "adder_zoo.float32_norms(model): normalisations stay in float32 then and cast to half precision behind "
-                "it. (If what follows takes float32 already, the call only ends this warning.)",
+                f"{type(self).__name__} answers in float32 though its filters are in {weight.dtype}, because its "
+                "sums do not fit into that. A batch norm in half precision after it fails. Call "
+                "adder_zoo.float32_norms(model): normalisations then stay in float32 and cast their output to half "
+                "precision. (If what follows takes float32 already, the call only ends this warning.)",
                 stacklevel=3,
             )
 

@@ -2,12 +2,12 @@
 
     adder layer --float32--> normalisation in float32 --one cast--> the network's precision --> next adder layer
 
-Adder layers answer in float32 whatever they are given (see ``adder_zoo.adder2d``), so what follows them has to take
-float32 and know their mean to within a fraction of a large number. The classes here bear the names, arguments and
-state-dict keys of those that they derive from. ``half()``, ``bfloat16()`` and ``to(dtype)`` leave their parameters and
-statistics in float32 and set the precision that they answer in; ``float()`` sets it back. Under autocast they answer in
-autocast's. The zoo's networks are made with them, and ``convert_to_adder`` puts them in; for a network with adder
-layers of your own there is ``float32_norms``.
+Adder layers answer in float32 for every input type (see ``adder_zoo.adder2d``). What follows has to take float32, and
+needs their mean precisely, since the mean is large and the spread around it small. The classes here have the names,
+arguments and state-dict keys of their base classes. ``half()``, ``bfloat16()`` and ``to(dtype)`` leave their
+parameters and statistics in float32 and set the precision of their output; ``float()`` resets it. Under autocast the
+output has autocast's precision. The zoo's networks use them, and ``convert_to_adder`` puts them in; for a network in
+which you placed adder layers yourself there is ``float32_norms``.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from .layers import AdderLayer
 from .precision import ADVICE, HALF, STATISTICS, half_statistics
 
 
-class Kept(nn.Module):
-    """A module of which some tensors stay in float32 where ``half()`` and the like would round them.
+class PartlyFloat32(nn.Module):
+    """A module with tensors that stay in float32 when ``half()`` and its like convert the rest.
 
     Attributes:
-        precision: float16 or bfloat16, what the module was converted to and answers in; None where it was not.
+        precision: float16 or bfloat16, if the module was converted to it: it then answers in it. Otherwise None.
     """
 
     precision: torch.dtype | None = None
 
-    def _kept(self) -> list[Tensor]:
-        """The tensors that stay in float32: all of its own."""
+    def _float32_tensors(self) -> list[Tensor]:
+        """The tensors that stay in float32: all of the module's own, by default."""
         return [t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Gradients stay with their parameters.
-        kept = {id(t) for own in self._kept() for t in (own, own.grad) if t is not None}
-        if self.precision is not None:  # whether fn widens can be told by a tensor in half precision only
-            device = next((t.device for t in self._kept()), None)
+        # A gradient has the dtype of its parameter.
+        in_float32 = {id(t) for own in self._float32_tensors() for t in (own, own.grad) if t is not None}
+        if self.precision is not None:  # only a tensor in half precision shows whether fn widens
+            device = next((t.device for t in self._float32_tensors()), None)
             if fn(torch.empty(0, dtype=self.precision, device=device)).dtype not in HALF:
                 self.precision = None
 
-        def keeping(t: Tensor) -> Tensor:
+        def convert(t: Tensor) -> Tensor:
             changed = fn(t)
-            if id(t) not in kept or changed.dtype not in HALF:
+            if id(t) not in in_float32 or changed.dtype not in HALF:
                 return changed
             self.precision = changed.dtype
             return t.to(changed.device, torch.float32 if t.is_floating_point() else t.dtype)
 
-        return super()._apply(keeping, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
 
 
-class InFloat32(Kept):
+class InFloat32(PartlyFloat32):
     """A normalisation in float32: see the module. Mixed into one of torch's, timm's or torchvision's classes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class InFloat32(Kept):
 
     def _widen(self) -> None:
         """Brings what is in half precision (``dtype=`` of the constructor) to float32, and remembers the precision."""
-        for t in self._kept():
+        for t in self._float32_tensors():
             if t.dtype in HALF:
                 self.precision = t.dtype
                 t.data = t.data.float()
@@ -97,7 +97,7 @@ class InFloat32(Kept):
 
 
 class _BatchNormInFloat32(InFloat32):
-    """Batch norm whose parameters may all the same come in half precision, as FSDP hands them over."""
+    """Batch norm that also takes parameters in half precision, as FSDP's mixed precision passes them."""
 
     _dims: Sequence[int]
     weight: Tensor | None
@@ -168,8 +168,8 @@ def widened(x: Tensor) -> Tensor:
 def cast(y: Tensor, x: Tensor, weight: Tensor | None, precision: torch.dtype | None) -> Tensor:
     """y, computed in float32 of x, in the precision that the network wants: the one cast behind a normalisation.
 
-    That is autocast's where it is on, then that which the layer was converted to, or its weights came in, then that of
-    x. float64 stays.
+    The first of these that is set: autocast's precision, the one that the layer was converted to, half precision of its
+    weights, the precision of x. float64 stays.
     """
     if y.dtype == torch.float64:
         return y
@@ -275,22 +275,21 @@ for _kind in IN_FLOAT32.values():  # timm's fx feature extraction takes them who
 
 
 def float32_norms(model: nn.Module) -> nn.Module:
-    """Makes the normalisations of a network stay in float32 in half precision, in place; what is there stays.
+    """Makes the normalisations of a network stay in float32 when the network goes to half precision. Works in place.
 
-    The zoo's networks and those of ``convert_to_adder`` are so already. Use it for a network in which you placed adder
-    layers yourself, before ``half()`` or ``bfloat16()``, and again after tools that put in layers of their own
-    (``SyncBatchNorm.convert_sync_batchnorm``, timm's ``freeze_batch_norm_2d``).
+    The zoo's networks, and those from ``convert_to_adder``, have this already. Use it for a network in which you
+    placed adder layers yourself, before ``half()`` or ``bfloat16()``, and again after tools that insert
+    their own layers (``SyncBatchNorm.convert_sync_batchnorm``, timm's ``freeze_batch_norm_2d``).
 
     Args:
-        model: Any network. Layers keep their identity, parameters, keys, hooks and mode; their class becomes one that
-            derives from it. It concerns torch's and timm's batch, group, layer and instance norms, not classes of your
-            own.
+        model: Any network. Its batch, group, layer and instance norms from torch and timm (not your own classes) get a
+            class that derives from theirs. The layer objects, their parameters, keys, hooks and mode stay.
 
     Returns:
         ``model``.
 
     Raises:
-        ValueError: there are running statistics in half precision already, so that they are lost.
+        ValueError: running statistics are in half precision already: their digits are lost.
 
     Example:
         >>> import torch
@@ -307,7 +306,7 @@ def float32_norms(model: nn.Module) -> nn.Module:
 
 
 def put_in_float32(model: nn.Module) -> nn.Module:
-    """``float32_norms`` for a network whose statistics are not those of its layers anyway."""
+    """``float32_norms`` for a network whose statistics will be replaced, so that it does not matter what they are."""
     for module in model.modules():
         kind = IN_FLOAT32.get(type(module))
         if kind is not None:

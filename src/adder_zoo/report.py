@@ -230,7 +230,7 @@ def report(model: nn.Module, input_size: Sequence[int] | None = None) -> Report:
 
 
 def _filters_in_bytes(module: nn.Module) -> int:
-    """How many filter values a quantised layer holds, which are no parameters of torch's."""
+    """How many filter values a quantised layer holds. They are buffers, not parameters."""
     return module.weight.numel() if isinstance(module, QuantizedAdder2d) else 0
 
 

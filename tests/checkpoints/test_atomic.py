@@ -34,7 +34,7 @@ def old(tmp_path):
 
 @pytest.fixture(params=["exchange", "two renames"])
 def either(request, monkeypatch):
-    """Both ways of putting a folder in the place of another."""
+    """Both ways of replacing a folder by another."""
     if request.param == "two renames":
         monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
 

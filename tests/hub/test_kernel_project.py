@@ -1,4 +1,4 @@
-"""The kernels as Hugging Face's ``kernels`` gets them: from a folder, from the Hub, and in the place of layers.
+"""The kernels as Hugging Face's ``kernels`` gets them: from a folder, from the Hub, and as replacements of layers.
 
 Triton decides when it is first imported whether it interprets, so everything runs in processes with TRITON_INTERPRET=1.
 """

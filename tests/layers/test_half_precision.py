@@ -174,7 +174,7 @@ def test_networks_of_timm(name):
 
 @HALF
 def test_trained_weights_answer_alike(dtype):
-    """Of 500 images of Fashion-MNIST, as many are told right, within what half precision turns at the margin."""
+    """The accuracy on 500 images of Fashion-MNIST stays, but for images that are close to the margin."""
     model = timm.create_model("adder_lenet5_bn.fashion_mnist", pretrained=True).eval()
     images, labels = (_idx(f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
     cfg = model.pretrained_cfg

@@ -67,7 +67,7 @@ def test_fvcore_counts_a_network_like_its_twin():
 
 @pytest.mark.filterwarnings("ignore")
 def test_torchinfo_counts_each_filter_once_and_not_for_each_place():
-    """It has no place for layers of others; docs/guides/use.md says so."""
+    """It cannot be extended by other packages' layers; docs/guides/use.md says so."""
     torchinfo = pytest.importorskip("torchinfo")
     layer = adder_zoo.Adder2d(3, 4, 3, bias=False)
     summary = torchinfo.summary(layer, (1, 3, 10, 10), verbose=0)

@@ -105,7 +105,7 @@ def test_zero_redundancy_optimizer(one_process):
 
 
 def test_optimizer_in_the_backward_pass():
-    """One optimizer for each parameter: those without a filter are no reason for a warning."""
+    """One optimizer for each parameter: an optimizer that gets no filter does not warn."""
     model, twin = network(), network()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -235,7 +235,7 @@ def test_more_than_2_31_elements(groups):
 
 
 def test_tuner(monkeypatch):
-    """Triton's own tuner in the place of the default configurations: the same sums."""
+    """Triton's own tuner instead of the default configurations: the same sums."""
     import sys
 
     from adder_zoo.ops.triton import kernels

@@ -1,6 +1,6 @@
 """For test_launch.py, started by `accelerate launch`: one training step of a small network, and what came of it.
 
-Accelerate leaves FSDP out on CPUs. It is told here that gloo's processes are as good as a GPU's; all else is its own.
+Accelerate leaves FSDP out on CPUs. This makes it take gloo's processes for a GPU's; everything else is unchanged.
 """
 
 import json

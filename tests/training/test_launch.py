@@ -32,7 +32,7 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
 
     monkeypatch.setattr(launch, "Accelerator", lambda **options: Alone())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="the launcher was told 2 processes"):
+    with pytest.raises(RecipeError, match="the launcher was to start 2 processes"):
         launch.make_accelerator(mnist.Config(cpu=True))
 
 
@@ -77,7 +77,7 @@ def test_launcher_that_starts_fewer_processes_is_found_out(tmp_path):
     launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2")
     code, _, err = run(tmp_path / "run", "--epochs", "1", launcher=launcher)
     assert code != 0
-    assert "the launcher was told 2 processes, but this one knows of 1" in err
+    assert "the launcher was to start 2 processes, but this one knows of 1" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -105,7 +105,7 @@ ONE_MACHINE = ("--num_machines", "1", "--machine_rank", "0", "--num_processes", 
     ids=["one_gpu", "two_cpus", "eight_gpus", "nodes", "fsdp"],
 )
 def test_accelerate_launches_its_files(file, flags, kind, precision):
-    """On CPUs, two processes in the place of eight and sixty-four; all else is the file's, FSDP's parts included."""
+    """On CPUs, two processes instead of eight and sixty-four; everything else is as in the file, FSDP included."""
     launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0")
     config = ("--config_file", str(RECIPE.parent / "accelerate" / f"{file}.yaml"))
     script = str(SUPPORT / "launched.py")

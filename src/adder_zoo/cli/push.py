@@ -28,7 +28,7 @@ from ._hub import failures
       adder-zoo push --all my-org                          everything that the package ships, and the kernels
 
     \b
-    The token is that of `hf auth login` or of the environment variable HF_TOKEN.
+    The token comes from `hf auth login` or the environment variable HF_TOKEN.
     Status: 0 if it is on the Hub, 1 if it is not, 2 for a wrong command line.
     """,
 )
@@ -87,7 +87,7 @@ def push(
 
 
 def _push_all(organisation: str, options: dict[str, Any], quiet: bool) -> list[tuple[hub.Push, str | None]]:
-    """What was pushed, and to which branch; each is told as soon as it is done, unless ``quiet``."""
+    """What was pushed, and to which branch; each is reported as soon as it is done, unless ``quiet``."""
     options = {k: v for k, v in options.items() if k != "revision"}
     project = kernel_project.source()  # first of all: outside of a checkout the cards would have no twins to tell of
     pushed: list[tuple[hub.Push, str | None]] = []

@@ -40,7 +40,7 @@ def _without_token(text: str, token: str | None) -> str:
 
 
 def advice(error: BaseException, repo_id: str, pushing: bool = False) -> str:
-    """What a user can do about an error of huggingface_hub, told by the status that is behind it."""
+    """What a user can do about an error of huggingface_hub, by its HTTP status."""
     statuses, offline = [], False
     at: BaseException | None = error
     while at is not None:

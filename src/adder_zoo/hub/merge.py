@@ -38,7 +38,7 @@ def merge(old: str | None, new: str) -> str:
     else:
         raise ValueError(
             "README.md of the repository has not one pair of the comments <!-- adder_zoo:begin --> and <!-- "
-            "adder_zoo:end -->: mend it by hand, since what is yours in it cannot be told"
+            "adder_zoo:end -->: mend it by hand, since it does not show which lines are yours"
         )
     merged = merge_metadata(data, new_data)
     if merged != data:
@@ -96,16 +96,16 @@ def _merge_index(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[d
             continue
         for result in model["results"]:
             types = {metric["type"] for metric in result["metrics"]}
-            kept: list[dict[str, Any]] = []
+            entries: list[dict[str, Any]] = []
             at: int | None = None
             for other in known["results"]:
                 if identity(other) == identity(result):
                     metrics = [m for m in other.get("metrics", []) if m.get("type") not in types]
-                    at = len(kept) if at is None else at
+                    at = len(entries) if at is None else at
                     if not metrics:
                         continue
                     other = {**other, "metrics": metrics}
-                kept.append(other)
-            kept.insert(len(kept) if at is None else at, result)
-            known["results"] = kept
+                entries.append(other)
+            entries.insert(len(entries) if at is None else at, result)
+            known["results"] = entries
     return merged

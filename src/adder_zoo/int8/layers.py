@@ -13,7 +13,7 @@ from torch import Tensor
 from ..functional import adder2d
 from ..fuse import FusedAdder2d, FusedAdderLinear
 from ..layers import Adder2dSame
-from ..norms import Kept, cast
+from ..norms import PartlyFloat32, cast
 from ..ops.geometry import Geometry
 from ..ops.int8.library import adder2d_int8, adder2d_int8_fused, int8_levels
 from ..ops.int8.reference import levels
@@ -63,7 +63,7 @@ class Range:
         return as_bytes(x, 1 / self.step, self.zero_point, self.top)
 
 
-class QuantizedAdder2d(Kept):
+class QuantizedAdder2d(PartlyFloat32):
     """A fused adder layer whose input and filters are bytes; for inference only.
 
         y = act(scale[k]·(-Σ|x - w|) + shift[k] + shortcut)
@@ -151,7 +151,7 @@ class QuantizedAdder2d(Kept):
             self.next_range = range_of(rows[1]) if rows[1][2] else None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)  # type: ignore[no-untyped-call]
 
-    def _kept(self) -> list[Tensor]:
+    def _float32_tensors(self) -> list[Tensor]:
         return [self.scale, self.shift]
 
     def _filters(self) -> Tensor:

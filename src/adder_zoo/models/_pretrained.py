@@ -88,7 +88,7 @@ def build_model(
     weights_are = "adder" if ours else similarity if saved is None else saved.get("similarity", "adder")
     if weights_are != similarity:
         raise ValueError(
-            f"{name}: the weights are those of similarity={weights_are!r} and mean nothing to similarity="
+            f"{name}: the weights belong to similarity={weights_are!r} and mean nothing to similarity="
             f"{similarity!r}. Use pretrained=False, or load a checkpoint that was trained with it."
         )
     _check_file(name, source, file)
@@ -112,7 +112,7 @@ def build_model(
             raise
         if ADVICE in str(error):
             raise RuntimeError(f"{name}: the weights in {source} cannot be used. {error}") from error
-        raise RuntimeError(f"{name}: the weights in {source} are those of another model. {error}") from error
+        raise RuntimeError(f"{name}: the weights in {source} belong to another model. {error}") from error
     model.pretrained_cfg.update(source=cfg.source, file=cfg.file)  # type: ignore[operator, union-attr]
     return model
 
@@ -244,7 +244,7 @@ def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple
     filename = cfg.hf_hub_filename or WEIGHTS_FILE
     if not filename.endswith(".safetensors"):
         return f"{repo_id}/{filename}", Path(filename), saved
-    # The commit of its config.json is that of the weights, even if somebody pushes in between.
+    # config.json and weights come from the same commit, even if somebody pushes in between.
     if cfg.source == "hf-hub":
         known = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache_dir, revision=revision or None)
         config = Path(known) if isinstance(known, str) else None
@@ -255,10 +255,10 @@ def _weights(variant: str, name: str, cfg: Any, kwargs: dict[str, Any]) -> tuple
             )
     else:
         config = download(repo_id, "config.json", revision or None, cache_dir=cache_dir)
-        told = json.loads(config.read_text())
-        saved = told.get("model_args", {})
-        if told.get("architecture") != variant:
-            raise ValueError(f"{repo_id} has weights of {told.get('architecture')!r}, not of {variant!r}")
+        saved_config = json.loads(config.read_text())
+        saved = saved_config.get("model_args", {})
+        if saved_config.get("architecture") != variant:
+            raise ValueError(f"{repo_id} has weights of {saved_config.get('architecture')!r}, not of {variant!r}")
     try:
         commit = config.parent.name if config else revision or None
         return repo_id, download(repo_id, filename, commit, cache_dir=cache_dir), saved

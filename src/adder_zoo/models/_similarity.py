@@ -20,7 +20,7 @@ SIMILARITIES = tuple(CONVOLUTIONS)
 
 
 def conv2d(similarity: str, in_channels: int, out_channels: int, kernel_size: Any, **kwargs: Any) -> nn.Module:
-    """A layer that compares patches by ``similarity``, without bias if not told otherwise; batch norm is to follow."""
+    """A layer that compares patches by ``similarity``, without bias unless ``bias=True``; batch norm should follow."""
     return _settled(CONVOLUTIONS[similarity](in_channels, out_channels, kernel_size, **{"bias": False, **kwargs}))
 
 

@@ -12,7 +12,7 @@ LINE_EVERY = 30  # seconds
 
 
 def epoch_display(title: str, total: int, done: int, shown: bool) -> Any:
-    """A display of ``total`` images, so many of them done: call ``update``, ``set_postfix``, ``close``."""
+    """Shows progress over ``total`` images, with ``done`` so far: call ``update``, ``set_postfix`` and ``close``."""
     if sys.stderr.isatty() or not shown:
         return tqdm(total=total, initial=done, unit="img", desc=title, disable=not shown)
     return Lines(title, total, done)

@@ -40,9 +40,10 @@ def make_accelerator(config: Settings) -> Accelerator:
     wanted = int(os.environ.get("WORLD_SIZE", 0)) or requested_processes()
     if accelerator.num_processes != wanted:
         raise RecipeError(
-            f"the launcher was told {wanted} processes, but this one knows of {accelerator.num_processes}: each would "
-            "train on its own, or fewer than you think. For several processes on CPUs use `torchrun --nproc-per-node "
-            "N` with --cpu, or `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N`."
+            f"the launcher was to start {wanted} processes, but this one knows of {accelerator.num_processes}: "
+            "each would train on its own, or fewer than you think. For several processes on CPUs use `torchrun "
+            "--nproc-per-node N` with --cpu, or "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N`."
         )
     if accelerator.device.type == "cpu":
         if accelerator.mixed_precision == "fp16":
@@ -54,7 +55,7 @@ def make_accelerator(config: Settings) -> Accelerator:
 
 
 def requested_processes() -> int:
-    """How many processes ``accelerate launch`` was told to start, where it is this one's parent; else 1.
+    """How many processes ``accelerate launch`` is to start, if it is the parent of this process; else 1.
 
     Without a GPU it starts a single process whatever ``--num_processes`` says, and leaves no trace of the number.
     """

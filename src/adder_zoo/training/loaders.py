@@ -99,7 +99,7 @@ def remaining_batches(batches: Any, done: int, count: int) -> Iterable[Any]:
 
 
 def limit_data(data: Data, images: int) -> None:
-    """Keeps no more than so many images of each part of ``data``.
+    """Shortens each part of ``data`` to at most ``images`` images.
 
     Raises:
         RecipeError: a part is read as a stream.

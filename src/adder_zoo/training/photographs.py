@@ -25,7 +25,7 @@ SHUFFLE_BUFFER = 8192  # images of shards that are held back to be mixed
 class Photographs(Dataset):
     """Images and labels of a reader of timm.
 
-    timm's own ``ImageDataset`` takes the next image in place of one that it cannot read.
+    timm's own ``ImageDataset`` takes the next image instead of one that it cannot read.
 
     Args:
         reader: Gives an open file and a label by number, like ``timm.data.create_dataset(...).reader``.

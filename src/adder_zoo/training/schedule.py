@@ -84,5 +84,5 @@ class Schedule:
         )
 
     def set_rate(self, updates: int) -> None:
-        """Sets the learning rate of the update that follows so many."""
+        """Sets the learning rate for the update after the first ``updates``."""
         self._scheduler.step_update(updates)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Settings of the recipes: the same names in all of them, those of timm's ``train.py`` and Accelerate's examples."""
+"""Settings of the recipes: the same names in all of them, taken from timm's ``train.py`` and Accelerate's examples."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ class RecipeError(Exception):
 
 
 def option(default: Any, help: str, choices: Sequence[Any] | None = None, run: bool = True, type: type | None = None):
-    """A setting. ``run`` is False where it says only where and how fast a run computes: it may change on the way."""
+    """A setting. ``run`` is False if it only says where and how fast a run computes. Such a setting may change when a
+    stopped run goes on."""
     return field(default=default, metadata={"help": help, "choices": choices, "run": run, "type": type})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all recipes can be told. Each sets values of its own for its data, and says which are the paper's."""
+    """The settings of all recipes. Each recipe sets its own defaults for its data, and says which are the paper's."""
 
     # ---- data
     data_dir: str | None = option(None, "folder of the data set", run=False, type=str)
-    synthetic: bool = option(False, "noise in place of the data set, for timing; tested on 1,000 images of it")
-    limit_batches: int = option(0, "use no more batches than so many of each part of the data, for smoke runs; 0: all")
+    synthetic: bool = option(False, "noise instead of the data set, for timing; tested on 1,000 images of it")
+    limit_batches: int = option(0, "use at most this many batches of each part of the data, for smoke runs; 0: all")
     workers: int = option(0, "processes that load images from files; 0: the training process itself", run=False)
 
     # ---- network
@@ -65,7 +66,7 @@ class Settings:
     factor: float = option(100.0, "of --adder-lr increased")
     gradient_accumulation_steps: int = option(1, "batches to one update")
     clip_grad: float = option(0.0, "largest norm of the gradient of all but adder filters; 0: no limit")
-    max_steps: int = option(0, "stop after so many updates, schedule included; 0: by epochs")
+    max_steps: int = option(0, "stop after this many updates, and fit the schedule to them; 0: by epochs")
 
     # ---- regularisation
     smoothing: float = option(0.0, "label smoothing")
@@ -85,12 +86,12 @@ class Settings:
     kd_beta: float = option(1.0, "PKKD: weight of the layers' kernels")
     l2_to_l1: int = option(
         0,
-        "epochs in which the exponent of |x - w| falls from 2 to 1, all but the first and the last by the slow "
-        "reference code; 0: it is 1",
+        "epochs in which the exponent of |x - w| falls from 2 to 1, all but the first and the last use the slow "
+        "reference code; 0: the exponent is 1",
     )
 
     # ---- evaluation and record
-    eval_every: int = option(1, "evaluate after every so many epochs, and after the last")
+    eval_every: int = option(1, "epochs between evaluations; the last one is always evaluated")
     bn_batches: int = option(20, "training batches to recompute batch norm statistics over")
     checkpointing_steps: int = option(0, "updates between checkpoints, beside those after each epoch", run=False)
     checkpoint_hist: int = option(2, "checkpoints to keep", run=False)
@@ -234,6 +235,6 @@ def _words_of_file(config: Any, path: Path, parser: argparse.ArgumentParser) -> 
 
 
 def exit_with_message(error: BaseException) -> NoReturn:
-    """Ends the program with the error's message in place of a traceback."""
+    """Ends the program with the error's message instead of a traceback."""
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(1)

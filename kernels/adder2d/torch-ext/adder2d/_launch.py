@@ -99,7 +99,7 @@ class Launch:
         tiles: Programs by configuration: what ``constants`` say, to the size of the one-dimensional grid.
         arguments: Tensors and integers by name, in the kernel's order.
         constants: ``tl.constexpr`` arguments by name.
-        registers: At most so many for a thread, on NVIDIA, so that as many blocks as planned share a multiprocessor.
+        registers: Limit for a thread, on NVIDIA, so that as many blocks as planned share a multiprocessor.
         tuned: ``kernel`` with Triton's autotuner around it, which then chooses what its configurations hold.
     """
 

@@ -40,7 +40,7 @@ _SIZES += ["stride_wk", "stride_wc", "stride_wr", "stride_ws", "stride_yn", "str
 
 
 def fits(G: int, channels: int) -> bool:
-    """Whether G groups with so many channels each (filters; for dx those of x) are for these kernels."""
+    """Whether these kernels take G groups with this many channels each (filters; for dx channels of x)."""
     return G > 1 and channels <= SMALL_GROUP
 
 
