@@ -5,6 +5,7 @@
 # make driver  the CPU library's drivers without Python, into build/, for limits.py and count_instructions.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
 # make onnx-library ORT_INCLUDE=FOLDER  our kernels as operators of ONNX Runtime, into build/; FOLDER has its C header
+# make test-riscv, make test-arm-m  exported networks on processors with and without a multiplier, in qemu; DATA=FOLDER
 # make dist    what PyPI takes, into dist/: the sources, and a manylinux wheel that is built from them; nothing is uploaded
 # make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
 # make check   lint, format, types, and nothing newer than Python 3.10
@@ -19,7 +20,7 @@ GPU_WORKERS ?= 8
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-ci test-all test-python310 test-arm bench driver onnx-library dist docs figures check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-ci test-all test-python310 test-arm test-riscv test-arm-m bench driver onnx-library dist docs figures check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -61,6 +62,12 @@ test-arm: install
 	@command -v aarch64-linux-gnu-g++ >/dev/null && { command -v qemu-aarch64-static || command -v qemu-aarch64; } >/dev/null || \
 		{ echo "needs Debian's packages g++-aarch64-linux-gnu and qemu-user-static"; exit 1; }
 	$(BIN)/python -m pytest tests/native/test_driver.py -k aarch64 -rs
+
+test-riscv: install
+	$(BIN)/python benchmarks/processors.py --data-dir "$(or $(DATA),$(ADDER_ZOO_DATA))" --processors rv32i rv32e rv32im
+
+test-arm-m: install
+	$(BIN)/python benchmarks/processors.py --data-dir "$(or $(DATA),$(ADDER_ZOO_DATA))" --processors cortex-m0 cortex-m4
 
 bench: install
 	$(BIN)/python benchmarks/cpu.py --threads 1 --json benchmarks/results/cpu.json

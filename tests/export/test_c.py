@@ -2,8 +2,10 @@
 
 import shutil
 import subprocess
+import warnings
 
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from integer_networks import integer_network, pixels
@@ -161,3 +163,25 @@ def test_the_command_writes_a_folder(tmp_path):
     said = command("adder_lenet5_bn", "-o", tmp_path / "twin", *options, "--similarity", "conv").stderr
     assert "random weights" in said
     assert "products(" in (tmp_path / "twin/adder_lenet5_bn.c").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multiplier_free", [False, True])
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("adder_lenet5_bn.mnist", "mnist"), ("adder_resnet20.cifar10", "cifar10")]
+)
+def test_a_thousand_images_have_equal_integers(name, dataset, multiplier_free, data_dir, tmp_path):
+    needs("gcc")
+    from integer_images import read
+
+    calibration, _ = read(dataset, "train", data_dir, 256)
+    images, _ = read(dataset, "test", data_dir, 1000)
+    model = timm.create_model(name, pretrained=True).eval()
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="quantize: these adder layers stay float32")
+        small = adder_zoo.quantize(model, (calibration.permute(0, 3, 1, 2) / 255 - mean) / std)
+    network = adder_zoo.to_integers(small, calibration, multiplier_free=multiplier_free)
+    adder_zoo.export_c(network, tmp_path / "c", "whole", images)
+    output_of("gcc", *STRICT, "-O3", "-o", "run", "main.c", "whole.c", cwd=tmp_path / "c")
+    assert output_of("./run", cwd=tmp_path / "c", data=images.numpy().tobytes()) == lines_of(network(images))

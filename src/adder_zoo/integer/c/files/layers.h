@@ -170,18 +170,29 @@ static inline int32_t spread(const uint32_t *patch, uint32_t words, uint32_t *la
 
 #ifdef NEEDS_DISTANCE
 #if defined(USE_DSP)
+#define ADD_DIFFERENCES(sum, x, w) __asm__("usada8 %0, %1, %2, %0" : "+r"(sum) : "r"(x), "r"(w))
+/* Of two filters at once, which share the patch. */
+static inline void distances_of_two(const uint32_t *patch, const uint32_t *w, uint32_t words, int32_t *sums) {
+  uint32_t first = 0, second = 0;
+  const uint32_t *const end = w + words, *other = end;
+  for (; end - w >= 2; patch += 2, w += 2, other += 2) {
+    const uint32_t x0 = patch[0], x1 = patch[1];
+    ADD_DIFFERENCES(first, x0, w[0]);
+    ADD_DIFFERENCES(second, x0, other[0]);
+    ADD_DIFFERENCES(first, x1, w[1]);
+    ADD_DIFFERENCES(second, x1, other[1]);
+  }
+  if (w != end) {
+    ADD_DIFFERENCES(first, *patch, *w);
+    ADD_DIFFERENCES(second, *patch, *other);
+  }
+  sums[0] = (int32_t)first;
+  sums[1] = (int32_t)second;
+}
+
 static inline int32_t distance(const uint32_t *patch, const uint32_t *w, uint32_t words) {
   uint32_t sum = 0;
-  const uint32_t *const end = w + words;
-  while (end - w >= 4) {
-    __asm__("usada8 %0, %1, %2, %0" : "+r"(sum) : "r"(patch[0]), "r"(w[0]));
-    __asm__("usada8 %0, %1, %2, %0" : "+r"(sum) : "r"(patch[1]), "r"(w[1]));
-    __asm__("usada8 %0, %1, %2, %0" : "+r"(sum) : "r"(patch[2]), "r"(w[2]));
-    __asm__("usada8 %0, %1, %2, %0" : "+r"(sum) : "r"(patch[3]), "r"(w[3]));
-    patch += 4;
-    w += 4;
-  }
-  for (; w != end; patch++, w++) __asm__("usada8 %0, %1, %2, %0" : "+r"(sum) : "r"(*patch), "r"(*w));
+  for (; words > 0; words--, patch++, w++) ADD_DIFFERENCES(sum, *patch, *w);
   return (int32_t)sum;
 }
 #elif defined(USE_VECTORS)
@@ -195,26 +206,57 @@ static inline int32_t distance(const uint8_t *patch, const uint8_t *w, uint32_t 
   return sum;
 }
 #else
-/* sum max(x - w, 0). A lane is 0x100 + x - w: where its ninth bit is set, x >= w and the low byte is x - w. */
-static inline uint32_t above(const uint32_t *lanes, const uint32_t *w, uint32_t words) {
+/* A lane is 0x100 + x - w: where its ninth bit is set, x >= w and the low byte is x - w. */
+static inline uint32_t above(uint32_t x, uint32_t w) {
+  const uint32_t lane = x - w, at_least = lane & ABOVE;
+  return lane & (at_least - (at_least >> 8));
+}
+
+#define BOTH(sum) (((sum) & 0xffff) + ((sum) >> 16))
+
+/* sum max(x - w, 0). 128 words add at most 65,280 to a lane. */
+static inline uint32_t above_of_one(const uint32_t *lanes, const uint32_t *w, uint32_t words) {
   uint32_t total = 0;
   while (words > 0) {
-    const uint32_t some = words > 128 ? 128 : words; /* 128 words add at most 65,280 to a lane */
+    const uint32_t some = words > 128 ? 128 : words;
     const uint32_t *const end = w + some;
     uint32_t sum = 0;
     words -= some;
     do {
       const uint32_t f = *w++;
-      const uint32_t even = lanes[0] - (f & LANES), odd = lanes[1] - ((f >> 8) & LANES);
-      const uint32_t even_above = even & ABOVE, odd_above = odd & ABOVE;
+      sum += above(lanes[0], f & LANES);
+      sum += above(lanes[1], (f >> 8) & LANES);
       lanes += 2;
-      sum += even & (even_above - (even_above >> 8));
-      sum += odd & (odd_above - (odd_above >> 8));
     } while (w != end);
-    total += (sum & 0xffff) + (sum >> 16);
+    total += BOTH(sum);
   }
   return total;
 }
+
+#if !((defined(__thumb__) && !defined(__thumb2__)) || defined(__riscv_32e) || defined(__riscv_e))
+#define TWO_FILTERS 1 /* where there are registers enough */
+/* The same of two filters, which share the patch. */
+static inline void above_of_two(const uint32_t *lanes, const uint32_t *w, uint32_t words, uint32_t *totals) {
+  const uint32_t *other = w + words;
+  totals[0] = totals[1] = 0;
+  while (words > 0) {
+    const uint32_t some = words > 128 ? 128 : words;
+    const uint32_t *const end = w + some;
+    uint32_t first = 0, second = 0;
+    words -= some;
+    do {
+      const uint32_t even = lanes[0], odd = lanes[1], f = *w++, g = *other++;
+      lanes += 2;
+      first += above(even, f & LANES);
+      second += above(even, g & LANES);
+      first += above(odd, (f >> 8) & LANES);
+      second += above(odd, (g >> 8) & LANES);
+    } while (w != end);
+    totals[0] += BOTH(first);
+    totals[1] += BOTH(second);
+  }
+}
+#endif
 #endif
 #endif
 
@@ -252,6 +294,19 @@ static inline int32_t product(const uint8_t *patch, const int8_t *w, uint32_t ta
   int32_t sum = 0;
   uint32_t i;
   for (i = 0; i < taps; i++) sum += patch[i] * w[i];
+  return sum;
+}
+#elif defined(PRODUCTS_BY_BITS)
+/* A product for a processor without a multiplier: additions for the bits of x. By -DPRODUCTS_BY_BITS. */
+static inline int32_t product(const uint8_t *patch, const int8_t *w, uint32_t taps) {
+  int32_t sum = 0;
+  const int8_t *const end = w + taps;
+  while (w != end) {
+    uint32_t x = *patch++;
+    int32_t multiple = *w++;
+    for (; x != 0; x >>= 1, multiple += multiple)
+      if (x & 1) sum += multiple;
+  }
   return sum;
 }
 #else
@@ -317,11 +372,25 @@ static void distances(const struct layer *l, const uint8_t *x, struct output out
       int32_t sum;
       gather(l, patch, x, y0, x0, at);
       sum = spread(patch, l->words, lanes, ABOVE);
+#if defined(TWO_FILTERS)
+      for (; end - f >= 2; f += 2, w += l->words + l->words) {
+        uint32_t totals[2];
+        above_of_two(lanes, w, l->words, totals);
+        finish(l, f, sum - f->sum - (int32_t)(totals[0] << 1), &out);
+        finish(l, f + 1, sum - f[1].sum - (int32_t)(totals[1] << 1), &out);
+      }
+#endif
       for (; f != end; f++, w += l->words)
-        finish(l, f, sum - f->sum - (int32_t)(above(lanes, w, l->words) << 1), &out);
+        finish(l, f, sum - f->sum - (int32_t)(above_of_one(lanes, w, l->words) << 1), &out);
 #elif defined(USE_DSP)
       gather(l, patch, x, y0, x0, at);
-      for (; f != end; f++, w += l->words) finish(l, f, -distance(patch, w, l->words), &out);
+      for (; end - f >= 2; f += 2, w += l->words + l->words) {
+        int32_t sums[2];
+        distances_of_two(patch, w, l->words, sums);
+        finish(l, f, -sums[0], &out);
+        finish(l, f + 1, -sums[1], &out);
+      }
+      if (f != end) finish(l, f, -distance(patch, w, l->words), &out);
 #else
       gather(l, patch, x, y0, x0, at);
       for (; f != end; f++, w += l->words)
@@ -360,9 +429,19 @@ static void max_pool(const struct pool *l, const uint8_t *x, uint8_t *narrow, ui
   (void)patch;
   EACH_PIXEL(l, x, patch) {
       int32_t r, s, c, channel = at;
+      const int inside = y0 >= 0 && y0 + l->kernel_height <= l->height && x0 >= 0 && x0 + l->kernel_width <= l->width;
       for (c = 0; c < l->channels; c++, channel++) {
         int32_t row = channel;
         uint8_t largest = 0;
+        if (inside) {
+          for (r = l->kernel_height; r > 0; r--, row += l->row_bytes) {
+            const uint8_t *tap = x + row;
+            for (s = l->kernel_width; s > 0; s--, tap += l->channels)
+              if (*tap > largest) largest = *tap;
+          }
+          *narrow++ = largest;
+          continue;
+        }
         for (r = y0; r < y0 + l->kernel_height; r++, row += l->row_bytes) {
           int32_t tap = row;
           for (s = x0; s < x0 + l->kernel_width; s++, tap += l->channels)

@@ -1,7 +1,7 @@
 /* Runs an exported network on the images of images.h, without an operating system or a library, and prints for each
  * image its logits, class and the number of instructions. RISC-V: qemu's `virt`; ARM: qemu's `mps2-an385`, `mps2-an386`. */
 #include "images.h"
-#include "network.h"
+#include "exported.h"
 
 #if defined(__riscv)
 static volatile uint8_t *const console = (volatile uint8_t *)0x10000000;
