@@ -93,7 +93,7 @@ def test_info():
     ("name", "hint"),
     [
         ("adder_resnet5", "Did you mean adder_resnet"),
-        ("adder_resnet20.imagenet", "only cifar10, cifar100"),
+        ("adder_resnet20.imagenet", "only cifar10, cifar10_int8, cifar100"),
         ("qqqqqqqq", "`adder-zoo list` shows"),
     ],
 )

@@ -1,6 +1,7 @@
 """Which layers go into bytes, and what bytes pass on their way; each is held against the same network in floats."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -245,3 +246,27 @@ def test_batch_norm_over_the_middle_of_a_sequence(length):
         with torch.no_grad():
             torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
         assert error(adder_zoo.quantize(model, x), model, x) < 0.01
+
+
+class Branching(nn.Module):
+    """What torch.fx cannot trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer, self.norm2 = nn.BatchNorm2d(3), adder(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm2(self.layer(self.norm(x) if x.mean() < 1e9 else x))
+
+
+@pytest.mark.parametrize("copied", [lambda n: n, copy.deepcopy], ids=["itself", "copy"])
+def test_refused_training_leaves_no_part_in_training_mode(copied):
+    for model in (settled(Branching()), settled(Functional(nn.ReLU()))):
+        network = copied(adder_zoo.quantize(model, X))
+        with torch.no_grad():
+            wanted = network(X)
+            with pytest.raises(RuntimeError, match="was quantised for inference"):
+                network.train()
+            assert not any(module.training for module in network.modules())
+            assert torch.equal(network.eval()(X), wanted)
+            assert torch.equal(pickle.loads(pickle.dumps(network))(X), wanted)

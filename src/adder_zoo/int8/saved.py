@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import types
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ from ..architecture import creation_args, input_channels, named_as
 from ..fuse import FusedAdder2d, fuse, fused_layer, is_adder
 from ..layers import AdderLayer
 from .connect import connect
-from .layers import QuantizedAdder2d, Range, quantized_layer
+from .layers import REFUSED_TRAINING, QuantizedAdder2d, Range, quantized_layer
+from .network import QuantizedNetwork
 
 BITS = range(2, 9)
 TAG = re.compile(r"(?:^|_)int[2-8]$")  # ends the tag of a network in bytes: "cifar10_int8"
@@ -83,6 +85,8 @@ def replace_layers(fused: nn.Module, layers: Mapping[str, QuantizedAdder2d]) -> 
 def finish(network: nn.Module, model: nn.Module, quantized_from: str | None, tag: str | None) -> nn.Module:
     """Writes into ``network`` how it is built again, where timm built ``model``, the float network."""
     network.requires_grad_(False)
+    if not isinstance(network, (QuantizedNetwork, QuantizedAdder2d)):
+        network.train = types.MethodType(train, network)  # type: ignore[method-assign]
     network.quantized_from = quantized_from  # type: ignore[assignment]
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
         named_as(network, model, tag)
@@ -90,6 +94,13 @@ def finish(network: nn.Module, model: nn.Module, quantized_from: str | None, tag
         network.in_chans = input_channels(model)  # type: ignore[assignment]  # its first layer may be in bytes
         network._model_args = {**args, "int8": describe(network)}  # type: ignore[assignment]
     return network
+
+
+def train(self: nn.Module, mode: bool = True) -> nn.Module:
+    """``train`` of a network that torch.fx cannot trace: refused before any part of it is in training mode."""
+    if mode:
+        raise RuntimeError(REFUSED_TRAINING)
+    return type(self).train(self, False)
 
 
 # ---- config.json ----
