@@ -48,6 +48,13 @@ ROWS = (
         "optim/test_recognition.py::test_compiled_step",
     ),
     row(
+        "`torch.onnx.export`, ONNX Runtime",
+        "works",
+        "`export_onnx`, or `dynamo=True` with `onnx_translation_table()`; runs in an unmodified ONNX Runtime",
+        "export/test_onnx.py::test_network_of_the_zoo",
+        "export/test_onnx.py::test_table_of_torchs_exporter_with_any_size_of_image",
+    ),
+    row(
         "`torch.export`",
         "works",
         "any batch size; a saved program comes back",
@@ -301,7 +308,7 @@ The page is rendered by `python tests/support/compatibility.py`, and
 """
 
 TAIL = """
-**Not run**: ONNX export, torchao, DeepSpeed, Lightning, transformers' `Trainer`, and whatever needs a GPU (tests for
+**Not run**: torchao, DeepSpeed, Lightning, transformers' `Trainer`, and whatever needs a GPU (tests for
 one are written: `make gpu`).
 """
 

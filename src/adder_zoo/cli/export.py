@@ -29,6 +29,7 @@ FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2, _format
     \b
     Examples:
       adder-zoo export adder_lenet5_bn.mnist -o lenet5.pt2
+      adder-zoo export adder_resnet20.cifar10 -o resnet20.onnx
       adder-zoo export adder_lenet5_bn.mnist -o lenet5 --format c --multiplier-free --data-dir data/mnist
       python -c "import torch, adder_zoo; print(torch.export.load('lenet5.pt2').module()(torch.zeros(3, 1, 32, 32)))"
     """
@@ -53,6 +54,8 @@ def export(
     **options: Any,
 ) -> None:
     """Writes a network in a form that other programs run, and compares its answers with the network's.
+
+    onnx runs in an unmodified ONNX Runtime, faster with our kernels (adder_zoo.onnx_session).
 
     pt2 is a program of torch.export. It calls the operators of this package: import adder_zoo before
     torch.export.load.
