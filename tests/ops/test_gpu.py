@@ -13,6 +13,7 @@ from torch import nn
 
 from adder_zoo import Adder2d, AdderSGD, adder2d
 from adder_zoo.ops.fused import adder2d_fused
+from adder_zoo.ops.int8.library import adder2d_int8, adder2d_int8_fused
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -242,3 +243,22 @@ def test_tuner(monkeypatch):
 
     monkeypatch.setattr(sys.modules[f"{kernels().__name__}._launch"], "AUTOTUNE", True)
     check(LARGE[0], "triton", torch.float32, modes=MODES[:1], device=CUDA)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bytes(groups, stride):
+    """Sums and what follows them, to the last bit of the definition."""
+    torch.manual_seed(0)
+    x = torch.randint(256, (3, 16, 17, 19), dtype=torch.uint8)
+    w = torch.randint(256, (80, 16 // groups, 3, 3), dtype=torch.uint8)
+    geometry = [stride, stride], [1, 1, 1, 1], [1, 1], groups
+    sums = adder2d_int8(x, w, 100, *geometry, "reference")
+    assert torch.equal(adder2d_int8(x.cuda(), w.cuda(), 100, *geometry).cpu(), sums)
+    scale, residual = torch.randn(80) / 300, torch.randn(sums.shape)
+    shift = -scale * sums.float().mean((0, 2, 3))
+    after = scale, shift, residual, True, True, 37.3, 5, 200, True
+    wanted = adder2d_int8_fused(x, w, 100, *after, *geometry, "reference")
+    on_gpu = [t.cuda() if isinstance(t, torch.Tensor) else t for t in (x, w, 100, *after)]
+    for one, other in zip(adder2d_int8_fused(*on_gpu, *geometry), wanted, strict=True):
+        assert torch.equal(one.cpu(), other)

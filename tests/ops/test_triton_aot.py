@@ -97,6 +97,34 @@ print(json.dumps(sizes))
 """
 
 
+# The kernel over bytes: a layer of 128 channels in words of four, sums and what follows them.
+BYTES = """
+import json, sys, tempfile, torch, sass
+from pathlib import Path
+from adder_zoo.ops.triton import kernels
+int8 = sys.modules[f"{kernels().__name__}.int8"]
+def empty(*shape, dtype=torch.int32):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+image = empty(8, 128, 28, 28, dtype=torch.float32)
+g = int8.Geometry.of(image, empty(128, 128, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
+x, w, scale = empty(8, 28, 28, 1, 32), empty(1, 3, 3, 32, 128), empty(128, dtype=torch.float32)
+after = int8.Requantise(scale, scale, image, True, True, 0.5, 3, 255, True)
+levels = empty(8, 128, 28, 28, dtype=torch.uint8)
+found = {}
+for form in ("vabsdiff4", "plain"):
+    launch = int8.plan(x, w, 3, g, None, image, levels, after, form)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(sass.compile_for(launch, sys.argv[1]).asm["cubin"])
+        operations, loops, _ = sass._read_nvidia(file)
+    first, last = sass._hot(operations, loops)
+    words = launch.constants["BLOCK_M"] * launch.constants["BLOCK_N"] // (32 * launch.num_warps)
+    body = operations[first : last + 1]
+    found[form] = body.count("VABSDIFF4") / words, len(body) / words / 4, operations.count("FFMA")
+print(json.dumps(found))
+"""
+
+
 def outside(code, *arguments):
     """Runs ``code`` in a process without the interpreter; its last line is JSON."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -120,6 +148,16 @@ def test_machine_code(arch):
         assert c["registers"] <= registers, f"{name} on {arch}"
         if arch.startswith("sm"):
             assert c["blocks"] * c["threads"] >= 512, f"{name} on {arch}: so many threads are to share a multiprocessor"
+
+
+@pytest.mark.skipif(not RECENT, reason="the limits hold for the compilers in Triton 3.8 and later")
+@pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
+def test_four_bytes_take_one_instruction(arch):
+    found = outside(BYTES, arch)
+    for form, (differences, slots) in {"vabsdiff4": (1, 1.65), "plain": (0, 4.95)}.items():
+        assert found[form][0] == differences
+        assert found[form][1] <= slots, f"{form} on {arch} takes {found[form][1]:.3f} instructions for a tap"
+        assert found[form][2] == 0, "scale·y + shift has to be rounded twice"
 
 
 def test_a_resnet_needs_few_compilations():

@@ -100,6 +100,7 @@ class Launch:
         arguments: Tensors and integers by name, in the kernel's order.
         constants: ``tl.constexpr`` arguments by name.
         registers: Limit for a thread, on NVIDIA, so that as many blocks as planned share a multiprocessor.
+        contract: Whether a product and a sum may become one operation with one rounding.
         tuned: ``kernel`` with Triton's autotuner around it, which then chooses what its configurations hold.
     """
 
@@ -111,15 +112,18 @@ class Launch:
     num_stages: int
     registers: int | None = None
     tuned: Any = None
+    contract: bool = True
 
     @property
     def programs(self) -> int:
         return self.tiles(self.constants)
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """What Triton's compiler takes besides the arguments."""
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if not self.contract:
+            options["enable_fp_fusion"] = False
         return {**options, "maxnreg": self.registers} if self.registers else options
 
     def run(self) -> None:
@@ -143,7 +147,7 @@ class Launch:
         attributes: dict[tuple[int, ...], list] = {}
         for i, (name, value) in enumerate(self.arguments.items()):
             if isinstance(value, Tensor):
-                signature[name] = "*" + _TYPES[value.dtype]
+                signature[name] = "*" + _POINTERS[value.dtype]
                 # On AMD a tensor below 2 GiB is read by instructions that check bounds themselves.
                 small = hip and value.untyped_storage().nbytes() <= INT32_MAX
                 attributes[(i,)] = [["tt.divisibility", 16], *([["tt.pointer_range", 32]] if small else [])]
@@ -162,6 +166,7 @@ class Launch:
 
 
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_POINTERS = {**_TYPES, torch.uint8: "u8", torch.int32: "i32"}
 
 
 def strides(prefix: str, names: str, t: Tensor) -> dict[str, int]:

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends import CPU
+from .. import triton
+from ..backends import CPU, TRITON
 from ..geometry import Geometry
 from ..registration import memory_format, operator
 from . import cpu, reference
+from . import triton as kernels
 from .reference import Epilogue
 
 
@@ -36,6 +38,7 @@ class Backend:
 BACKENDS = {
     "reference": Backend(reference.forward, reference.forward_fused, reference.levels),
     "cpu": Backend(cpu.forward, cpu.forward_fused, cpu.levels),
+    "triton": Backend(kernels.forward, kernels.forward_fused, reference.levels),
 }
 
 
@@ -62,7 +65,7 @@ def adder2d_int8(
         zero_point: The byte that stands for 0, 0 to 255: what a padded pixel is.
         stride, dilation: Pairs (height, width), at least 1. padding: (top, bottom, left, right), at least 0.
         groups: Divides C and K.
-        impl: "reference" (eager torch, any device), "cpu" (native kernels), or "auto".
+        impl: "reference" (eager torch, any device), "cpu" (native kernels), "triton" (a GPU), or "auto", by device.
 
     Returns:
         [N, K, P, Q], int32, channels_last where x or weight is. It has no gradient.
@@ -172,19 +175,28 @@ def int8_levels(x: Tensor, inverse_step: float, zero_point: int, top: int, impl:
 
 
 def _resolve(impl: str, x: Tensor) -> Backend:
+    """What computes for ``impl``; "auto" chooses by device.
+
+    Raises:
+        RuntimeError: the implementation asked for by name cannot run on this input or on this machine.
+    """
     if impl not in ("auto", *BACKENDS):
         raise ValueError(f"adder2d_int8: impl must be one of {('auto', *BACKENDS)}, got {impl!r}")
-    if impl == "reference" or (impl == "auto" and x.device.type != "cpu"):
-        return BACKENDS["reference"]
-    found = CPU.probe()
-    if found.available and x.device.type == "cpu":
-        return BACKENDS["cpu"]
+    device = x.device.type
     if impl == "auto":
-        return BACKENDS["reference"]
-    raise RuntimeError(
-        f"adder2d_int8: impl='cpu' cannot run on {x.device}: "
-        + (found.detail if x.device.type == "cpu" else "its tensors must be on a CPU")
-    )
+        found = {"cpu": CPU, "cuda": TRITON}.get(device)
+        return BACKENDS[found.name if found is not None and found.probe().available else "reference"]
+    if impl != "reference":
+        found = {"cpu": CPU, "triton": TRITON}[impl]
+        probed = found.probe()
+        if not probed.available:
+            raise RuntimeError(f"adder2d_int8: impl={impl!r} cannot run on {x.device}: {probed.detail}")
+        if device != "cpu" and not (impl == "triton" and device == "cuda"):
+            kind = "a CPU" if impl == "cpu" else "a GPU"
+            raise RuntimeError(f"adder2d_int8: impl={impl!r} cannot run on {x.device}: its tensors must be on {kind}")
+        if impl == "triton" and device == "cpu" and not triton.interpreting():
+            raise RuntimeError(f"adder2d_int8: impl='triton' cannot run on {x.device}: its tensors must be on a GPU")
+    return BACKENDS[impl]
 
 
 def _check(x: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> None:
