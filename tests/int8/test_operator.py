@@ -216,7 +216,7 @@ GOOD = {
             ValueError,
             "could overflow",
         ),
-        ({"impl": "triton"}, ValueError, "impl must be one of"),
+        ({"impl": "gpu"}, ValueError, "impl must be one of"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
