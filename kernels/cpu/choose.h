@@ -67,7 +67,7 @@ static inline bool products_suit(const Geometry &s) {
   return s.groups == 1 && s.C % Widest::L == 0 && (s.R * s.S > 1 || s.C <= 4 * Widest::L);
 }
 static inline Choice choose_grad_weight(const Geometry &s, int mode) {
-  if (mode == ADDER_SIGN) return {Algorithm::TAPS, GradWeightSigns<Widest>::width_of(s) <= Narrow::L, false};
+  if (mode == ADDER_SIGN) return {Algorithm::TAPS, GradWeightSigns<Widest>::row_taps_of(Shape(s)) <= Narrow::L, false};
   if (is_depthwise<Narrow>(s)) return {Algorithm::DEPTHWISE, !is_depthwise<Widest>(s), false};
   return {products_suit(s) ? Algorithm::PRODUCTS : Algorithm::CONVOLUTION, false, false};
 }

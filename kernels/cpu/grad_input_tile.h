@@ -32,12 +32,12 @@ __attribute__((noinline)) void grad_input_tile(const Segment *segment, int64_t c
       for (int64_t t = segment->length; t > 0; --t) {
         V w[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) w[v] = T::load(ws + v * panel_stride);
+        for (int v = 0; v < NV; ++v) w[v] = w_of_taps<T, MODE>(T::load(ws + v * panel_stride));
 #pragma GCC unroll 16
         for (int m = 0; m < MR; ++m) {
-          const V d = T::set(ds[m * step]);
+          const V d = d_of_taps<T, MODE>(T::set(ds[m * step]));
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) acc[m][v] = T::fma(transfer<T, MODE>(w[v], xs[m][v]), d, acc[m][v]);
+          for (int v = 0; v < NV; ++v) acc[m][v] = add_tap<T, MODE>(w[v], xs[m][v], d, acc[m][v]);
         }
         ++ds;
         ws += T::L;

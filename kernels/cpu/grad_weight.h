@@ -67,23 +67,23 @@ __attribute__((noinline)) void grad_weight_sign_tile(const float *x, int64_t x_s
                                                      int64_t count, const float *w, float *sum) {
   typedef typename T::V V;
   V acc[MK][NV];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int k = 0; k < MK; ++k)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) acc[k][v] = T::set(0.f);
   for (; count > 0; --count, x += x_step, dy += dy_step) {
     V xv[NV];
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) xv[v] = T::load(x + v * T::L);
-#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) xv[v] = w_of_taps<T, ADDER_SIGN>(T::load(x + v * T::L)); // x - w here
+#pragma GCC unroll 8
     for (int k = 0; k < MK; ++k) {
-      const V d = T::set(dy[k]);
+      const V d = d_of_taps<T, ADDER_SIGN>(T::set(dy[k]));
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v)
-        acc[k][v] = T::fma(T::sign_of_difference(xv[v], T::load(w + (k * NV + v) * T::L)), d, acc[k][v]);
+        acc[k][v] = add_tap<T, ADDER_SIGN>(xv[v], T::load(w + (k * NV + v) * T::L), d, acc[k][v]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int k = 0; k < MK; ++k)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) {
@@ -92,18 +92,22 @@ __attribute__((noinline)) void grad_weight_sign_tile(const float *x, int64_t x_s
     }
 }
 
-template <class T> struct GradWeightSigns : Geometry {
+// Filters of a tile: with two vectors of taps each, and what else a tap needs, they fit the registers.
+template <class T> constexpr int SIGN_FILTERS = T::REGISTERS >= 32 ? 8 : 4;
+
+template <class T> struct GradWeightSigns : Shape {
   const float *dy, *x, *w;
   float *dw;
-  int64_t width, pieces, vectors; // a filter's row is `pieces` pieces of `width` taps, each in `vectors` vectors
+  int64_t row_taps, pieces, vectors; // a filter's row is `pieces` pieces of `row_taps` taps, in `vectors` vectors each
   int64_t filter_blocks, left, right;
   Flag failed;
 
-  static int64_t width_of(const Geometry &s) { return s.groups == 1 && s.dilation_w == 1 ? s.S * s.C : s.Cg; }
+  static int64_t row_taps_of(const Geometry &s) { return s.groups == 1 && s.dilation_w == 1 ? s.S * s.C : s.Cg; }
 
-  GradWeightSigns(const Geometry &s, const float *dy_, const float *x_, const float *w_, float *dw_)
-      : Geometry(s), dy(dy_), x(x_), w(w_), dw(dw_), width(width_of(s)), pieces(S * Cg / width),
-        vectors(ceil_div(width, T::L)), filter_blocks(ceil_div(Kg, DW_FILTERS)), left(pad_left), right(pad_right()) {}
+  GradWeightSigns(const Shape &s, const float *dy_, const float *x_, const float *w_, float *dw_)
+      : Shape(s), dy(dy_), x(x_), w(w_), dw(dw_), row_taps(row_taps_of(s)), pieces(S * Cg / row_taps),
+        vectors(ceil_div(row_taps, T::L)), filter_blocks(ceil_div(Kg, SIGN_FILTERS<T>)), left(pad_left),
+        right(pad_right()) {}
 
   int64_t tasks() const { return groups * filter_blocks * R * pieces; }
 
@@ -114,15 +118,16 @@ template <class T> struct GradWeightSigns : Geometry {
   }
 
   template <int NV> static auto tiles() {
-    return tiles_of<DW_FILTERS>([](auto filters) { return grad_weight_sign_tile<T, filters.value, NV>; });
+    return tiles_of<SIGN_FILTERS<T>>([](auto filters) { return grad_weight_sign_tile<T, filters.value, NV>; });
   }
 
   void run_task(int64_t i) {
     const int64_t piece = i % pieces, r = i / pieces % R, block = i / pieces / R % filter_blocks;
     const int64_t g = i / pieces / R / filter_blocks;
-    const int64_t k0 = g * Kg + block * DW_FILTERS, filters = min64(DW_FILTERS, Kg - block * DW_FILTERS);
+    const int64_t k0 = g * Kg + block * SIGN_FILTERS<T>, filters = min64(SIGN_FILTERS<T>, Kg - block * SIGN_FILTERS<T>);
     // A row with its padding, and lanes beyond its end; [vectors, two at a time][filters][1 or 2][L].
-    const int64_t row_floats = (left + W + right) * C, packed = vectors * filters * T::L;
+    const bool in_place = is_product() && row_taps == vectors * T::L; // no padding, and no lanes beyond the end
+    const int64_t row_floats = in_place ? 0 : (left + W + right) * C, packed = vectors * filters * T::L;
     Scratch<float> row(row_floats + 2 * T::L), ws(packed), total(packed);
     if (!row || !ws || !total) return failed.set();
     memset(row, 0, static_cast<size_t>(row_floats + 2 * T::L) * sizeof(float));
@@ -135,21 +140,26 @@ template <class T> struct GradWeightSigns : Geometry {
       }
     };
     const auto at = [&](int64_t k, int64_t tap) { return (((k0 + k) * R + r) * S + piece) * Cg + tap; };
-    each([&](int64_t k, int64_t tap, int64_t place) { ws[place] = tap < width ? w[at(k, tap)] : 0.f; });
+    each([&](int64_t k, int64_t tap, int64_t place) { ws[place] = tap < row_taps ? w[at(k, tap)] : 0.f; });
     for (int64_t n = 0; n < N; ++n)
       for (int64_t p = 0; p < P; ++p) {
-        const int64_t h = x_row(p, r);
-        if (h >= 0) memcpy(row + left * C, x + (n * H + h) * W * C, static_cast<size_t>(W * C) * sizeof(float));
-        else memset(row + left * C, 0, static_cast<size_t>(W * C) * sizeof(float));
-        const float *const from = row + piece * dilation_w * C + g * Cg, *const d = dy + (n * P + p) * Q * K + k0;
+        const int64_t h = x_row(p, r), outputs = width(p, P, Q);
+        const float *source = x + (n * H + h) * W * C;
+        if (!in_place) {
+          const size_t bytes = static_cast<size_t>(width(h, H, W) * C) * sizeof(float);
+          if (h >= 0) memcpy(row + left * C, source, bytes);
+          else memset(row + left * C, 0, bytes);
+          source = row;
+        }
+        const float *const from = source + piece * dilation_w * C + g * Cg, *const d = dy + (n * P + p) * Q * K + k0;
         for (int64_t v = 0; v < vectors; v += 2) {
           const int64_t place = v * filters * T::L;
           const auto tile = (vectors - v > 1 ? tiles<2>() : tiles<1>())[filters];
-          tile(from + v * T::L, stride_w * C, d, K, Q, ws + place, total + place);
+          tile(from + v * T::L, stride_w * C, d, K, outputs, ws + place, total + place);
         }
       }
     each([&](int64_t k, int64_t tap, int64_t place) {
-      if (tap < width) dw[at(k, tap)] = total[place];
+      if (tap < row_taps) dw[at(k, tap)] = total[place];
     });
   }
 };
@@ -161,7 +171,7 @@ int grad_weight_by_taps(const Geometry &s, const float *dy, const float *x, cons
 }
 
 template <class T>
-int grad_weight_by_signs(const Geometry &s, const float *dy, const float *x, const float *w, float *dw) {
+int grad_weight_by_signs(const Shape &s, const float *dy, const float *x, const float *w, float *dw) {
   GradWeightSigns<T> kernel(s, dy, x, w, dw);
   return launch(kernel);
 }

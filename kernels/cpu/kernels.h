@@ -88,8 +88,8 @@ inline int grad_weight(const adder_shape *s, const float *dy, const float *x, co
   if (mode != ADDER_SIGN) return grad_weight_by_taps<ADDER_FULL>(shape, dy, x, w, dw);
   if (!all_within<Widest>(x, s->N * s->H * s->W * s->C, FLT_MAX) || !all_within<Widest>(w, s->K * shape.taps, FLT_MAX))
     return grad_weight_by_taps<ADDER_SIGN>(shape, dy, x, w, dw);
-  return choose_grad_weight(shape, mode).narrow ? grad_weight_by_signs<Narrow>(shape, dy, x, w, dw)
-                                                : grad_weight_by_signs<Widest>(shape, dy, x, w, dw);
+  return choose_grad_weight(shape, mode).narrow ? grad_weight_by_signs<Narrow>(Shape(*s), dy, x, w, dw)
+                                                : grad_weight_by_signs<Widest>(Shape(*s), dy, x, w, dw);
 }
 
 inline int grad_weight_product(const adder_shape *s, const float *dy, const float *x, const float *w, float *dw) {

@@ -39,6 +39,7 @@ struct Vec4 {
   static constexpr bool OVER_IMAGES = false; // whether dx with a lane for each image is cheaper
   static constexpr bool IDENTITY = true;     // whether a maximum is cheaper than the magnitude of a difference
   static constexpr bool EITHER_SUM = false;  // whether additions or fmas are faster, adder::adds says
+  static constexpr bool TWICE_SIGN = false;  // whether twice the sign is cheaper than the sign
   static constexpr bool PERMUTES = false;    // whether it can reorder a vector's lanes in one instruction
   static ADDER_INLINE V load(const float *p) {
     V v;
@@ -60,7 +61,7 @@ struct Vec4 {
     V b = a < set(1.f) ? a : set(1.f);
     return b > set(-1.f) ? b : set(-1.f);
   }
-  // (b > a) - (b < a)
+  // (b > a) - (b < a) of finite operands.
   static ADDER_INLINE V sign_of_difference(V b, V a) {
     const I one = (I)set(1.f), minus = (I)set(-1.f);
     return (V)(((b > a) & one) | ((b < a) & minus));
@@ -84,6 +85,7 @@ struct Neon {
   static constexpr bool OVER_IMAGES = false;
   static constexpr bool EITHER_SUM = false;
   static constexpr bool IDENTITY = false; // the magnitude of a difference is one instruction
+  static constexpr bool TWICE_SIGN = false;
   static constexpr bool PERMUTES = false;
   static ADDER_INLINE V load(const float *p) { return vld1q_f32(p); }
   static ADDER_INLINE void store(float *p, V v) { vst1q_f32(p, v); }
@@ -105,6 +107,12 @@ struct Neon {
   static ADDER_INLINE float sum(V v) { return vaddvq_f32(v); }
   static ADDER_INLINE V sums(const V *v) { return vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])); }
 };
+#endif
+
+#if defined(__AVX512VL__)
+// vfixupimm's table, a hexadecimal digit for each kind of number: 1 (A) and -1 (9) for positive and negative ones, 0
+// (8) for zeros, NaN stays (0).
+constexpr int SIGNS = static_cast<int>(0xA9A9A800);
 #endif
 
 #if defined(__AVX2__)
@@ -141,12 +149,14 @@ struct Vec8 {
   static constexpr bool OVER_IMAGES = false;
   static constexpr bool IDENTITY = true;
   static constexpr bool EITHER_SUM = false;
+  static constexpr bool TWICE_SIGN = false;
 #else
   static constexpr int REGISTERS = 16;
   static constexpr bool MEDIAN = true;
   static constexpr bool OVER_IMAGES = true;
   static constexpr bool IDENTITY = true;
   static constexpr bool EITHER_SUM = true;
+  static constexpr bool TWICE_SIGN = true;
 #endif
   static constexpr bool PERMUTES = true;
   // Lane i of the result is lane order[i] of v.
@@ -184,10 +194,22 @@ struct Vec8 {
     return _mm256_castsi256_ps(_mm256_min_epu32(_mm256_min_epi32(_mm256_castps_si256(a), one), minus));
   }
 #endif
+#if defined(__AVX512VL__)
   static ADDER_INLINE V sign_of_difference(V b, V a) {
-    const V up = _mm256_and_ps(_mm256_cmp_ps(b, a, _CMP_GT_OQ), set(1.f));
-    return _mm256_or_ps(up, _mm256_and_ps(_mm256_cmp_ps(b, a, _CMP_LT_OQ), set(-1.f)));
+    const V z = b - a;
+    return _mm256_fixupimm_ps(z, z, _mm256_set1_epi32(SIGNS), 0);
   }
+#else
+  // Twice the sign, for b that is not -0. The bits of z = b - a are a positive integer, a negative one or 0, as z is
+  // (-0 would be a negative integer, and needs b = -0), and the integer -0x40000000 has the bits of -2.0f.
+  static ADDER_INLINE V twice_sign(V b, V a) {
+    return _mm256_castsi256_ps(_mm256_sign_epi32(_mm256_castps_si256(set(2.f)), _mm256_castps_si256(b - a)));
+  }
+  static ADDER_INLINE V sign_of_difference(V b, V a) { // 2 and -2 with a smaller exponent; 0 stays
+    const __m256i twos = _mm256_castps_si256(twice_sign(b + set(0.f), a));
+    return _mm256_castsi256_ps(_mm256_subs_epu16(twos, _mm256_set1_epi32(0x00800000)));
+  }
+#endif
   static ADDER_INLINE bool all_le(V b, V a) { return _mm256_movemask_ps(_mm256_cmp_ps(b, a, _CMP_LE_OQ)) == 0xff; }
   static ADDER_INLINE float sum(V v) {
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -211,6 +233,7 @@ struct Vec16 {
   static constexpr bool OVER_IMAGES = false;
   static constexpr bool IDENTITY = true;
   static constexpr bool EITHER_SUM = false;
+  static constexpr bool TWICE_SIGN = false;
   static constexpr bool PERMUTES = true;
   static ADDER_INLINE V permute(V v, const int32_t *order) {
     return _mm512_permutexvar_ps(_mm512_loadu_si512(order), v);
@@ -230,8 +253,8 @@ struct Vec16 {
   }
   static ADDER_INLINE V clamp1(V a) { return _mm512_range_ps(a, set(1.f), 2); }
   static ADDER_INLINE V sign_of_difference(V b, V a) {
-    const V up = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(b, a, _CMP_GT_OQ), set(1.f));
-    return _mm512_mask_mov_ps(up, _mm512_cmp_ps_mask(b, a, _CMP_LT_OQ), set(-1.f));
+    const V z = b - a;
+    return _mm512_fixupimm_ps(z, z, _mm512_set1_epi32(SIGNS), 0);
   }
   static ADDER_INLINE bool all_le(V b, V a) { return _mm512_cmp_ps_mask(b, a, _CMP_LE_OQ) == 0xffff; }
   static ADDER_INLINE float sum(V v) { return _mm512_reduce_add_ps(v); }

@@ -7,6 +7,7 @@ from . import models
 from ._version import __version__
 from .batchnorm import reestimated_batch_norm
 from .convert import convert_to_adder
+from .distance import cdist, nearest
 from .functional import adder2d
 from .fuse import fuse
 from .hub import push_to_hub, save_pretrained
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "adder2d",
     "adder_parameters",
+    "cdist",
     "convert_to_adder",
     "export_c",
     "export_onnx",
@@ -36,6 +38,7 @@ __all__ = [
     "fuse",
     "implementations",
     "models",
+    "nearest",
     "onnx_session",
     "onnx_translation_table",
     "push_to_hub",
