@@ -54,7 +54,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(accelerate|torch|nn|timm|collections|huggingface_hub|pathlib|typing)\..*"),
     (r"py:.*", r"adder_zoo\.models\..*"),  # classes of networks, which timm.create_model builds
-    (r"py:.*", r"(.*ConfigT|Tensor|Any|Callable|Iterable|Iterator|Sequence|Path|optional|Module)"),
+    (r"py:.*", r"(.*ConfigT|Tensor|Any|Callable|Iterable|Iterator|Sequence|Path|optional|Module|InferenceSession)"),
 ]
 
 

@@ -30,7 +30,7 @@ def cdist(x1: Tensor, x2: Tensor, *, impl: str | None = None) -> Tensor:
             ``torch.cdist`` computes. A name asks for that implementation, see ``adder_zoo.implementations()``.
 
     Returns:
-        [..., N, M], float32 (float64 for float64): a distance in half precision would be rounded to 3 digits.
+        The distances, [..., N, M], in float32 (float64 for float64). Half precision would round them to 3 digits.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -66,7 +66,7 @@ def nearest(x: Tensor, points: Tensor, k: int, *, impl: str | None = None) -> tu
         k: How many, 1 to M.
 
     Returns:
-        distances, [N, k], ascending, and indices into ``points``, int64 [N, k]. Neither has a gradient.
+        The distances, [N, k], ascending, and their indices into ``points``, int64 [N, k]. Neither has a gradient.
 
     Raises:
         TypeError, ValueError, RuntimeError: as ``cdist``; k is out of range; x or points has other than 2 dimensions.

@@ -12,7 +12,7 @@ from torch import nn
 import adder_zoo
 from adder_zoo.integer import fixed_point
 from adder_zoo.integer.graph import NoIntegerForm
-from adder_zoo.integer.network import Weighted
+from adder_zoo.integer.steps import Weighted
 
 CASES = [
     ("mixed", "adder", False),

@@ -203,7 +203,7 @@ def test_twins_come_back_and_take_no_other_weights(parent, similarity, folder):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
-    with pytest.raises(ValueError, match=f"those of similarity='{similarity}'"):
+    with pytest.raises(ValueError, match=f"the weights belong to similarity='{similarity}'"):
         timm.create_model(f"local-dir:{folder}", pretrained=True, similarity="adder")
 
 

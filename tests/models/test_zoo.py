@@ -444,7 +444,7 @@ def test_saved_network_comes_back(tmp_path, name, similarity):
         assert torch.equal(again.eval()(x), model.eval()(x))
         for other in SIMILARITIES:
             if other != similarity:
-                with pytest.raises(ValueError, match=f"those of similarity='{similarity}'"):
+                with pytest.raises(ValueError, match=f"the weights belong to similarity='{similarity}'"):
                     create(f"local-dir:{tmp_path}", pretrained=True, similarity=other)
         with pytest.raises(ValueError, match="2 input channel"):
             create(f"local-dir:{tmp_path}", pretrained=True, in_chans=3)

@@ -2,7 +2,7 @@
 
 import itertools
 
-from adder_zoo.integer.network import AveragePool, Lookup, MaxPool, Narrow, Weighted
+from adder_zoo.integer.steps import AveragePool, Lookup, MaxPool, Narrow, Weighted
 
 
 def activations(network, image):

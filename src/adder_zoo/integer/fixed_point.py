@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from .network import Requantize, Rescale
+from .steps import Requantize, Rescale
 
 LIMIT = 2**30  # half of int32: what two shifted terms and the offset add up to stays below
 BITS = 15  # of a multiplier

@@ -21,7 +21,8 @@ from ..layers import AdderLayer
 from . import fixed_point, reference
 from .filters import Filters, filters_of
 from .graph import POOLS, Layer, Network, NoIntegerForm, Value, read
-from .network import AveragePool, IntegerNetwork, Lookup, MaxPool, Narrow, Placed, Requantize, Rescale, Step, Weighted
+from .network import IntegerNetwork
+from .steps import AveragePool, Lookup, MaxPool, Narrow, Placed, Requantize, Rescale, Step, Weighted
 
 MOST_IMAGES = 256
 INT16 = 32_000  # what the largest value seen becomes; the rest is room for larger ones

@@ -1,4 +1,4 @@
-"""What the integers are: each step in int64 torch, from the equations of ``network.py``.
+"""What the integers are: each step in int64 torch, from the equations of ``steps.py``.
 
 Sums are exact in any order, so two ways to get them give the same: from the equation (``plain``), or from the package's
 int8 operator and a convolution in float64, which holds such sums without rounding.
@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.int8.library import adder2d_int8
-from .network import (
+from .steps import (
     AveragePool,
-    IntegerNetwork,
     Lookup,
     MaxPool,
     Narrow,
@@ -25,26 +24,6 @@ from .network import (
 )
 
 LARGEST = {"int16": 2**15 - 1, "int32": 2**31 - 1}
-
-
-def run(network: IntegerNetwork, images: Tensor, plain: bool = False, keep: bool = False) -> dict[str, Tensor]:
-    """Tensors by name, int64 [N, H, W, C]: all of them with ``keep``, else the logits alone.
-
-    Raises:
-        TypeError: images are not uint8. ValueError: they are not [N, H, W, C] of the network's size.
-    """
-    if images.dtype != torch.uint8:
-        raise TypeError(f"the integer network takes images as decoded, uint8 [N, H, W, C], got {images.dtype}")
-    if images.dim() != 4 or tuple(images.shape[1:]) != network.image:
-        raise ValueError(f"images must be [N, {', '.join(map(str, network.image))}], got {list(images.shape)}")
-    values = {"image": images.long()}
-    last = {name: i for i, step in enumerate(network.steps) for name in reads(step)}
-    for i, step in enumerate(network.steps):
-        values |= run_step(step, values, plain)
-        for name in reads(step):
-            if not keep and last[name] == i:
-                values.pop(name, None)
-    return values if keep else {network.logits.name: values[network.logits.name]}
 
 
 def reads(step: Step) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import atomic
 from ..network import IntegerNetwork
+from ..steps import Lookup, Weighted
 from .plan import plan
 from .source import as_text, header, source
 
@@ -84,7 +85,6 @@ def _write_vectors(folder: Path, network: IntegerNetwork, images: Tensor) -> Non
 
 def _constant_bytes(network: IntegerNetwork) -> int:
     """Filters, and 12 bytes for each filter's scale, offset and sum."""
-    from ..network import Lookup, Weighted
     from .plan import patch_words
 
     weighted = [step for step in network.steps if isinstance(step, Weighted)]

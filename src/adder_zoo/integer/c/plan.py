@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..network import IntegerNetwork, Placed, Weighted
+from ..network import IntegerNetwork
 from ..reference import reads, writes
+from ..steps import Placed, Weighted
 
 BYTES = {"uint8": 1, "int16": 2, "int32": 4}
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..fixed_point import signed_powers
-from ..network import AveragePool, IntegerNetwork, Lookup, MaxPool, Narrow, Placed, Rescale, Step, Weighted
+from ..network import IntegerNetwork
+from ..steps import AveragePool, Lookup, MaxPool, Narrow, Placed, Rescale, Step, Weighted
 from .plan import BYTES, Plan, patch_words
 
 NO_TERM = 0x40
