@@ -74,7 +74,14 @@ def layer_losses(model, images, bits):
     return torch.tensor(losses)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_050", "tf_efficientnet_lite0", "resnext26ts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet10t",
+        "mobilenetv2_050",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tf_efficientnet_lite0", "resnext26ts")),
+    ],
+)
 def test_more_bits_lose_less(name):
     losses = [layer_losses(*residual_network(name), bits) for bits in (8, 6, 4)]
     assert torch.all(losses[0] < losses[1])
