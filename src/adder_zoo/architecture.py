@@ -82,7 +82,8 @@ def _set_architecture(model: nn.Module, name: str) -> None:
 def named_as(network: nn.Module, model: nn.Module, tag: str | None) -> None:
     """Gives ``network``, which was made of ``model``, the name that ``model`` is built again by, with ``tag``."""
     name = architecture(model)
-    assert name is not None
+    if name is None:  # timm cannot build it again by any name
+        return
     _set_architecture(network, name.removesuffix(FUSED))
     cfg: Any = network.pretrained_cfg
     cfg["tag"] = tag

@@ -46,7 +46,7 @@ def cdist(x1: Tensor, x2: Tensor, *, impl: str | None = None) -> Tensor:
     if has_torch_function((x1, x2)):
         return handle_torch_function(cdist, (x1, x2), x1, x2, impl=impl)
     _check("cdist", x1, x2, impl)
-    batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    batch = _batch(x1, x2)
     N, M, D = x1.shape[-2], x2.shape[-2], x1.shape[-1]
     if x2.dim() == 2:  # one set of points for all
         x, y = x1.reshape(1, math.prod(batch) * N, D), x2.unsqueeze(0)
@@ -88,6 +88,14 @@ def nearest(x: Tensor, points: Tensor, k: int, *, impl: str | None = None) -> tu
     rows = max(1, DISTANCES_AT_A_TIME // len(points))
     found = [cdist(part, points, impl=impl).topk(k, largest=False) for part in x.split(rows)]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+def _batch(x1: Tensor, x2: Tensor) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    except RuntimeError as error:
+        shapes = f"{shape_of(x1)} and {shape_of(x2)}"
+        raise ValueError(f"cdist: the dimensions before the last two do not broadcast, got {shapes}") from error
 
 
 def _check(caller: str, x1: Tensor, x2: Tensor, impl: str | None) -> None:

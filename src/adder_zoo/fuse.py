@@ -424,7 +424,8 @@ def _as_graph(module: nn.Module, graph: fx.Graph, chains: list[_Chain]) -> fx.Gr
     graph.lint()
     rewritten = fx.GraphModule(module, graph, type(module).__name__)
     for name, value in vars(module).items():
-        if not name.startswith("_") and name not in vars(rewritten):
+        # A GraphModule has a `graph` and a `code` of its own.
+        if not name.startswith("_") and name not in vars(rewritten) and not hasattr(fx.GraphModule, name):
             setattr(rewritten, name, value)
     return rewritten.eval()
 
@@ -467,8 +468,8 @@ def _other(addition: fx.Node, value: fx.Node) -> int | None:
     first, second = addition.args
     if first is value and isinstance(second, fx.Node) and second is not value:
         return 1
-    if second is value and isinstance(first, fx.Node) and addition.target not in IN_PLACE_ADDITIONS:
-        return 0
+    if second is value and isinstance(first, fx.Node) and first is not value:
+        return None if addition.target in IN_PLACE_ADDITIONS else 0
     return None
 
 
@@ -483,9 +484,10 @@ def writes(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
-        return str(node.target).endswith("_")
+        return str(node.target).endswith("_") or node.kwargs.get("out") is not None
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
         in_place = name.endswith("_") or (getattr(operator, name, None) is node.target and name.startswith("i"))
-        return in_place or name == "setitem" or bool(node.kwargs.get("inplace"))
+        written = node.kwargs.get("inplace") or node.kwargs.get("out") is not None
+        return in_place or name == "setitem" or bool(written)
     return False

@@ -9,6 +9,7 @@ another kind of layer reads, average pooling say, is kept in float32 beside the 
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from typing import Any
 
@@ -23,6 +24,12 @@ from .network import QuantizedNetwork
 
 SHAPES = (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, "flatten", "reshape", "view", "squeeze",
           "unsqueeze", "contiguous")  # fmt: skip
+# What returns memory of its own, for certain.
+NEW = (operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, torch.add, torch.sub, torch.mul,
+       torch.div, torch.cat, torch.stack, torch.relu, torch.sigmoid, torch.clamp, F.conv2d, F.linear, F.avg_pool2d,
+       F.max_pool2d, F.interpolate, "add", "sub", "mul", "div", "mean", "sum", "relu", "sigmoid", "clamp",
+       "softmax")  # fmt: skip
+NEW_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.AvgPool2d, nn.MaxPool2d, nn.Sigmoid)
 QUESTIONS = ("size", "dim", "numel")  # of a value's shape, which bytes answer as well
 
 
@@ -62,13 +69,15 @@ def connect(model: nn.Module) -> nn.Module:
 
     It depends on nothing but the network's code and the ranges of its layers.
     """
+    if any(p.default is not p.empty for p in inspect.signature(model.forward).parameters.values()):
+        return model  # a graph would have one way through code that asks which options were given
     try:
         graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model)
     except Exception:  # whatever a forward raises when it meets a proxy
         return model
     for node in list(graph.nodes):
         if node.op == "call_module" and type(model.get_submodule(str(node.target))) in (*NOTHING, Folded):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])  # given by place or by name
             graph.erase_node(node)
     quantised: dict[fx.Node, QuantizedAdder2d] = {}
     for node in graph.nodes:
@@ -145,12 +154,25 @@ def _readers(way: list[fx.Node], quantised: dict[fx.Node, QuantizedAdder2d]) -> 
 
 def _overwritten(model: nn.Module, value: fx.Node) -> bool:
     """Whether one of several users of a value writes over it, which the others may see."""
-    return len(value.users) > 1 and any(_writes_over(model, user) for user in value.users)
+    return len(value.users) > 1 and any(_writes_over(model, user, set()) for user in value.users)
 
 
-def _writes_over(model: nn.Module, user: fx.Node) -> bool:
-    views = user.op != "call_module" and user.target in SHAPES
-    return writes(model, user) or (views and any(_writes_over(model, further) for further in user.users))
+def _writes_over(model: nn.Module, user: fx.Node, seen: set[fx.Node]) -> bool:
+    """Whether ``user`` writes over what it is given, or something that is given a view of it does."""
+    if user in seen:
+        return False
+    seen.add(user)
+    if writes(model, user):
+        return True
+    return not _makes_new(model, user) and any(_writes_over(model, further, seen) for further in user.users)
+
+
+def _makes_new(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a node certainly returns memory of its own. What is not known may be a view."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        return isinstance(module, (QuantizedAdder2d, *NEW_MODULES)) and not getattr(module, "inplace", False)
+    return node.target in NEW
 
 
 def _asks_for_shape(node: fx.Node) -> bool:

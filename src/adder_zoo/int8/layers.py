@@ -164,14 +164,22 @@ class QuantizedAdder2d(PartlyFloat32):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
         x, geometry = self._operands(x)
-        if residual is not None:
-            residual = residual.float().expand(geometry.output_shape(x, self._filters()))
         out = self.next_range or Range(1.0, 0, 255)
+        later = None  # a shortcut that the output is broadcast to
+        if residual is not None:
+            shape = geometry.output_shape(x, self._filters())
+            if list(torch.broadcast_shapes(residual.shape, shape)) == shape:
+                residual = residual.float().expand(shape)
+            else:
+                later, residual = residual.float(), None
         wide, narrow = adder2d_int8_fused(
-            x, self._filters(), self.input_range.zero_point, self.scale, self.shift, residual, self.relu, self.wide,
-            1 / out.step, out.zero_point, out.top, self.next_range is not None, *geometry.arguments,
-            self.impl or "auto",
+            x, self._filters(), self.input_range.zero_point, self.scale, self.shift, residual,
+            self.relu and later is None, self.wide or later is not None, 1 / out.step, out.zero_point, out.top,
+            self.next_range is not None, *geometry.arguments, self.impl or "auto",
         )  # fmt: skip
+        if later is not None:
+            wide = (wide + later).relu_() if self.relu else wide + later
+            narrow = out.levels(wide)
         # Bare sums stay float32 whatever the network is in, as those of a float layer do.
         if self.normed and (self.casts or self.precision):
             wide = cast(wide, wide, None, self.precision)

@@ -40,7 +40,8 @@ class QuantizedNetwork(fx.GraphModule):
     def _take_attributes(self, other: nn.Module) -> None:
         own = vars(self)
         for name, value in vars(other).items():
-            if name not in own and (name in RECORDS or not name.startswith("_")):
+            # A GraphModule has a `graph` and a `code` of its own.
+            if name not in own and (name in RECORDS or not (name.startswith("_") or hasattr(fx.GraphModule, name))):
                 setattr(self, name, value)
         for name in PROPERTIES:
             if name not in own and hasattr(other, name):
@@ -79,7 +80,8 @@ class QuantizedNetwork(fx.GraphModule):
         missing = {
             name: value
             for name, value in vars(self).items()
-            if name not in vars(copied) and (name in RECORDS or not name.startswith("_"))
+            if name not in vars(copied)
+            and (name in RECORDS or not (name.startswith("_") or hasattr(fx.GraphModule, name)))
         }
         for name, value in copy.deepcopy(missing, memo).items():
             setattr(copied, name, value)

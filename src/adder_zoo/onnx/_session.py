@@ -36,14 +36,30 @@ def session(path: Path, options: Any = None, **kwargs: Any) -> onnxruntime.Infer
         )
     library()
     _register()
+    _exact_steps(model)
     options = options if options is not None else onnxruntime.SessionOptions()
     options.register_custom_ops_library(get_library_path())
-    return onnxruntime.InferenceSession(str(path), options, **{"providers": ["CPUExecutionProvider"], **kwargs})
+    arguments = {"providers": ["CPUExecutionProvider"], **kwargs}
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, **arguments)
+
+
+def _exact_steps(model: onnx.ModelProto) -> None:
+    """Gives each step between levels as its bits: the extensions hand over a float with six digits."""
+    for node in model.graph.node:
+        if node.domain != DOMAIN or node.op_type != "Adder2dInt8Fused":
+            continue
+        attribute = next(a for a in node.attribute if a.name == "inverse_step")
+        bits = int(np.float32(attribute.f).view(np.int32))
+        node.attribute.remove(attribute)
+        node.attribute.append(onnx.helper.make_attribute("inverse_step_bits", bits))
+    others = [f for f in model.functions if (f.domain, f.name) != (DOMAIN, "Adder2dInt8Fused")]
+    del model.functions[:]
+    model.functions.extend(others)
 
 
 @functools.cache
 def _register() -> None:
-    whole, real = PyOp.dt_int64, PyOp.dt_float
+    whole = PyOp.dt_int64
     geometry = dict.fromkeys(GEOMETRY, whole)
     x_and_w, behind = [PyOp.dt_float] * 2, [PyOp.dt_float] * 3
     bytes_ = [PyOp.dt_uint8] * 2
@@ -56,7 +72,7 @@ def _register() -> None:
     add("Adder2dFused", _adder2d_fused, x_and_w + behind, [PyOp.dt_float], {"relu": whole})
     add("Adder2dInt8", _adder2d_int8, bytes_, [PyOp.dt_int32], {"zero_point": whole})
     add("Adder2dInt8Fused", _adder2d_int8_fused, bytes_ + behind, [PyOp.dt_float, PyOp.dt_uint8],
-        {**after, "inverse_step": real})  # fmt: skip
+        {**after, "inverse_step_bits": whole})  # fmt: skip
 
 
 def _adder2d(x: np.ndarray, w: np.ndarray, **attributes: int) -> np.ndarray:
@@ -100,13 +116,14 @@ def _adder2d_int8_fused(
     relu: int,
     wide: int,
     narrow: int,
-    inverse_step: float,
+    inverse_step_bits: int,
     next_zero_point: int,
     top: int,
     **attributes: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     shape, v = _prepared(x, w, attributes)
     levels = np.empty(v.shape if narrow else 0, np.uint8)
+    inverse_step = float(np.int32(inverse_step_bits).view(np.float32))
     v = v if wide else np.empty(0, np.float32)
     epilogue = Int8Epilogue(
         scale.ctypes.data, shift.ctypes.data, residual.ctypes.data if residual.size else None, relu, inverse_step,

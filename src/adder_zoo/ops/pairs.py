@@ -47,10 +47,10 @@ def cdist(x: Tensor, y: Tensor, impl: str) -> Tensor:
         return torch.cdist(x.to(dtype), y.to(dtype), p=1.0)
     # A layer's output is the negative distance.
     if len(x) == 1:
-        return backend.forward(_points(x[0]), _points(y[0]), POINTS).neg_().view(shape)
+        return backend.forward(_points(x[0]), _points(y[0]), POINTS).abs_().view(shape)
     result = x.new_empty(shape, dtype=dtype)
     for batch in range(len(x)):
-        torch.neg(backend.forward(_points(x[batch]), _points(y[batch]), POINTS).flatten(1), out=result[batch])
+        torch.abs(backend.forward(_points(x[batch]), _points(y[batch]), POINTS).flatten(1), out=result[batch])
     return result
 
 

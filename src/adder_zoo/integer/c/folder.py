@@ -19,7 +19,7 @@ from .source import as_text, header, source
 KEYWORDS = frozenset((
     "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float",
     "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof",
-    "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "main",
+    "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "main", "layers",
 ))
 # fmt: on
 MOST_VECTORS = 16
