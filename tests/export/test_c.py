@@ -125,7 +125,7 @@ def test_tensors_that_are_needed_at_once_do_not_overlap(name):
 
 def test_bad_input_is_refused_and_loses_nothing(tmp_path):
     network, _, images = integer_network("mixed")
-    for name in ("2fast", "a-b", "int", "", "né"):
+    for name in ("layers", "2fast", "a-b", "int", "", "né"):
         with pytest.raises(ValueError, match="is not a C identifier"):
             adder_zoo.export_c(network, tmp_path / "c", name, images)
     with pytest.raises(ValueError, match="at least one image"):
@@ -163,6 +163,16 @@ def test_the_command_writes_a_folder(tmp_path):
     said = command("adder_lenet5_bn", "-o", tmp_path / "twin", *options, "--similarity", "conv").stderr
     assert "random weights" in said
     assert "products(" in (tmp_path / "twin/adder_lenet5_bn.c").read_text()
+
+
+@pytest.mark.parametrize("tag", ["mnist", "mnist_int8"])
+def test_the_command_reads_the_files_of_the_networks_data_set(tag, tmp_path, monkeypatch):
+    asked = []
+    digits = torch.randint(0, 256, (20, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("adder_zoo.datasets.find", lambda name, folder: asked.append(name))
+    monkeypatch.setattr("adder_zoo.datasets.load", lambda name, found, quiet: {"train": (digits, None)})
+    command(f"adder_lenet5_bn.{tag}", "-o", tmp_path / "c", "--format", "c", "--data-dir", tmp_path)
+    assert asked == ["mnist"]
 
 
 @pytest.mark.slow

@@ -87,10 +87,10 @@ def _images(network: nn.Module, job: Job, folder: Path) -> Tensor:
 
 
 def _pictures(network: nn.Module, folder: Path, channels: int) -> Any:
-    tag = config_of(network).get("tag")
-    if tag in datasets.NAMES:
+    dataset = re.sub(r"_int\d$", "", str(config_of(network).get("tag")))  # a network in bytes is tagged mnist_int8
+    if dataset in datasets.NAMES:
         try:
-            images = datasets.load(tag, datasets.find(tag, str(folder)), quiet=True)["train"][0][:CALIBRATION]
+            images = datasets.load(dataset, datasets.find(dataset, str(folder)), quiet=True)["train"][0][:CALIBRATION]
         except datasets.DataError:
             pass  # then it is a folder of images
         else:
