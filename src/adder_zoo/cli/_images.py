@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .. import datasets
 from ..images import ImageError, open_image
 from ..int8.layers import QuantizedAdder2d
 from ..int8.saved import is_quantised
@@ -24,6 +25,23 @@ from ..ops.int8.library import BACKENDS
 from ._common import Failure, config_of, create, has_weights, on_device
 
 SHOWN = 5  # file names in a message
+
+
+def data_set_options(layout: str) -> Any:
+    """``--data-dir`` and ``--dataset``; ``layout`` says how a folder of images is laid out."""
+    folder = click.option(
+        "--data-dir",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help=f"Folder of the data set, or with {layout}.",
+    )
+    kind = click.option(
+        "--dataset",
+        type=click.Choice(["folder", *datasets.NAMES]),
+        default="folder",
+        show_default=True,
+        help="What is in the folder: images, or a small data set in its own files.",
+    )
+    return lambda command: folder(kind(command))
 
 
 def image_options(command: Any) -> Any:

@@ -22,7 +22,7 @@ from ..int8.saved import describe, is_quantised
 from ..report import report
 from ..results import WEIGHTS_FILE, ResultsError, checksum, read_results, write_results
 from ._common import Failure, ModelName, config_of, create, has_weights, json_option, write_json
-from ._images import ImageFiles, answers_of, class_labels, transform_of
+from ._images import ImageFiles, answers_of, class_labels, data_set_options, transform_of
 from ._output import force_option, output_option
 from ._results import folder_of
 from .validate import InMemory, labelled_folder, score, small
@@ -40,18 +40,7 @@ SEED = 0  # draws the calibration images
     """
 )
 @click.argument("model", type=ModelName())
-@click.option(
-    "--data-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the data set, or with images: in train/, and in val/ or test/ a folder for each class.",
-)
-@click.option(
-    "--dataset",
-    type=click.Choice(["folder", *datasets.NAMES]),
-    default="folder",
-    show_default=True,
-    help="What is in the folder: images, or a small data set in its own files.",
-)
+@data_set_options("images: in train/, and in val/ or test/ a folder for each class")
 @click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, metavar="N")
 @click.option(
     "--images", type=click.IntRange(min=1), default=512, show_default=True, metavar="N", help="To choose ranges by."

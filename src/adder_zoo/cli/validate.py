@@ -23,6 +23,7 @@ from ._images import (
     ImageFiles,
     answers_of,
     class_labels,
+    data_set_options,
     image_options,
     load_network,
     report_skipped,
@@ -128,18 +129,7 @@ def score(answers: Iterable[tuple[list[int], Tensor]], labels: list[int]) -> tup
     """,
 )
 @click.argument("model", type=ModelName())
-@click.option(
-    "--data-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the data set, or with a folder of images for each class (or val/, test/ with these).",
-)
-@click.option(
-    "--dataset",
-    type=click.Choice(["folder", *datasets.NAMES]),
-    default="folder",
-    show_default=True,
-    help="What is in the folder: images in folders, or a small data set in its own files.",
-)
+@data_set_options("a folder of images for each class (or val/, test/ with these)")
 @click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Processes that read images.")
 @json_option
 @image_options

@@ -47,8 +47,8 @@ def register_autograd(
 
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise RuntimeError(
-            f"{library.ns}::{name} has no forward-mode derivative: its gradient is a surrogate (arXiv 1912.13200, "
-            "Eq. 5 to 7) without a tangent. Use reverse mode: backward(), torch.func.grad, vjp or jacrev."
+            f"{library.ns}::{name} has no forward-mode derivative. Use reverse mode: backward(), torch.func.grad, vjp "
+            "or jacrev."
         )
 
     def forward_of_a_level(ctx: Any, *args: Any) -> Any:
