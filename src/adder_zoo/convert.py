@@ -19,6 +19,7 @@ from torchvision.ops import SqueezeExcitation
 
 from .architecture import rename_converted
 from .binary import BinaryConv2d
+from .inference import refuse_quantised
 from .layers import Adder2d, Adder2dSame
 from .norms import put_in_float32
 
@@ -95,13 +96,14 @@ def convert_to_adder(
 
     Raises:
         ValueError: a chosen convolution has no adder form (transposed, weight-standardised, 1-d and 3-d, parametrised
-            weights, ...), or there is nothing to convert. ``model`` is unchanged then.
+            weights, ...), there is nothing to convert, or ``model`` is quantised. It is unchanged then.
 
     Example:
         >>> import adder_zoo, timm
         >>> model = adder_zoo.convert_to_adder(timm.create_model("resnet18"))
         >>> optimizer = adder_zoo.AdderSGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     """
+    refuse_quantised("convert_to_adder", model, "Its adder layers are in bytes already")
     options: dict[str, Any] = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
     make = functools.partial(layer_for, reset_weights=reset_weights, **options)
     converted = replace_convolutions(model, make, filter_fn)

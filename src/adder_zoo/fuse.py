@@ -31,6 +31,7 @@ from . import norms
 from .architecture import rename_fused
 from .convert import abbreviated
 from .functional import adder_linear
+from .inference import Fused, FusedGraph, for_inference, refuse_quantised
 from .int8.fake import fake_quantized
 from .layers import Adder2d, Adder2dSame, AdderLayer, AdderLinear
 from .norms import InFloat32, PartlyFloat32, cast, half_of
@@ -61,7 +62,7 @@ def fuse(model: nn.Module) -> nn.Module:
         The copy, for ``torch.no_grad()`` or ``torch.inference_mode()``; ``torch.compile`` takes it. ``train()`` raises.
 
     Raises:
-        ValueError: ``model`` is in training mode, in whole or in part, or has no adder layer.
+        ValueError: ``model`` is in training mode, in whole or in part, has no adder layer, or is quantised.
 
     Example:
         >>> import adder_zoo, timm
@@ -74,13 +75,19 @@ def fuse(model: nn.Module) -> nn.Module:
             f"fuse: {abbreviated(training, 3)} {'is' if len(training) == 1 else 'are'} in training mode, where batch "
             "norm depends on the batch and cannot be a constant; call model.eval() first"
         )
+    refuse_quantised("fuse", model, "Its layers have taken what follows them into their own pass: run it as it is")
     if not any(isinstance(module, AdderLayer) for module in model.modules()):
         raise ValueError(f"fuse: {type(model).__name__} has no adder layer; convert_to_adder() makes them")
     with torch.inference_mode(False):  # its tensors could not be written to outside of it
         copied = copy.deepcopy(model)
         fused = _Fuser(copied).fused(copied)
     rename_fused(fused)
-    if not any(isinstance(module, FusedAdder2d) for module in fused.modules()):
+    if any(isinstance(module, FusedAdder2d) for module in fused.modules()):
+        if isinstance(fused, fx.GraphModule):
+            return fused if isinstance(fused, FusedGraph) else FusedGraph.of(fused, fused.graph)
+        if not isinstance(fused, FusedAdder2d):
+            for_inference(fused, Fused)
+    else:
         warnings.warn(
             f"fuse: nothing was fused in {type(model).__name__}: no adder layer is followed by batch norm in a part "
             "that torch.fx can trace. The copy runs as the network itself does.",
@@ -147,10 +154,7 @@ class FusedAdder2d(PartlyFloat32, Adder2d):
     def train(self, mode: bool = True) -> FusedAdder2d:
         """Raises RuntimeError for ``mode = True``: batch norm is a constant here."""
         if mode:
-            raise RuntimeError(
-                "this network was fused for inference and cannot be trained: batch norm is folded into its layers. "
-                "Train the network that was given to adder_zoo.fuse(), and fuse it again."
-            )
+            raise RuntimeError(Fused.REFUSED)
         return super().train(False)
 
     def extra_repr(self) -> str:
@@ -405,7 +409,7 @@ def _exchange(module: nn.Module, chain: _Chain, relu_too: bool) -> None:
         _put(module, chain.relu, nn.Identity().eval())
 
 
-def _as_graph(module: nn.Module, graph: fx.Graph, chains: list[_Chain]) -> fx.GraphModule:
+def _as_graph(module: nn.Module, graph: fx.Graph, chains: list[_Chain]) -> FusedGraph:
     for chain in chains:
         _exchange(module, chain, relu_too=False)
         # Where the layer was, if nothing is added: what it reads may be written over afterwards.
@@ -422,12 +426,7 @@ def _as_graph(module: nn.Module, graph: fx.Graph, chains: list[_Chain]) -> fx.Gr
             if old is not None:
                 _erase(graph, old)
     graph.lint()
-    rewritten = fx.GraphModule(module, graph, type(module).__name__)
-    for name, value in vars(module).items():
-        # A GraphModule has a `graph` and a `code` of its own.
-        if not name.startswith("_") and name not in vars(rewritten) and not hasattr(fx.GraphModule, name):
-            setattr(rewritten, name, value)
-    return rewritten.eval()
+    return FusedGraph.of(module, graph)
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

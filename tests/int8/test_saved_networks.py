@@ -258,6 +258,22 @@ def test_a_damaged_description(saved, tmp_path, change):
         load(tmp_path)
 
 
+def test_bits_other_than_the_tag_says(network, saved, tmp_path):
+    made = copy.deepcopy(network)
+    made.pretrained_cfg = {**made.pretrained_cfg, "tag": "cifar10_int4"}
+    with pytest.raises(ValueError, match="the tag 'cifar10_int4' says 4 bits, and the network has 8"):
+        adder_zoo.save_pretrained(made, tmp_path)
+    for name, content in files(saved).items():
+        (tmp_path / name).write_bytes(content)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for part, key, value in (("pretrained_cfg", "tag", "cifar10_int4"), ("int8", "bits", 4), ("int8", "bits", [4, 8])):
+        changed = copy.deepcopy(config)
+        (changed["model_args"] if part == "int8" else changed)[part][key] = value
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=r"says .*4.* bits"):
+            load(tmp_path)
+
+
 def test_weights_of_another_network(saved, tmp_path):
     adder_zoo.save_pretrained(adder_zoo.quantize(small("adder_resnet18"), X), tmp_path)
     (tmp_path / "config.json").write_bytes((saved / "config.json").read_bytes())

@@ -16,7 +16,7 @@ from .. import atomic
 from ..architecture import CONVERTED, architecture, build_again, differences, input_channels, rename_converted
 from ..fuse import FusedAdder2d
 from ..int8.network import QuantizedNetwork
-from ..int8.saved import describe, is_quantised
+from ..int8.saved import check_tag, describe, is_quantised
 from ..layers import AdderLayer
 from ..precision import ADVICE, half_statistics
 from ..results import CONFIG_FILE, WEIGHTS_FILE
@@ -76,6 +76,7 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
     lost = half_statistics(model.state_dict())
     if in_bytes:
         args["int8"] = describe(model)
+        check_tag(model.pretrained_cfg.get("tag"), args["int8"]["bits"])  # type: ignore[operator, union-attr]
     if lost and (in_bytes or any(isinstance(module, AdderLayer) for module in model.modules())):
         raise ValueError(f"save_pretrained: {lost[0]} and maybe others are in half precision. {ADVICE}")
     directory = Path(directory)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,18 +79,21 @@ def calibrate(
 ) -> dict[str, LayerCalibration]:
     """Runs ``batches`` through the fused ``model`` twice; ``layers`` are those to quantise, by name.
 
+    Returns:
+        What is known of each layer that the images reach.
+
     Raises:
-        CalibrationError: a layer was not reached, or its input is not finite or constant; names the layer.
+        CalibrationError: the network refuses the images; or a layer's input is not finite or constant: names the layer.
     """
     found = {name: LayerCalibration() for name in layers}
     _run(model, layers, batches, lambda name, x: _look(name, layers[name], found[name], x))
+    found = {name: calibration for name, calibration in found.items() if calibration.sample}
+    reached = {name: layers[name] for name in found}
     for name, calibration in found.items():
-        if not calibration.sample:
-            raise CalibrationError(f"{name} is not reached by the calibration images")
         candidates = _candidates(name, calibration, bits)
         calibration.trials = [quantized_layer(layers[name], candidate) for candidate in candidates]
         calibration.sums = [_Sums() for _ in candidates]
-    _run(model, layers, batches, lambda name, x: _compare(found[name], layers[name], x))
+    _run(model, reached, batches, lambda name, x: _compare(found[name], layers[name], x))
     return found
 
 
@@ -101,10 +105,24 @@ def _run(model: nn.Module, layers: dict[str, FusedAdder2d], batches: Sequence[Te
     try:
         with torch.no_grad():
             for images in batches:
-                model(images)
+                _call(model, images)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _call(model: nn.Module, images: Tensor) -> None:
+    try:
+        model(images)
+    except (CalibrationError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+        size = f", {list(cfg['input_size'])} for this network" if cfg.get("input_size") else ""
+        raise CalibrationError(
+            f"the network does not take calibration images of {list(images.shape)}: {error}\nGive images as it takes "
+            f"them: [N, C, H, W]{size}, prepared as for validation (timm.data.create_transform)"
+        ) from error
 
 
 def _look(name: str, layer: FusedAdder2d, calibration: LayerCalibration, x: Tensor) -> None:
@@ -126,10 +144,15 @@ def _look(name: str, layer: FusedAdder2d, calibration: LayerCalibration, x: Tens
 def _candidates(name: str, calibration: LayerCalibration, bits: int) -> list[Range]:
     sample = torch.cat(calibration.sample).sort().values
     if calibration.high - calibration.low <= 0:
-        raise CalibrationError(f"the input of {name} is 0 for every calibration image; give other images")
+        raise CalibrationError(
+            f"the input of {name} is 0 for every calibration image, so it has no range. Where the images differ, "
+            "the network is dead there: a ReLU passes nothing on. Random weights do that behind batch norm that never "
+            "saw data: train the network, or re-estimate batch norm (adder_zoo.reestimated_batch_norm) before this"
+        )
     if float(sample[0]) == float(sample[-1]):
         raise CalibrationError(
-            f"the input of {name} is the constant {float(sample[0]):.4g}; give images that differ from each other"
+            f"the input of {name} is the constant {float(sample[0]):.4g}; give images that differ from each other, "
+            "and a network that tells them apart"
         )
     ranges = []
     for share in SHARES_OF_FEW_BITS if bits <= FEW_BITS else SHARES:

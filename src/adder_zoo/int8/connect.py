@@ -69,12 +69,19 @@ def connect(model: nn.Module) -> nn.Module:
 
     It depends on nothing but the network's code and the ranges of its layers.
     """
+    connected = _connected(model)
+    if connected is None:
+        return QuantizedNetwork.of(model, model.graph) if isinstance(model, fx.GraphModule) else model
+    return connected
+
+
+def _connected(model: nn.Module) -> QuantizedNetwork | None:
     if any(p.default is not p.empty for p in inspect.signature(model.forward).parameters.values()):
-        return model  # a graph would have one way through code that asks which options were given
+        return None  # a graph would have one way through code that asks which options were given
     try:
         graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model)
     except Exception:  # whatever a forward raises when it meets a proxy
-        return model
+        return None
     for node in list(graph.nodes):
         if node.op == "call_module" and type(model.get_submodule(str(node.target))) in (*NOTHING, Folded):
             node.replace_all_uses_with(node.all_input_nodes[0])  # given by place or by name
@@ -85,7 +92,7 @@ def connect(model: nn.Module) -> nn.Module:
         if isinstance(module, QuantizedAdder2d):
             quantised[node] = module
     if len({id(module) for module in quantised.values()}) < len(quantised):
-        return model  # a layer that is called twice has one output for two uses
+        return None  # a layer that is called twice has one output for two uses
     for node in quantised:
         _connect_output(graph, model, node, quantised)
     graph.lint()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .layers import range_integers
-from .quantize import Calibration, calibrated, fused_layers, listed
+from .quantize import Calibration, calibrated, fused_layers, listed, unreached
 
 
 def fake_quantize(model: nn.Module, calibration: Calibration, *, bits: int = 4, images: int = 512) -> nn.Module:
@@ -49,6 +49,7 @@ def fake_quantize(model: nn.Module, calibration: Calibration, *, bits: int = 4, 
     if any(layer.input_range is not None for layer in layers.values()):
         raise ValueError("fake_quantize: this network was made for fine-tuning already; give the float network")
     found = calibrated("fake_quantize", fused, layers, calibration, bits, images)
+    left |= unreached("fake_quantize", model, layers, found)
     if left:
         warnings.warn(f"fake_quantize: these adder layers stay float32:{listed(left)}", stacklevel=2)
     network = copy.deepcopy(model)

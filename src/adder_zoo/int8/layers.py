@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ..functional import adder2d
 from ..fuse import FusedAdder2d, FusedAdderLinear
+from ..inference import LayerInBytes
 from ..layers import Adder2dSame
 from ..norms import PartlyFloat32, cast
 from ..ops.geometry import Geometry
@@ -22,6 +25,13 @@ REFUSED_TRAINING = (
     "this network was quantised for inference and cannot be trained. Train the network that was given to "
     "adder_zoo.quantize(), and quantise it again."
 )
+REFUSED_FLOAT64 = (
+    "a quantised network has no float64 form: behind its exact sums it computes in float32. Leave it in float32 (or go "
+    "to half precision), or use the network that was given to adder_zoo.quantize()."
+)
+
+
+BITS = range(2, 9)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Range:
         return as_bytes(x, 1 / self.step, self.zero_point, self.top)
 
 
-class QuantizedAdder2d(PartlyFloat32):
+class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
     """A fused adder layer whose input and filters are bytes; for inference only.
 
         y = act(scale[k]·(-Σ|x - w|) + shift[k] + shortcut)
@@ -130,29 +140,56 @@ class QuantizedAdder2d(PartlyFloat32):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
-        """Takes the ranges with the bytes; refuses float filters, and a network in which bytes go other ways."""
-        weight, ranges = state_dict.get(f"{prefix}weight"), state_dict.get(f"{prefix}ranges")
-        if weight is not None and (weight.dtype != torch.uint8 or ranges is None):
-            lists[-1].append(
-                f"{prefix}weight: this layer holds bytes, and what is loaded are float filters (or bytes without their "
-                "ranges). Load them into the float network, and call adder_zoo.quantize()."
-            )
+        """Takes the ranges with the bytes; refuses float filters, other bits, and bytes that go other ways."""
+        ranges = state_dict.get(f"{prefix}ranges")
+        problem = self._unlike(state_dict, prefix)
+        if problem is not None:
+            lists[-1].append(f"{prefix}{problem}")
             return
         if ranges is not None and ranges.shape == self.ranges.shape:
             rows = ranges.tolist()
-            if rows[2] != self._connection() or (rows[1][2] > 0) != (self.next_range is not None):
-                lists[-1].append(
-                    f"{prefix}ranges: the bytes go from layer to layer in another way in the network that was saved. "
-                    "Load it as a whole: timm.create_model('local-dir:FOLDER', pretrained=True) builds what "
-                    "adder_zoo.save_pretrained() wrote."
-                )
-                return
             self.input_range = range_of(rows[0])
             self.next_range = range_of(rows[1]) if rows[1][2] else None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)  # type: ignore[no-untyped-call]
 
+    def _unlike(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        """Why a state dict is not of such a layer; None if it is, or has nothing for it."""
+        own = {name: state_dict.get(f"{prefix}{name}") for name in ("weight", "scale", "shift", "ranges")}
+        weight, ranges = own["weight"], own["ranges"]
+        if weight is not None and (weight.dtype != torch.uint8 or ranges is None):
+            return (
+                "weight: this layer holds bytes, and what is loaded are float filters (or bytes without their "
+                "ranges). Load them into the float network, and call adder_zoo.quantize()."
+            )
+        missing = [name for name, tensor in own.items() if tensor is None]
+        if missing and len(missing) < len(own):
+            return f"{missing[0]} is missing: bytes, their ranges, scale and shift mean nothing without each other."
+        if ranges is None or ranges.shape != self.ranges.shape or ranges.is_meta or self.ranges.is_meta:
+            return None  # what is missing or of another shape is told by torch
+        rows = ranges.tolist()
+        if not all(_sound(row) for row in rows[: 2 if rows[1][2] else 1]):
+            return "ranges are damaged: a range has a step above 0, and its zero point is one of its levels."
+        if rows[2] != self._connection() or (rows[1][2] > 0) != (self.next_range is not None):
+            return (
+                "ranges: the bytes go from layer to layer in another way in the network that was saved. "
+                "Load it as a whole: timm.create_model('local-dir:FOLDER', pretrained=True) builds what "
+                "adder_zoo.save_pretrained() wrote."
+            )
+        for row, own_range in ((rows[0], self.input_range), (rows[1], self.next_range)):
+            if own_range is not None and row[2] != own_range.top:
+                return (
+                    f"ranges: what is loaded has {range_of(row).bits} bits, and this network {own_range.bits}. Load it "
+                    "by its own tag, or timm.create_model('local-dir:FOLDER', pretrained=True)."
+                )
+        return None
+
     def _float32_tensors(self) -> list[Tensor]:
         return [self.scale, self.shift]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Raises TypeError where ``fn`` makes float64 of float32."""
+        refuse_float64(fn, self.scale.device)
+        return super()._apply(fn, recurse)
 
     def _filters(self) -> Tensor:
         return self.weight
@@ -239,6 +276,12 @@ class QuantizedAdderLinear(QuantizedAdder2d):
         return tuple(t.reshape(shape) for t in y) if isinstance(y, tuple) else y.reshape(shape)
 
 
+def refuse_float64(fn: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    """Raises TypeError if ``fn``, which ``nn.Module._apply`` calls on tensors, makes float64 of float32."""
+    if fn(torch.empty(0, device=device)).dtype == torch.float64:
+        raise TypeError(REFUSED_FLOAT64)
+
+
 def quantized_layer(layer: FusedAdder2d, input_range: Range) -> QuantizedAdder2d:
     """``layer`` in bytes, whose input covers ``input_range``."""
     return (QuantizedAdderLinear if isinstance(layer, FusedAdderLinear) else QuantizedAdder2d)(layer, input_range)
@@ -255,6 +298,13 @@ def range_of(integers: list[int]) -> Range:
     """The range that ``range_integers`` wrote."""
     (step,) = struct.unpack("<d", struct.pack("<q", integers[0]))
     return Range(step, *integers[1:])
+
+
+def _sound(integers: list[int]) -> bool:
+    """Whether ``range_integers`` may have written this."""
+    covered = range_of(integers)
+    levels = 0 <= covered.zero_point <= covered.top and covered.top in (2**bits - 1 for bits in BITS)
+    return levels and math.isfinite(covered.step) and covered.step > 0
 
 
 def float_sums(layer: FusedAdder2d, x: Tensor) -> Tensor:

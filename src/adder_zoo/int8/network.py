@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
-from torch.fx.graph_module import reduce_graph_module
+from torch import Tensor, fx, nn
 
-from .layers import REFUSED_TRAINING
-
-# What timm's functions read of a network: how it was built, and for which images.
-RECORDS = ("_model_args", "_traits")
-PROPERTIES = ("num_classes", "num_features", "head_hidden_size")  # of some networks, of others attributes
+from ..inference import ForInference, GraphForInference
+from .layers import REFUSED_TRAINING, refuse_float64
 
 # What a network of timm has and the graph of one has not: it goes from images to logits, whole.
 PARTS = (
@@ -21,7 +17,34 @@ PARTS = (
 )  # fmt: skip
 
 
-class QuantizedNetwork(fx.GraphModule):
+class InBytes(ForInference):
+    """What every network in bytes refuses, traced or not."""
+
+    REFUSED = REFUSED_TRAINING
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Raises RuntimeError for ``requires_grad = True``."""
+        if requires_grad:
+            raise RuntimeError(f"gradients do not pass bytes: {self.REFUSED}")
+        return super().requires_grad_(False)  # type: ignore[misc]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        refuse_float64(fn, next(t.device for t in self.buffers()))  # type: ignore[attr-defined]
+        return super()._apply(fn, recurse)  # type: ignore[misc]
+
+
+def refuse_pixels(network: nn.Module, images: tuple[Any, ...]) -> None:
+    """A hook before ``forward``: raises TypeError for images in integers, which the float network takes neither."""
+    x = images[0] if images else None
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        raise TypeError(
+            f"{type(network).__name__}: x must be floating point, images normalised as the float network takes them, "
+            f"got {x.dtype}. timm.data.create_transform(**timm.data.resolve_data_config(model=network)) prepares "
+            "them; or by hand: (images / 255 - mean) / std."
+        )
+
+
+class QuantizedNetwork(InBytes, GraphForInference):
     """A whole network, from images to logits, in which bytes go from layer to layer; for inference only.
 
     Its layers bear the names of the float network's. It has that network's attributes (``num_classes``,
@@ -29,23 +52,16 @@ class QuantizedNetwork(fx.GraphModule):
     gradient: none would pass the bytes.
     """
 
+    RECORDS = ("_model_args", "_traits")
+    PROPERTIES = ("num_classes", "num_features", "head_hidden_size")  # of some networks, of others attributes
+
     @classmethod
     def of(cls, model: nn.Module, graph: fx.Graph) -> QuantizedNetwork:
         """``graph`` over the modules of ``model``, with its attributes."""
-        network = cls(model, graph, type(model).__name__)
-        network._take_attributes(model)
+        network = super().of(model, graph)
         network.requires_grad_(False)
-        return network.eval()
-
-    def _take_attributes(self, other: nn.Module) -> None:
-        own = vars(self)
-        for name, value in vars(other).items():
-            # A GraphModule has a `graph` and a `code` of its own.
-            if name not in own and (name in RECORDS or not (name.startswith("_") or hasattr(fx.GraphModule, name))):
-                setattr(self, name, value)
-        for name in PROPERTIES:
-            if name not in own and hasattr(other, name):
-                setattr(self, name, getattr(other, name))
+        network.register_forward_pre_hook(refuse_pixels)
+        return network
 
     def calls(self) -> list[tuple[str, str, str]]:
         """What it calls, in order: kind, target and arguments, whatever the values between are called."""
@@ -60,12 +76,6 @@ class QuantizedNetwork(fx.GraphModule):
             if node.op != "placeholder"
         ]
 
-    def train(self, mode: bool = True) -> QuantizedNetwork:
-        """Raises RuntimeError for ``mode = True``: bytes have no gradient."""
-        if mode:
-            raise RuntimeError(REFUSED_TRAINING)
-        return super().train(False)
-
     def __getattr__(self, name: str) -> Any:
         if name in PARTS:
             raise AttributeError(
@@ -76,25 +86,5 @@ class QuantizedNetwork(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedNetwork:
         copied = super().__deepcopy__(memo)
-        assert isinstance(copied, QuantizedNetwork)
-        missing = {
-            name: value
-            for name, value in vars(self).items()
-            if name not in vars(copied)
-            and (name in RECORDS or not (name.startswith("_") or hasattr(fx.GraphModule, name)))
-        }
-        for name, value in copy.deepcopy(missing, memo).items():
-            setattr(copied, name, value)
+        copied.register_forward_pre_hook(refuse_pixels)  # a GraphModule does not copy its hooks
         return copied
-
-    def __copy__(self) -> QuantizedNetwork:
-        return QuantizedNetwork.of(self, self.graph)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        _, arguments = super().__reduce__()
-        return _unpickled, arguments
-
-
-def _unpickled(body: dict[str, Any], imports: str) -> QuantizedNetwork:
-    graph_module: Any = reduce_graph_module(body, imports)
-    return QuantizedNetwork.of(graph_module, graph_module.graph)

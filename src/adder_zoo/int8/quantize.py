@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from ..architecture import name_and_tag
 from ..fuse import FusedAdder2d
 from .calibrate import CalibrationError, calibrate
-from .layers import QuantizedAdder2d, quantized_layer, range_of
-from .saved import BITS, finish, fused_for_bytes, is_quantised, quantisable, replace_layers, tagged
+from .layers import BITS, QuantizedAdder2d, quantized_layer, range_of
+from .saved import finish, fused_for_bytes, is_quantised, quantisable, replace_layers, tagged
 
 Calibration = Tensor | DataLoader | Iterable[Any]
 
@@ -65,13 +65,14 @@ def quantize(
         raise ValueError(
             f"quantize: this network was fine-tuned for {min(trained)} bits, got bits={bits!r}; leave it out"
         )
-    if rest:
+    if rest and (calibration is not None or not new):
         new |= calibrated("quantize", fused, rest, calibration, 8 if bits is None else bits, images)
+    left |= unreached("quantize", model, layers, new)
     if left:
         warnings.warn(f"quantize: these adder layers stay float32:{listed(left)}", stacklevel=2)
     used = max(layer.input_range.bits for layer in new.values())
     origin, tag = name_and_tag(model)
-    network = replace_layers(fused, {layer: new[layer] for layer in layers})
+    network = replace_layers(fused, {name: new[name] for name in layers if name in new})
     return finish(network, model, origin, tagged(tag, used))
 
 
@@ -96,7 +97,7 @@ def fused_layers(caller: str, model: nn.Module) -> tuple[nn.Module, dict[str, Fu
 def calibrated(
     caller: str, fused: nn.Module, layers: dict[str, FusedAdder2d], calibration: Any, bits: int, images: int
 ) -> dict[str, QuantizedAdder2d]:
-    """``layers`` of the network ``fused`` in integers of ``bits`` bits, by name.
+    """``layers`` of the network ``fused`` in integers of ``bits`` bits, by name; not those that no image reaches.
 
     Raises:
         ValueError: bits or images out of range, or images that do not tell the ranges.
@@ -110,7 +111,21 @@ def calibrated(
         found = calibrate(fused, layers, batches, bits)
     except CalibrationError as error:
         raise ValueError(f"{caller}: {error}") from error
-    return {name: found[name].choose(layer) for name, layer in layers.items()}
+    return {name: calibration.choose(layers[name]) for name, calibration in found.items()}
+
+
+def unreached(
+    caller: str, model: nn.Module, layers: dict[str, FusedAdder2d], found: dict[str, QuantizedAdder2d]
+) -> dict[str, str]:
+    """Why those of ``layers`` that are not among ``found`` stay float32, by name.
+
+    Raises:
+        ValueError: all of them do.
+    """
+    left = {name: "no calibration image reaches it: forward did not call it" for name in layers if name not in found}
+    if not found:
+        raise ValueError(f"{caller}: nothing of {type(model).__name__} can be quantised:{listed(left)}")
+    return left
 
 
 def listed(left: dict[str, str]) -> str:
@@ -123,6 +138,10 @@ def _batches(caller: str, calibration: Any, images: int, like: Tensor) -> list[T
         raise ValueError(f"{caller}: give calibration images; a few hundred of the training set are enough")
     if isinstance(calibration, Tensor):
         calibration = calibration.split(64) if calibration.dim() == 4 else [calibration]
+    if not isinstance(calibration, Iterable):
+        raise ValueError(
+            f"{caller}: calibration must be a tensor of images, a loader or batches, got {type(calibration).__name__}"
+        )
     batches: list[Tensor] = []
     for batch in calibration:
         batch = batch[0] if isinstance(batch, (tuple, list)) else batch

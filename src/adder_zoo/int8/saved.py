@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import types
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,18 +21,26 @@ from torch import nn
 
 from ..architecture import creation_args, input_channels, named_as
 from ..fuse import FusedAdder2d, fuse, fused_layer, is_adder
+from ..inference import for_inference
 from ..layers import AdderLayer
 from .connect import connect
-from .layers import REFUSED_TRAINING, QuantizedAdder2d, Range, quantized_layer
-from .network import QuantizedNetwork
+from .layers import BITS, QuantizedAdder2d, Range, quantized_layer
+from .network import InBytes, QuantizedNetwork, refuse_pixels
 
-BITS = range(2, 9)
-TAG = re.compile(r"(?:^|_)int[2-8]$")  # ends the tag of a network in bytes: "cifar10_int8"
+TAG = re.compile(r"(?:^|_)int([2-8])$")  # ends the tag of a network in bytes: "cifar10_int8"
 
 
 def tagged(tag: str | None, bits: int) -> str:
     """The tag of what becomes of a network with ``tag`` in bytes."""
     return f"{tag}_int{bits}" if tag else f"int{bits}"
+
+
+def check_tag(tag: str | None, bits: int | list[int]) -> None:
+    """Raises ValueError if a network with ``tag`` cannot have ``bits`` bits (what ``describe`` says of them)."""
+    said = TAG.search(tag or "")
+    most = bits if isinstance(bits, int) else max(bits)
+    if said is not None and int(said[1]) != most:
+        raise ValueError(f"the tag {tag!r} says {said[1]} bits, and the network has {most}")
 
 
 def is_quantised(model: nn.Module) -> bool:
@@ -86,7 +93,7 @@ def finish(network: nn.Module, model: nn.Module, quantized_from: str | None, tag
     """Writes into ``network`` how it is built again, where timm built ``model``, the float network."""
     network.requires_grad_(False)
     if not isinstance(network, (QuantizedNetwork, QuantizedAdder2d)):
-        network.train = types.MethodType(train, network)  # type: ignore[method-assign]
+        for_inference(network, InBytes).register_forward_pre_hook(refuse_pixels)
     network.quantized_from = quantized_from  # type: ignore[assignment]
     if isinstance(getattr(model, "pretrained_cfg", None), dict):
         named_as(network, model, tag)
@@ -94,13 +101,6 @@ def finish(network: nn.Module, model: nn.Module, quantized_from: str | None, tag
         network.in_chans = input_channels(model)  # type: ignore[assignment]  # its first layer may be in bytes
         network._model_args = {**args, "int8": describe(network)}  # type: ignore[assignment]
     return network
-
-
-def train(self: nn.Module, mode: bool = True) -> nn.Module:
-    """``train`` of a network that torch.fx cannot trace: refused before any part of it is in training mode."""
-    if mode:
-        raise RuntimeError(REFUSED_TRAINING)
-    return type(self).train(self, False)
 
 
 # ---- config.json ----
@@ -164,7 +164,11 @@ def rebuild(model: nn.Module, description: Any) -> nn.Module:
             f"bytes go another way in {other[0]} than config.json says: it was written by another version of "
             "adder_zoo, or changed by hand. Quantise the float network again."
         )
+    bits = describe(network)["bits"]
+    if description.get("bits") != bits:
+        raise ValueError(f"config.json says {description.get('bits')} bits, and its layers have {bits}: it is damaged")
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    check_tag(cfg.get("tag"), bits)
     return finish(network, model, description.get("quantized_from"), cfg.get("tag"))
 
 

@@ -45,9 +45,15 @@ def export_c(
         "buffer_bytes", "constant_bytes" (filters and scales) and "vectors" (how many images).
 
     Raises:
+        TypeError: ``network`` is not an integer network.
         ValueError: name is not a C identifier, or there are no images.
         FileExistsError: the folder is not empty.
     """
+    if not isinstance(network, IntegerNetwork):
+        raise TypeError(
+            f"export_c: network must be what adder_zoo.to_integers returns, got {type(network).__name__}. Of a float "
+            "network: small = adder_zoo.quantize(model, normalised), then adder_zoo.to_integers(small, pixels)"
+        )
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in KEYWORDS:
         raise ValueError(
             f"export_c: {name!r} is not a C identifier; take letters, digits and underscores, a letter first"
