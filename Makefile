@@ -102,6 +102,7 @@ check: install
 	$(BIN)/clang-format --dry-run --Werror kernels/cpu/*.h kernels/cpu/*.cpp kernels/onnx/*.cpp tests/native/*.cpp benchmarks/*.cpp
 	$(BIN)/mypy
 	$(BIN)/vermin --quiet --no-tips --violations -t=3.10- src recipes benchmarks tests docs kernels setup.py
+	$(BIN)/vermin --quiet --no-tips --violations -t=3.9- kernels/adder2d
 
 gpu:
 	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu -n $(GPU_WORKERS) -p no:cacheprovider tests/ops/test_gpu.py

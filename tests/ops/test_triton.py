@@ -1,8 +1,5 @@
 """The Triton kernels under the interpreter, against the truth in float64: shapes. ``interpreted.py`` says how."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,17 +27,6 @@ if not INTERPRETING:
     def test_shapes_under_the_interpreter(which):
         pytest.importorskip("triton")
         run_again(HERE, which)
-
-    def test_kernel_project_by_itself():
-        """Its own tests, without the adder_zoo package."""
-        pytest.importorskip("triton")
-        project = HERE.parents[2] / "kernels" / "adder2d"
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(project / "torch-ext")}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(project)]
-        command += ["-c", os.devnull, str(project / "tests")]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=project)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-        assert "2 passed" in done.stdout
 
 else:
     # Shapes whose reason a quicker one shares.

@@ -14,8 +14,7 @@ from operator_checks import MODES, check, extras, run, saturated_bound
 from shapes import case, tensors
 
 import adder_zoo
-from adder_zoo import Adder2d, adder2d
-from adder_zoo.layers import Adder2dSame
+from adder_zoo import adder2d
 from adder_zoo.ops.fused import adder2d_fused
 from adder_zoo.ops.triton import kernels as load_kernels
 
@@ -180,48 +179,11 @@ else:
             runs.append((y, *torch.autograd.grad(y, (x, w), dy)))
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
-    @pytest.mark.parametrize(
-        ("kind", "options"),
-        [
-            (Adder2d, {"padding": 1, "stride": 2}),
-            (Adder2d, {"padding": "same", "padding_mode": "circular"}),
-            (Adder2dSame, {"stride": 2}),
-            (Adder2dSame, {"dilation": 2}),
-        ],
-    )
-    def test_layer_for_kernelize(kind, options):
-        kernels = load_kernels()
-        layer = kind(4, 6, 3, **options, input_grad="sign")
-        x = torch.randn(2, 4, 8, 8, requires_grad=True)
-        y = kernels.layers.Adder2d.forward(layer, x)
-        want = layer(x)
-        torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-4)
-        dy = torch.randn_like(y)
-        for a, b in zip(
-            torch.autograd.grad(y, (x, layer.weight, layer.bias), dy),
-            torch.autograd.grad(want, (x, layer.weight, layer.bias), dy),
-            strict=True,
-        ):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-        (g,) = torch.autograd.grad(kernels.layers.Adder2d.forward(layer, x).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="no second derivative"):
-            g.sum().backward()
-
-    def test_layer_for_kernelize_is_for_p_1():
-        with pytest.raises(ValueError, match=r"for p = 1 only, and this layer has p = 1\.5"):
-            load_kernels().layers.Adder2d.forward(Adder2d(4, 6, 3, p=1.5), torch.randn(1, 4, 5, 5))
-        plain = torch.nn.Conv2d(4, 6, 3, padding=1)  # which has no p, and no padded()
-        y = load_kernels().layers.Adder2d.forward(plain, torch.zeros(1, 4, 3, 3))
-        want = plain.bias - plain.weight.abs().sum((1, 2, 3))
-        torch.testing.assert_close(y[0, :, 1, 1], want, rtol=1e-5, atol=1e-5)
-
     def test_errors():
         kernels = load_kernels()
         x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3)
-        with pytest.raises(ValueError, match="do not fit"):
-            kernels.adder2d(x, w, groups=2)
         with pytest.raises(TypeError, match="float64"):
-            kernels.adder2d(x.double(), w)
+            kernels.adder2d_forward(x.double(), w, (1, 1), (0, 0, 0, 0), (1, 1), 1)
         with pytest.raises(RuntimeError, match="float64"):
             adder2d(x.double(), w.double(), impl="triton")
         assert adder_zoo.implementations()["triton"].available

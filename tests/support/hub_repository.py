@@ -52,6 +52,7 @@ class Repository:
         part.replace(self.folder / "refs.json")
 
     def resolve(self, revision: str) -> str:
+        revision = revision.removeprefix("refs/heads/")
         commit = self.refs.get(revision, revision)
         if not (self.folder / "commits" / commit).is_file():
             raise Answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")

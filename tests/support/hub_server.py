@@ -60,6 +60,7 @@ class HubServer:
         self.upload_mode = upload_mode
         self.calls: list[str] = []
         self.faults: list[Fault] = []
+        self.trusted: list[str] = []  # organisations whose kernels need no trust_remote_code
         self.lock = threading.RLock()
         self.closing = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -119,6 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(Answer(200))
         if self.route == "/_upload_mode":
             self.hub.upload_mode = json.loads(body)
+            return self.send(Answer(200))
+        if self.route == "/_trusted":
+            self.hub.trusted = json.loads(body)
             return self.send(Answer(200))
         if self.route == "/_calls":
             calls, self.hub.calls = self.hub.calls, []
@@ -259,7 +263,8 @@ class _Handler(BaseHTTPRequestHandler):
         return Answer(200, found)
 
     def organization(self, body: bytes, name: str) -> Answer:
-        return Answer(200, {"name": name, "fullname": name, "avatarUrl": ""})
+        trusted = name in self.hub.trusted
+        return Answer(200, {"name": name, "fullname": name, "avatarUrl": "", "trustedKernelPublisher": trusted})
 
     def list_refs(self, body: bytes, kind: str, repo_id: str) -> Answer:
         refs = self.repository(kind, repo_id).refs
@@ -370,9 +375,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def file(self, body: bytes, prefix: str | None, repo_id: str, revision: str, path: str) -> Answer:
         repository = self.repository((prefix or "models/").rstrip("/"), repo_id)
-        # A pull request's branch, refs/pr/N, has slashes of its own.
-        if revision == "refs" and (match := re.match(r"(pr/\d+)/(.*)", path)):
-            revision, path = f"refs/{match[1]}", match[2]
         commit = repository.resolve(revision)
         entry = repository.commit(commit)["tree"].get(path)
         if entry is None:
@@ -390,6 +392,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _ID = r"([\w.-]+/[\w.-]+)"
+_REVISION = r"((?:refs/(?:heads|pr)/)?[^/]+)"
 _ROUTES: list[tuple[str, Callable[..., Answer]]] = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
@@ -399,12 +402,12 @@ _ROUTES: list[tuple[str, Callable[..., Answer]]] = [
     (rf"GET /api/{KINDS}/{_ID}(?:/revision/(.+))?", _Handler.info),
     (rf"GET /api/{KINDS}/{_ID}/refs", _Handler.list_refs),
     (rf"POST /api/{KINDS}/{_ID}/branch/(.+)", _Handler.branch),
-    (rf"GET /api/{KINDS}/{_ID}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
+    (rf"GET /api/{KINDS}/{_ID}/tree/{_REVISION}(?:/(.+))?", _Handler.tree),
     (rf"POST /api/{KINDS}/{_ID}/preupload/(.+)", _Handler.preupload),
     (rf"POST /api/{KINDS}/{_ID}/commit/(.+)", _Handler.commit),
     (rf"POST /(datasets/|spaces/|kernels/)?{_ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (rf"PUT /_lfs/{KINDS}/{_ID}/([0-9a-f]+)", _Handler.lfs_put),
-    (rf"(?:GET|HEAD) /(datasets/|spaces/|kernels/)?{_ID}/resolve/([^/]+)/(.+)", _Handler.file),
+    (rf"(?:GET|HEAD) /(datasets/|spaces/|kernels/)?{_ID}/resolve/{_REVISION}/(.+)", _Handler.file),
 ]
 
 

@@ -1,7 +1,12 @@
 """Runs the tests of the Triton kernels, and a network, with kernels from a folder or the Hub."""
 
+import contextlib
+import importlib.util
+import io
+import json
 import os
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ from torch import nn
 from adder_zoo import Adder2d
 
 OPS = Path(__file__).parents[1] / "ops"
+PROJECT = Path(__file__).parents[2] / "kernels" / "adder2d"
 
 
 def load(where: str):
@@ -24,19 +30,26 @@ def load(where: str):
 
 
 def run_tests_with(where: str, expression: str) -> dict:
-    """tests/ops/test_triton*.py with the kernels of ``where`` instead of the installed ones."""
+    """With the kernels of ``where``: the tests of their own project, of the layer, and tests/ops/test_triton*.py.
+
+    The last are run with these kernels instead of the installed ones. The project's own fetch them by their name.
+    """
     kernels = load(where)
-    sys.modules["adder_zoo.kernels"] = kernels
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *(["-k", expression] if expression else [])]
+    sys.modules["adder_zoo.kernels"] = sys.modules[f"{kernels.__name__}.kernels"]
+    sys.modules["kernels_to_test"] = kernels
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
     passed = []
 
     class Count:
         def pytest_runtest_logreport(self, report):
             passed.extend([report.nodeid] if report.when == "call" and report.passed else [])
 
+    own = [*options, "-c", os.devnull, "--rootdir", str(PROJECT), str(PROJECT / "tests")]
+    alone = int(pytest.main(own, plugins=[Count()]))
     files = [str(OPS / name) for name in ("test_triton.py", "test_triton_special.py")]
-    status = pytest.main([*options, *files], plugins=[Count()])
-    return {"status": int(status), "passed": len(passed)}
+    files.append(str(Path(__file__).with_name("layers_for_kernelize.py")))
+    status = int(pytest.main([*options, *(["-k", expression] if expression else []), *files], plugins=[Count()]))
+    return {"own status": alone, "status": status, "passed": len(passed)}
 
 
 def replace_layers(where: str) -> dict:
@@ -66,16 +79,64 @@ def replace_layers(where: str) -> dict:
     layers = [m for m in model.modules() if isinstance(m, Adder2d)]
     before = [layer.forward.__func__.__module__ for layer in layers]
     with kernels.use_kernel_mapping({"Adder2d": {"cpu": repository}}):
-        kernelize(model, mode=Mode.TRAINING, device="cpu", use_fallback=False)
+        kernelize(model, mode=Mode.TRAINING | Mode.TORCH_COMPILE, device="cpu", use_fallback=False)
     after = [layer.forward.__func__.__module__ for layer in layers]
     again, gradients_again = answer()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)  # with its layers as kernelize left them
     differ = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(gradients_again, gradients, strict=True)]
     module = sys.modules[after[0].rpartition(".")[0]]
     where = {"file": module.__file__, "name": module.__name__, "before": before, "after": after}
-    return {**where, "y": (again - y).abs().max().item(), "gradients": differ}
+    apart = {"y": (again - y).abs().max().item(), "compiled": (compiled - again).abs().max().item()}
+    return {**where, **apart, "gradients": differ}
+
+
+def as_older_clients(built: str) -> bool:
+    """Whether the folder of the kernels' own name in a variant exports the same functions as the variant."""
+    kernels = sys.modules[load(f"folder:{built}").__name__]  # the same build came from the Hub since, under its name
+    file = Path(kernels.__file__).parent / "adder2d" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("older", file)
+    older = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(older)
+    return all(getattr(older, name) is getattr(kernels, name) for name in (*kernels.__all__, "__all__"))
+
+
+def trust(*organisations: str) -> None:
+    """Has the stand-in call these trusted publishers, as Hugging Face does with some."""
+    urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/_trusted", json.dumps(organisations).encode()).close()
+
+
+def client_commands(built: str, organisation: str) -> dict:
+    """What the commands of the library say: of each, its status and what it printed."""
+    from kernels.cli import benchmark
+
+    from kernels import backends, cli
+
+    def run(*arguments: str) -> list:
+        out = io.StringIO()
+        sys.argv = ["kernels", *arguments]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                cli.main()
+        except SystemExit as end:
+            return [end.code, out.getvalue()]
+        except ValueError as error:
+            return ["ValueError", str(error)]
+        return [0, out.getvalue()]
+
+    repo_id = f"{organisation}/adder2d"
+    verify = ("verify-signature", repo_id, "1", "--all-variants")
+    said = {"versions": run("versions", repo_id), "info": run("info", repo_id, "--version", "1", "--json")}
+    said["verify, not trusted"] = run(*verify)
+    trust(organisation)
+    said["verify"] = run(*verify)
+    said["verify, unsigned left out"] = run(*verify, "--filter-unsigned")
+    trust()
+    benchmark._backend = backends.CPU  # without a GPU a torch that is built for one has no device to name
+    return {**said, "benchmark": run("benchmark", built, "--iterations", "1", "--warmup", "0", "--json")}
 
 
 def main(built: str, organisation: str, expression: str) -> dict:
     assert os.environ["TRITON_INTERPRET"] == "1"
     said = {"folder": replace_layers(f"folder:{built}"), "hub": replace_layers(f"hub:{organisation}")}
+    said = {**said, "older client": as_older_clients(built), "commands": client_commands(built, organisation)}
     return {**said, "tests": run_tests_with(f"hub:{organisation}", expression)}

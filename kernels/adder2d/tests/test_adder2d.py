@@ -1,28 +1,103 @@
-"""Smoke test of the kernel repository by itself: on a GPU, or on a CPU with TRITON_INTERPRET=1."""
-
-import os
+"""What was built, loaded as users load it: by its name on the Hub, or from the folder that LOCAL_KERNELS names."""
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.library import opcheck
 
-adder2d = pytest.importorskip("adder2d")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
+import kernels
+
+adder2d = kernels.get_kernel("adder-zoo/adder2d", version=1, trust_remote_code=True)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_forward_and_gradients(stride):
-    x = torch.randn(2, 6, 9, 8, device=DEVICE, requires_grad=True)
-    w = torch.randn(5, 6, 3, 3, device=DEVICE, requires_grad=True)
-    y = adder2d.adder2d(x, w, None, (stride, stride), (1, 1, 1, 1))
-    patches = torch.nn.functional.unfold(x.detach(), 3, padding=1, stride=stride).transpose(1, 2)  # [N, PQ, CRS]
-    difference = patches.unsqueeze(2) - w.detach().flatten(1)  # [N, PQ, K, CRS]
-    torch.testing.assert_close(y.flatten(2).transpose(1, 2), -difference.abs().sum(-1), rtol=1e-5, atol=1e-4)
-    dy = torch.randn_like(y)
-    dx, dw = torch.autograd.grad(y, (x, w), dy)
+def reference(x, w, dy, stride):
+    """y, dx and dw by their definitions, in float64, for padding 1."""
+    x, w, dy = x.detach().double(), w.detach().double(), dy.double()
+    patches = F.unfold(x, 3, padding=1, stride=stride).transpose(1, 2)  # [N, PQ, CRS]
+    difference = patches.unsqueeze(2) - w.flatten(1)  # [N, PQ, K, CRS]
+    y = -difference.abs().sum(-1).transpose(1, 2).reshape(dy.shape)
     d = dy.flatten(2).transpose(1, 2).unsqueeze(-1)  # [N, PQ, K, 1]
-    torch.testing.assert_close(dw.flatten(1), (d * difference).sum((0, 1)), rtol=1e-4, atol=1e-3)
+    dw = (d * difference).sum((0, 1)).view_as(w)
     taps = (d * (-difference).clamp(-1, 1)).sum(2).transpose(1, 2)  # [N, CRS, PQ]
-    want = torch.nn.functional.fold(taps, x.shape[2:], 3, padding=1, stride=stride)
-    torch.testing.assert_close(dx, want, rtol=1e-4, atol=1e-4)
+    return y, F.fold(taps, x.shape[2:], 3, padding=1, stride=stride), dw
+
+
+def operands(device, dtype=torch.float32, stride=1, sizes=(2, 6, 9, 8, 5)):
+    N, C, H, W, K = sizes
+    torch.manual_seed(0)
+    x = torch.randn(N, C, H, W, device=device).to(dtype)
+    w = torch.randn(K, C, 3, 3, device=device).to(dtype)
+    dy = torch.randn(N, K, H, W, device=device)[:, :, ::stride, ::stride].contiguous()
+    return x, w, dy
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_forward_and_gradients(device, stride, dtype):
+    x, w, dy = operands(device, dtype, stride)
+    want = reference(x, w, dy, stride)
+    y = adder2d.adder2d(x.requires_grad_(), w.requires_grad_(), None, (stride, stride), (1, 1, 1, 1))
+    dx, dw = torch.autograd.grad(y, (x, w), dy)
+    # Rounding: y is added up in float32, or in float16 chains; the gradients are stored in the type of x and w.
+    added = {torch.float16: 1e-2}.get(dtype, 1e-5)
+    stored = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-5)
+    torch.testing.assert_close(y.double(), want[0], rtol=added, atol=added)
+    torch.testing.assert_close(dx.double(), want[1], rtol=stored, atol=5 * stored)
+    torch.testing.assert_close(dw.double(), want[2], rtol=stored, atol=5 * stored)
+
+
+@pytest.mark.kernels_ci
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_operators(device, last):
+    """What torch asks of an operator: its schema, its gradient, and that it says beforehand what it returns."""
+    x, w, dy = operands(device, sizes=(2, 3, 4, 3, 2))
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    geometry = [1, 1], [1, 1, 1, 1], [1, 1], 1
+    both = x.requires_grad_(), w.requires_grad_()
+    opcheck(adder2d.ops.adder2d, (*both, *geometry, "full", "clipped"))
+    opcheck(adder2d.ops.adder2d_grad_input, (dy, x.detach(), w.detach(), *geometry, "clipped"))
+    opcheck(adder2d.ops.adder2d_grad_weight, (dy, x.detach(), w.detach(), *geometry, "full"))
+
+
+@pytest.mark.kernels_ci
+def test_compiles_without_a_break(device):
+    x, w, dy = operands(device)
+    backend = "inductor" if device.type == "cuda" else "aot_eager"  # the interpreter runs as it is
+
+    def network(x, w):
+        return adder2d.adder2d(x.relu(), w, None, (1, 1), (1, 1, 1, 1)).relu()
+
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    x, w = x.requires_grad_(), w.requires_grad_()
+    for a, b in zip(
+        (compiled(x, w), *torch.autograd.grad(compiled(x, w), (x, w), dy)),
+        (network(x, w), *torch.autograd.grad(network(x, w), (x, w), dy)),
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.kernels_ci
+def test_autocast_changes_nothing(device):
+    x, w, dy = operands(device)
+    x, w = x.requires_grad_(), w.requires_grad_()
+    plain = adder2d.adder2d(x, w, None, (1, 1), (1, 1, 1, 1))
+    want = torch.autograd.grad(plain, (x, w), dy)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        y = adder2d.adder2d(x, w, None, (1, 1), (1, 1, 1, 1))
+        found = torch.autograd.grad(y, (x, w), dy)
+    assert torch.equal(y, plain)
+    assert all(torch.equal(a, b) for a, b in zip(found, want))
+
+
+@pytest.mark.kernels_ci
+def test_layer(device):
+    x, _, _ = operands(device)
+    conv = nn.Conv2d(6, 5, 3, padding=1, bias=False, device=device)
+    y = adder2d.layers.Adder2d.forward(conv, x)
+    want = reference(x, conv.weight, torch.zeros_like(y), 1)[0]
+    torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-4)
+    assert adder2d.layers.Adder2d.can_torch_compile
+    assert adder2d.layers.Adder2d.has_backward

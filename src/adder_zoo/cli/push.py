@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,21 +100,25 @@ def _push_all(organisation: str, options: dict[str, Any], quiet: bool) -> list[t
 
     for name, folder, _, twin in shipped():
         note(hub.push_to_hub(folder, f"{organisation}/{name}", twin=twin, **options))
-    with tempfile.TemporaryDirectory() as scratch:
-        built = kernel_project.build(Path(scratch) / "kernel", organisation)
-        about = kernel_project.describe(project)
-        repo_id = f"{organisation}/{about['name']}"
-        # `get_kernel(..., version=N)` reads the branch vN.
-        for branch in ("main", f"v{about['version']}"):
-            message = options["commit_message"] or "Update the kernels"
-            kernel = {**options, "revision": branch, "commit_message": message}
-            note(hub.push_folder(built, repo_id, repo_type="kernel", **kernel), branch)
+    _push_kernels(project, organisation, options, note)
     with tempfile.TemporaryDirectory() as scratch:
         page = render_shipped(organisation)["README.md"]
         message = options["commit_message"] or "Update the table of models"
         space = {**options, "commit_message": message}
         note(hub.push_folder(scratch, f"{organisation}/README", repo_type="space", readme=page, **space))
     return pushed
+
+
+def _push_kernels(project: Path, organisation: str, options: dict[str, Any], note: Callable[..., None]) -> None:
+    """What users load to the branch of its version, which ``get_kernel(..., version=N)`` reads; the sources to main."""
+    about = kernel_project.describe(project)
+    with tempfile.TemporaryDirectory() as scratch:
+        built = kernel_project.build(Path(scratch) / "kernel", organisation)
+        kernel = {**options, "repo_type": "kernel", "commit_message": options["commit_message"] or "Update the kernels"}
+        repo_id, branch = f"{organisation}/{about['name']}", f"v{about['version']}"
+        folders = ("build", "benchmarks", "tests", "torch-ext")
+        note(hub.push_folder(built, repo_id, revision=branch, replaces=folders[:2], **kernel), branch)
+        note(hub.push_folder(kernel_project.sources(organisation), repo_id, replaces=folders, **kernel), "main")
 
 
 def _record(done: hub.Push, branch: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import timm
 from huggingface_hub import (
     CommitOperationAdd,
+    CommitOperationDelete,
     HfApi,
     ModelInfo,
     constants,
@@ -126,28 +127,43 @@ def push_to_hub(
         )
 
 
-def push_folder(folder: str | Path, repo_id: str, *, repo_type: str, readme: str | None = None, **options: Any) -> Push:
-    """Puts a folder that is not a network on the Hub: the built kernels, or the page of an organisation (a Space).
+def push_folder(
+    folder: str | Path | Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    repo_type: str,
+    readme: str | None = None,
+    replaces: Sequence[str] = (),
+    **options: Any,
+) -> Push:
+    """Puts a folder that is not a network on the Hub: the kernels, or the page of an organisation (a Space).
 
     Args:
-        folder: Everything in it goes up.
+        folder: Everything in it goes up. Or files by their path.
         repo_type: "kernel" or "space".
         readme: Text of README.md; in a Space its generated part replaces the one that is there.
+        replaces: Folders of the repository that hold nothing else afterwards: what is not in ``folder`` is deleted.
         options: ``private``, ``revision``, ``create_pr``, ``token``, ``commit_message`` and ``dry_run`` of
             ``push_to_hub``.
     """
     _check_repo_id(repo_id)
     if repo_type not in getattr(constants, "REPO_TYPES_WITH_KERNEL", constants.REPO_TYPES):
         raise HubError(f"this huggingface_hub knows no repositories of type {repo_type!r}: upgrade huggingface_hub")
-    folder = Path(folder)
-    files: dict[str, Path | bytes] = {
+    files = dict(folder) if isinstance(folder, Mapping) else _files_in(Path(folder))
+    if readme is None:
+        given = files[CARD_FILE]
+        readme = (given if isinstance(given, bytes) else given.read_bytes()).decode()
+    text = readme
+    card = (lambda old: merge(old, text)) if repo_type == "space" else (lambda old: text)
+    return _push(files, repo_id, card, repo_type=repo_type, replaces=replaces, **options)
+
+
+def _files_in(folder: Path) -> dict[str, Path | bytes]:
+    return {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    text = readme if readme is not None else (folder / CARD_FILE).read_text()
-    card = (lambda old: merge(old, text)) if repo_type == "space" else (lambda old: text)
-    return _push(files, repo_id, card, repo_type=repo_type, **options)
 
 
 def _push(
@@ -156,6 +172,7 @@ def _push(
     card: Callable[[str | None], str],
     *,
     repo_type: str = "model",
+    replaces: Sequence[str] = (),
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -183,8 +200,9 @@ def _push(
             path = download_if_there(repo_id, CARD_FILE, base, cache_dir=cache, token=token, repo_type=repo_type)
             old = path.read_bytes().decode() if path else None
         text = card(old)
-        operations = [CommitOperationAdd(CARD_FILE, text.encode())]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationAdd(CARD_FILE, text.encode())]
         operations += [CommitOperationAdd(name, f) for name, f in files.items() if name != CARD_FILE]
+        operations += _deletions(api, repo_id, base, repo_type, replaces, files)
         # With its parent named, a commit is refused if somebody else changed the card since it was read.
         commit = within_patience(
             lambda pulse: api.create_commit(
@@ -201,6 +219,19 @@ def _push(
         )
     url = commit.pr_url or commit.commit_url
     return Push(repo_id, {CARD_FILE: len(text.encode()), **sizes}, text, url, commit.oid != base)
+
+
+def _deletions(
+    api: HfApi, repo_id: str, base: str | None, repo_type: str, folders: Sequence[str], files: Mapping[str, Any]
+) -> list[CommitOperationDelete]:
+    """What the repository has in ``folders`` beside ``files``."""
+    if not folders:
+        return []
+    there = within_patience(
+        lambda pulse: api.list_repo_files(repo_id, revision=base, repo_type=repo_type), f"pushing to {repo_id}"
+    )
+    inside = tuple(f"{name}/" for name in folders)
+    return [CommitOperationDelete(name) for name in there if name.startswith(inside) and name not in files]
 
 
 def _prepare(

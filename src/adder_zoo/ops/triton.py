@@ -1,7 +1,8 @@
-"""The operator on a GPU: the launchers of the Triton kernels in ``kernels/adder2d/torch-ext/adder2d/``.
+"""The operator on a GPU: the launchers of the Triton kernels in ``kernels/adder2d/torch-ext/adder2d/kernels/``.
 
-That folder is a project of its own for Hugging Face's ``kernels``, and part of the wheel as ``adder_zoo.kernels``. It
-is imported at the first call, and Triton with it: ``import adder_zoo`` works without. Shapes as in ``reference.py``.
+``kernels/adder2d`` is a project of its own for Hugging Face's ``kernels``; that folder of it is part of the wheel, as
+``adder_zoo.kernels``. It is imported at the first call, and Triton with it: ``import adder_zoo`` works without. Shapes
+as in ``reference.py``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def kernels() -> ModuleType:
     """
     if NAME in sys.modules:
         return sys.modules[NAME]
-    folder = Path(__file__).parents[3] / "kernels" / "adder2d" / "torch-ext" / "adder2d"
+    folder = Path(__file__).parents[3] / "kernels" / "adder2d" / "torch-ext" / "adder2d" / "kernels"
     if not folder.is_dir():
         return importlib.import_module(NAME)
     spec = importlib.util.spec_from_file_location(NAME, folder / "__init__.py")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 
 import adder_zoo
 
+from .. import paths
 from ..atomic import replace_file
 
 
@@ -40,16 +40,8 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of this source tree, with "+" where tracked files differ from it; None for an installed package."""
-    source = Path(__file__).resolve().parents[3]
-    if not (source / "src" / "adder_zoo").is_dir():  # site-packages may lie inside somebody else's repository
-        return None
-    try:
-        git = ("git", "-C", str(source))
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")
+    found = paths.commit()
+    return found and found[0] + ("+" if found[1] else "")
 
 
 def plot_curves(rows: list[dict[str, Any]], path: Path, title: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autograd import adder2d
+from .operator import adder2d
 
 
 class Adder2d(nn.Module):
@@ -14,7 +14,7 @@ class Adder2d(nn.Module):
     A module with a method ``padded(x)``, as adder_zoo's, pads by that: the one of ``Adder2dSame`` depends on x's size.
     """
 
-    can_torch_compile = False
+    can_torch_compile = True
     has_backward = True
 
     weight: Tensor
@@ -38,7 +38,7 @@ class Adder2d(nn.Module):
         if isinstance(given, str):
             totals = [0, 0]
             if given == "same":
-                totals = [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
+                totals = [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:])]
             padding = (totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2)
         else:
             padding = (given[0], given[0], given[1], given[1])

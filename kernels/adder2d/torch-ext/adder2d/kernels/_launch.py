@@ -171,14 +171,14 @@ _POINTERS = {**_TYPES, torch.uint8: "u8", torch.int32: "i32"}
 
 def strides(prefix: str, names: str, t: Tensor) -> dict[str, int]:
     """``t``'s strides as the kernels' arguments: strides("x", "nchw", x) gives stride_xn, ..."""
-    return {f"stride_{prefix}{name}": stride for name, stride in zip(names, t.stride(), strict=True)}
+    return {f"stride_{prefix}{name}": stride for name, stride in zip(names, t.stride())}
 
 
 def wide(*tensors: Tensor) -> bool:
     """Whether an offset in one of the tensors needs 64 bits; a tile may reach a little past its last element."""
     margin = 1 << 20
     return any(
-        sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) + margin > INT32_MAX
+        sum((size - 1) * stride for size, stride in zip(t.shape, t.stride())) + margin > INT32_MAX
         for t in tensors
         if t.numel()
     )
@@ -230,7 +230,7 @@ class Epilogue:
         if epilogue is None:
             return {"scale_ptr": y, "shift_ptr": y, "residual_ptr": y, **dict.fromkeys(_RESIDUAL_STRIDES, 0)}
         residual = y if epilogue.residual is None else epilogue.residual
-        names = dict(zip(_RESIDUAL_STRIDES, residual.stride(), strict=True))
+        names = dict(zip(_RESIDUAL_STRIDES, residual.stride()))
         return {"scale_ptr": epilogue.scale, "shift_ptr": epilogue.shift, "residual_ptr": residual, **names}
 
     @staticmethod
