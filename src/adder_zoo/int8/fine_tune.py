@@ -48,7 +48,7 @@ def fake_quantize(model: nn.Module, calibration: Calibration, *, bits: int = 4, 
     fused, layers, left = fused_layers("fake_quantize", model)
     if any(layer.input_range is not None for layer in layers.values()):
         raise ValueError("fake_quantize: this network was made for fine-tuning already; give the float network")
-    found = calibrated("fake_quantize", fused, layers, calibration, bits, images)
+    found, _ = calibrated("fake_quantize", fused, layers, calibration, bits, images)
     left |= unreached("fake_quantize", model, layers, found)
     if left:
         warnings.warn(f"fake_quantize: these adder layers stay float32:{listed(left)}", stacklevel=2)
