@@ -3,7 +3,7 @@
     python benchmarks/cpu.py [--threads 2] [--isa avx2] [--repeats 15] [--parts ...] [--json FILE]
     python benchmarks/cpu.py --summary FILE ...      # the rows of README's table; --ranges: those of docs/results.md
 
-Layers: those of ResNet-20 on CIFAR-10 (batch 128) and of ResNet-50 on ImageNet (batch 8), and some with groups (batch
+Layers: from ResNet-20 on CIFAR-10 (batch 128) and from ResNet-50 on ImageNet (batch 8), and some with groups (batch
 8), each direction beside
 
     conv       torch's convolution (oneDNN) of the same shape, which the adder layer is to be as fast as

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--network resnet50] [--batch 64] [--layers 6] [--compiled 2] [--json FILE] [--no-steps]
 
-Layers: those of ResNet-18 and ResNet-50 that have most taps, forward, dx and dw, each of
+Layers: the layers of ResNet-18 and ResNet-50 that have most taps, forward, dx and dw, each of
 
     adder          float32 in NCHW and channels_last, float16, bfloat16 (channels_last)
     conv           cuDNN in float32 without and with TF32, and in bfloat16 (channels_last)

@@ -4,7 +4,7 @@
     python benchmarks/recipe.py --recipe imagenet --data-dir FOLDER [--workers 0]
 
 One process: each step of the recipe is followed by a bare step of another such network on one batch that is always the
-same; the ratio is that of the medians. `recipes/cifar.py` trains on noise, as it keeps its images in memory either
+same; the ratio is taken of the medians. `recipes/cifar.py` trains on noise, as it keeps its images in memory either
 way; `recipes/imagenet.py` on the photographs of FOLDER/<class>/*, read, cropped and mirrored as it does by default,
 and by the training process itself, so that all of that counts: processes of their own (--workers) would work in the
 bare steps' time as well.

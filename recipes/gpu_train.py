@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def summarise(folder: Path, here: dict[str, Any]) -> None:
-    """Writes summary.json; ``here`` is the environment of this call, a finished run has that of its own end."""
+    """Writes summary.json; ``here`` is the environment of this call; a finished run keeps its own."""
     summary: dict[str, Any] = {"environment": here}
     for name in RUNS:
         run = folder / name

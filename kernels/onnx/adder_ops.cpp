@@ -2,7 +2,7 @@
 // interface.
 //
 // A runtime that knows an operator of a node's name runs that, and not the function that the file has for the node.
-// The names, shapes and attributes are those of src/adder_zoo/onnx/_functions.py: x [N, H, W, C], w [K, R, S, C/group],
+// Names, shapes and attributes are as in src/adder_zoo/onnx/_functions.py: x [N, H, W, C], w [K, R, S, C/group],
 // y and residual [N, P, Q, K], which is the order that the kernels work in, so nothing is copied.
 #include <algorithm>
 #include <array>

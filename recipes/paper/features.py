@@ -30,7 +30,7 @@ def features_of(folder: Path, images: torch.Tensor) -> torch.Tensor:
 
 
 def share_found(features: torch.Tensor, labels: torch.Tensor, by: str) -> float:
-    """Percent of the images whose nearest class centre is that of their class."""
+    """Percent of the images whose nearest class centre is their own class's."""
     if by == "angle":
         features = F.normalize(features)
     centres = torch.stack([features[labels == c].mean(0) for c in range(10)])

@@ -54,7 +54,7 @@ def report(folder: str, record: dict) -> None:
         "# Settings of ResNet-20 on CIFAR-10, screened by short runs",
         "",
         "Accuracy in percent on training images that were held out, after the last epoch; one seed. The hours are "
-        "those of a machine that did other work beside it. `python recipes/paper/screening.py`",
+        "measured on a machine that did other work beside it. `python recipes/paper/screening.py`",
         "",
         "| run | epochs | accuracy | against the baseline | hours |",
         "|---|---|---|---|---|",

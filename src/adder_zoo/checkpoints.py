@@ -82,11 +82,7 @@ def load_checkpoint(
     template = _template(model.partition(".")[0], similarity)
     cfg: dict[str, Any] = template.pretrained_cfg  # type: ignore[assignment]
     state = folded(renamed(state, set(template.state_dict())), template)
-    first, classifier = (state.get(f"{_first(cfg[layer])}.weight") for layer in ("first_conv", "classifier"))
-    channels = first.shape[1] if first is not None and first.dim() == 4 else cfg["input_size"][0]
-    classes = classifier.shape[0] if classifier is not None and classifier.dim() else cfg["num_classes"]
-    if not channels or not classes:
-        raise CheckpointError(f"{path} has weights for {channels} input channel(s) and {classes} classes")
+    channels, classes = _channels_and_classes(path, state, cfg)
     try:
         stated = _stated(channels, dataset, mean, std, input_size, labels)
         network, assumed = _described(model, cfg, {"similarity": similarity}, classes, channels, stated)
@@ -107,6 +103,16 @@ def load_checkpoint(
     return network.eval()
 
 
+def _channels_and_classes(path: str | Path, state: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> tuple[int, int]:
+    """From the first and the last layer's weights, or from the network's configuration where those are missing."""
+    first, classifier = (state.get(f"{_first(cfg[layer])}.weight") for layer in ("first_conv", "classifier"))
+    channels = first.shape[1] if first is not None and first.dim() == 4 else cfg["input_size"][0]
+    classes = classifier.shape[0] if classifier is not None and classifier.dim() else cfg["num_classes"]
+    if not channels or not classes:
+        raise CheckpointError(f"{path} has weights for {channels} input channel(s) and {classes} classes")
+    return channels, classes
+
+
 def _described(
     model: str, cfg: Mapping[str, Any], options: Mapping[str, Any], classes: int, channels: int, stated: Stated
 ) -> tuple[nn.Module, list[str]]:
@@ -125,7 +131,7 @@ def import_checkpoint(
 ) -> nn.Module:
     """Writes other people's checkpoint as ``model.safetensors`` and ``config.json``, and returns the network.
 
-    ``timm.create_model(f"local-dir:{directory}", pretrained=True)`` loads them. Arguments and errors are those of
+    ``timm.create_model(f"local-dir:{directory}", pretrained=True)`` loads them. Arguments and errors are as in
     ``load_checkpoint`` and ``write_network``.
     """
     check_folder(directory, force)
@@ -138,7 +144,7 @@ def converted(source: nn.Module, name: str, keep_weights: bool = False, **stated
     """The zoo's untrained network ``name`` with what the convolutional network ``source`` has besides its filters.
 
     What stays a convolution, batch norm and the classifier keep their weights; the preparation of images and the names
-    of the classes are those of ``source``, as far as nothing else is stated.
+    of the classes are taken from ``source``, as far as nothing else is stated.
 
     Args:
         source: From ``timm.create_model``, such as a "resnet18".

@@ -56,7 +56,7 @@ def adder2d(
     Args:
         x: Input [N, C, H, W] or [C, H, W]; float32, float16, bfloat16 or float64. channels_last is the fast format
             on a CPU, and the output keeps it.
-        weight: Filters [K, C/groups, R, S], K divisible by ``groups``. Its dtype may differ from that of ``x`` among
+        weight: Filters [K, C/groups, R, S], K divisible by ``groups``. Its dtype and that of ``x`` may differ among
             float32, float16 and bfloat16 (a half-precision input beside float32 filters is what autocast gives).
         bias: Added after the distance, [K], or None.
         stride, dilation: An int or a pair (height, width), at least 1.

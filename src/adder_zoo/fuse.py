@@ -51,7 +51,7 @@ def fuse(model: nn.Module) -> nn.Module:
     """A copy of ``model`` for inference, in which adder layers take what follows them into their own pass.
 
     Batch norm in eval mode, with it a shortcut that is added and a ReLU, in any network of ``nn.Module`` blocks:
-    converted ones of timm, the zoo's, your own. The logits are those of ``model`` within rounding. Other activations
+    converted ones of timm, the zoo's, your own. The logits are the same as before, within rounding. Other activations
     and layers without batch norm behind them stay as they are.
 
     Args:
@@ -222,7 +222,7 @@ def fused_layer(
 
 
 class Folded(nn.Identity):
-    """In the place of a batch norm that went into an adder layer: passes its input on, and still knows what it was."""
+    """Takes the place of a batch norm that went into an adder layer: passes its input on, and knows what it was."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class Labels:
         count: How many there are.
         names: One for each, in the network's order; None where nobody names them.
         descriptions: A longer name by name, where there is one.
-        given: Whether a user gave the names, which then must be those of the folders.
+        given: Whether a user gave the names, which then must be the folders' names.
     """
 
     count: int

@@ -136,7 +136,7 @@ def _refuse_folding(caller: str) -> None:
 class Adder2d(AdderLayer):
     """Negative L1 distance between patches and learned filters (AdderNet, arXiv 1912.13200, Eq. 2).
 
-    Constructor, attributes, state-dict keys and ``repr`` are those of ``nn.Conv2d``; the operator is
+    Constructor, attributes, state-dict keys and ``repr`` are as in ``nn.Conv2d``; the operator is
     ``adder_zoo.adder2d``, which describes ``weight_grad``, ``input_grad``, ``p`` and ``impl``. Follow it with batch
     norm: the output is never positive and large, and without normalisation nothing trains. In half precision, that has
     to stay in float32: see ``adder_zoo.float32_norms``.
@@ -254,7 +254,7 @@ class AdderLinear(AdderLayer):
 
         y[..., k] = bias[k] - Σ_c |x[..., c] - weight[k, c]|
 
-    Constructor, attributes and state-dict keys are those of ``nn.Linear``; gradients and options those of
+    Constructor, attributes and state-dict keys are as in ``nn.Linear``; gradients and options as in
     ``adder_zoo.adder2d``, which computes it as a 1x1 kernel.
 
     Shapes: input [..., C], output [..., K], float32 (float64 for float64); ``weight`` [K, C]; ``bias`` [K].

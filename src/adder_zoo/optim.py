@@ -5,7 +5,7 @@ layer's is brought to a norm of its own before the usual update:
 
     Δw_l = γ · α_l · ΔL(w_l),   α_l = η·√k / ‖ΔL(w_l)‖₂,   k = elements of w_l
 
-γ is the learning rate of the whole network. This belongs here and not into the layer's backward: the norm is that of
+γ is the learning rate of the whole network. This belongs here and not into the layer's backward: the norm is taken of
 the gradient of the whole batch, after it has been summed over accumulation steps and ranks and freed of the loss scale.
 """
 
@@ -38,7 +38,7 @@ class AdderSGD(torch.optim.SGD):
     weight decay, momentum, learning rate.
 
     Where a filter is computed from other parameters, each of these is scaled by itself, with its own norm and k: its
-    gradient is linear in that of the filter, and so differs between layers by the same orders of magnitude. With
+    gradient is linear in the norm of the filter, and so differs between layers by the same orders of magnitude. With
     ``nn.utils.prune`` that is ``weight_orig``, where k counts the pruned elements too; with ``weight_norm`` the lengths
     (``weight_g``, [K, 1, 1, 1]) as well as the directions; with ``parametrize`` all that the parametrisation holds.
 
@@ -50,7 +50,7 @@ class AdderSGD(torch.optim.SGD):
         factor: The factor of "increased"; the paper uses 100.
 
     Raises:
-        ValueError: an option has no meaning; or, from ``load_state_dict``, the state is that of another optimizer.
+        ValueError: an option has no meaning; or, from ``load_state_dict``, the state belongs to another optimizer.
         RuntimeError: FSDP 1 has put filters into flat parameters, in which no norm of a layer can be taken; also from
             ``step``.
 

@@ -56,8 +56,8 @@ class Stated:
 def named(model: str, classes: int | None, channels: int | None, stated: Stated) -> tuple[str, bool]:
     """The name in timm's registry, with its tag, whose configuration is to be begun with, and whether it is certain.
 
-    A tag in ``model`` is a statement, and so is a data set that the network has a tag for. Otherwise it is that of the
-    first tag, or of the first with as many classes and channels, which proves nothing.
+    A tag in ``model`` is a statement, and so is a data set that the network has a tag for. Otherwise it is the first
+    tag's, or the first with as many classes and channels, which proves nothing.
     """
     arch, _, tag = model.partition(".")
     if tag:
@@ -83,8 +83,7 @@ def described(
         cfg: The configuration to begin with.
         classes, channels: Of the network.
         stated: See ``Stated``.
-        certain: Whether ``cfg`` is that of the checkpoint's own training (a tag was named), and not just that of the
-            network.
+        certain: Whether ``cfg`` describes the checkpoint's own training (a tag was named), not just the network.
 
     Returns:
         What takes the place of entries of ``cfg``, and which of "input_size", "mean" and "std" are assumed.

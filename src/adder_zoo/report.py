@@ -101,7 +101,7 @@ class Count:
 
         Args:
             precision: "fp32", "fp16", "int32" or "int8", of products and differences.
-            accumulator: That of the sums, ``precision`` by default; "int32" is the conservative figure for "int8".
+            accumulator: Precision of the sums, ``precision`` by default; "int32" is the conservative figure for "int8".
         """
         multiplication, addition = PICOJOULES[precision]
         _, accumulation = PICOJOULES[accumulator or precision]
@@ -184,7 +184,7 @@ def report(model: nn.Module, input_size: Sequence[int] | None = None) -> Report:
 
     Args:
         model: Any network.
-        input_size: [C, H, W]; by default that of the network's ``pretrained_cfg``.
+        input_size: [C, H, W]; by default as the network's ``pretrained_cfg`` says.
 
     Returns:
         A ``Report``: ``print`` it, or see ``total``, ``paper`` and ``to_dict``.

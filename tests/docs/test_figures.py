@@ -1,4 +1,4 @@
-"""The figures in the documentation are those of the files that they come from."""
+"""The figures in the documentation agree with the files that they come from."""
 
 from __future__ import annotations
 

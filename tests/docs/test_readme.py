@@ -1,4 +1,4 @@
-"""What README says and how: it stays short and plain, its figures are those of the files that they come from."""
+"""What README says and how: it stays short and plain, its figures agree with the files that they come from."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def small(name="resnet18", **kwargs):
 
 
 def settled(model):
-    """In eval mode, with statistics of batch norm that are not those of a new one."""
+    """In eval mode, with statistics of batch norm that differ from a new one's."""
     with torch.no_grad():
         model.train()(X)
     return model.eval()

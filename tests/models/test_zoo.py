@@ -64,7 +64,7 @@ def layers(model):
 
 
 def expected_layers(name):
-    """Names of the layers in order of definition, and those of them that stay convolutions."""
+    """Names of the layers in order of definition, and of the layers that stay convolutions."""
     if name == "adder_lenet5_bn":
         return [*(f"stages.{i}.conv" for i in range(3)), "pre_logits.fc", "head.fc"], set()
     stages = [f"stages.{i}.conv{j}" for i in range(3) for j in (1, 2)]

@@ -69,7 +69,7 @@ def attempt(function, *args, **kwargs):
 
 
 def network(name: str, seed: int = 0) -> nn.Module:
-    """A network with random weights, and statistics of batch norm that are not those of a new one."""
+    """A network with random weights, and statistics of batch norm that differ from a new one's."""
     torch.manual_seed(seed)
     model = timm.create_model(name).train()
     for _ in range(2):

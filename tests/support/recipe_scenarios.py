@@ -1,8 +1,8 @@
 """Recipes in a process of their own, for tests/training/test_equal_batches.py:
 
 frozen  recipes/cifar.py with batch norm that keeps the statistics it begins with: then neither the number of
-        processes nor that of accumulation steps changes what a batch of images gives. In float64, where rounding does
-        not turn a ReLU on or off, and so on every fourth pixel of each row and column, for time
+        processes nor the number of accumulation steps changes what a batch of images gives. In float64, where
+        rounding does not turn a ReLU on or off, and so on every fourth pixel of each row and column, for time
 """
 
 import sys

@@ -91,7 +91,7 @@ def grad_input(dy, x, weight, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 
 def grad_weight(dy, x, weight, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1, mode="full", p=1.0):
     """Eq. 5 (or Eq. 4): dw [K, C/G, R, S].
 
-    The magnitude is that of ``sum dy*x - w * sum dy``, the form in which every fast implementation adds it up.
+    The magnitude is taken of ``sum dy*x - w * sum dy``, the form in which every fast implementation adds it up.
     """
     dy = np.asarray(dy, np.float64)
     K, Cg, R, S = weight.shape

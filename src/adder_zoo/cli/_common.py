@@ -48,7 +48,7 @@ class ModelName(click.ParamType):
         if not timm.is_model(value):
             known = dict.fromkeys([*timm.list_models("adder_*"), *timm.list_models()])
             near = difflib.get_close_matches(value.partition(".")[0], known, n=3, cutoff=0.5)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "`adder-zoo list` shows those of the zoo."
+            hint = f"Did you mean {' or '.join(near)}?" if near else "`adder-zoo list` shows the zoo's."
             self.fail(f"there is no model {value!r}. {hint}", param)
         arch, _, tag = value.partition(".")
         tags = [name.partition(".")[2] for name in timm.list_models(f"{arch}.*", include_tags=True)] if tag else []
@@ -66,7 +66,7 @@ class ZooModel(ModelName):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if ":" in value or Path(value).is_dir():
-            self.fail(f"{value!r} is not the name of a network; `adder-zoo list` shows those of the zoo", param)
+            self.fail(f"{value!r} is not the name of a network; `adder-zoo list` shows the zoo's", param)
         value = super().convert(value, param, ctx)
         arch = value.partition(".")[0]
         if not arch.startswith("adder_"):
@@ -141,7 +141,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 
 def has_weights(name: str) -> bool:
-    """Whether ``name`` comes with weights: bundled ones, or those of a folder or a Hub repository.
+    """Whether ``name`` comes with weights: bundled ones, or from a folder or a Hub repository.
 
     Where the environment variable ADDER_ZOO_HUB_ORG is set, every network of the zoo may have some there.
     """

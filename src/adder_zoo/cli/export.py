@@ -83,7 +83,7 @@ for _option in dict.fromkeys(option for form in FORMATS.values() for option in f
 
 
 def _chosen(name: str | None, output: Path) -> Format:
-    """The format that was named, or that of the output's ending."""
+    """The format that was named, or the one that the output's ending says."""
     by_ending = {form.ending: form for form in FORMATS.values() if form.ending}
     if name is None:
         if output.suffix not in by_ending:
@@ -99,7 +99,7 @@ def _chosen(name: str | None, output: Path) -> Format:
 
 
 def _own(context: click.Context, chosen: Format, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a format; those of other formats must not have been given."""
+    """The options of a format; options of other formats must not have been given."""
     own = {option.name for option in chosen.options}
     for key in options:
         if key not in own and context.get_parameter_source(key) is not ParameterSource.DEFAULT:

@@ -32,7 +32,7 @@ from ._results import results
 )
 @click.argument("pattern", default="*")
 @click.option("--pretrained", is_flag=True, help="Only networks whose weights can be loaded.")
-@click.option("--hub", "author", metavar="ORG", help="Those of an organisation or user on the Hugging Face Hub.")
+@click.option("--hub", "author", metavar="ORG", help="Networks of an organisation or user on the Hugging Face Hub.")
 @click.option("--card", "as_card", is_flag=True, help="With --hub: Markdown, as on the organisation's page.")
 @json_option
 def list_models(pattern: str, pretrained: bool, author: str | None, as_card: bool, as_json: bool) -> None:
@@ -107,7 +107,7 @@ def millions(count: int) -> str:
 
 
 def of_organisation(names: list[str]) -> dict[str, str]:
-    """Those of the zoo's networks ``names`` that the organisation of ADDER_ZOO_HUB_ORG has, with their repositories.
+    """The zoo's networks among ``names`` that the organisation of ADDER_ZOO_HUB_ORG has, with their repositories.
 
     None where no organisation is set; with a warning, where the Hub does not tell.
     """

@@ -47,7 +47,7 @@ CIFAR100 = (
     "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf",
     "woman", "worm",
 )  # fmt: skip
-CIFAR_MEAN = (0.4914, 0.4822, 0.4465)  # this and the next are those of the paper's authors' code
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)  # this and the next are from the paper's authors' code
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 _BILINEAR = {"interpolation": "bilinear", "crop_pct": 1.0}
 _BICUBIC = {"interpolation": "bicubic", "crop_pct": 1.0}

@@ -53,8 +53,8 @@ def download(
         repo_id: "organisation/name".
         filename: Path in the repository.
         revision: Branch, tag or commit; "main" by default.
-        cache_dir: In the place of the cache of huggingface_hub.
-        token: Access token; by default that of the environment or of ``hf auth login``.
+        cache_dir: A folder instead of huggingface_hub's cache.
+        token: Access token; by default from the environment or from ``hf auth login``.
         repo_type: "model" by default.
 
     Returns:

@@ -14,12 +14,12 @@ from huggingface_hub.utils import yaml_dump
 from .cards import HUB, render, row
 from .records import shipped
 
-# Under whose name the cards in hub_cards/ are rendered; that of a push takes its place.
+# The organisation that the cards in hub_cards/ name; a push puts its own there.
 ORGANISATION = "adder-zoo"
 
 
 def index(organisation: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """The page of an organisation: one table over all of its models, whose names are those of their repositories."""
+    """The page of an organisation: one table over all of its models, named as their repositories are."""
     lines = [
         "| model | trained on | top-1 | its CNN twin | parameters | multiplications | additions | energy, fp32 |",
         "|---|---|---|---|---|---|---|---|",

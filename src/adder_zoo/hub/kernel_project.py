@@ -92,7 +92,7 @@ def build(target: str | Path, organisation: str | None = None) -> Path:
 
     Args:
         target: Folder to write: a new or an empty one, or one that this function made.
-        organisation: Under which it goes up; by default that of ``build.toml``. The card names it.
+        organisation: Under which it goes up; by default the one in ``build.toml``. The card names it.
 
     Returns:
         ``target``; ``kernels.get_local_kernel`` takes it.

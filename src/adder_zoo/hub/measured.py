@@ -28,7 +28,7 @@ class Measured:
         recipe: The script that trains on it, if one does.
         split: Of the images that the accuracy is of: "test", "validation" or "train".
         images: Which these are, with their number.
-        remark: What keeps the accuracy from being that of the data set; "" where nothing does.
+        remark: Why the accuracy is not the accuracy on the data set; "" where nothing does.
         noise: Whether there was no data set at all.
     """
 

@@ -27,7 +27,7 @@ def trained_alike(results: Mapping[str, Any], twin: Mapping[str, Any]) -> bool:
 
 
 def training_of(results: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """What is recorded of the training: of a network in bytes, that of the float network that it was made of."""
+    """What is recorded of the training; for a network in bytes, of the training of the float network behind it."""
     if results is None or "quantized_from" not in results:
         return results
     return results["quantized_from"].get("results")
@@ -49,7 +49,7 @@ def find_twin(folder: Path, results: Mapping[str, Any] | None) -> dict[str, Any]
 
 
 def shipped() -> list[tuple[str, Path, dict[str, Any], dict[str, Any] | None]]:
-    """Every checkpoint in the package: its name, folder, results, and those of its twin (in a checkout)."""
+    """Every checkpoint in the package: its name, folder, results, and its twin's results (in a checkout)."""
     found = []
     for path in sorted(WEIGHTS.glob(f"*/{RESULTS_FILE}")):
         results = read_results(path.parent)

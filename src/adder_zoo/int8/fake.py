@@ -16,7 +16,7 @@ def fake_quantized(x: Tensor, weight: Tensor, input_range: Tensor) -> tuple[Tens
     The input is clipped to the range. The filters are not: for every x in it, what is beyond adds the same to a sum as
     the clipped filter and a constant (see ``QuantizedAdder2d``), and AdderNet's gradient needs to know on which side of
     the input a filter is, and how far. (At clipped filters it grew from layer to layer, to a thousand times its size in
-    ResNet-20.) The constant that ``quantize`` adds is that of the filters before they were rounded; hence the
+    ResNet-20.) The constant that ``quantize`` adds is computed from the filters before they are rounded; hence the
     correction.
 
     The gradient passes the rounding as it is (the straight-through estimator, arXiv 1308.3432), and is 0 for

@@ -217,7 +217,7 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
         if later is not None:
             wide = (wide + later).relu_() if self.relu else wide + later
             narrow = out.levels(wide)
-        # Bare sums stay float32 whatever the network is in, as those of a float layer do.
+        # Bare sums stay float32 whatever the network is in, as a float layer's do.
         if self.normed and (self.casts or self.precision):
             wide = cast(wide, wide, None, self.precision)
         if self.next_range is None:

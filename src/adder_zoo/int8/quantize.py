@@ -43,7 +43,7 @@ def quantize(
         images: How many images are used at the most.
 
     Returns:
-        The network. Its input and output are those of ``model``, but bytes have no NaN: an input with one gets finite
+        The network. Its input and output are as in ``model``, but bytes have no NaN: an input with one gets finite
         logits. It pickles, copies, compiles and exports; ``train()`` raises. ``adder_zoo.save_pretrained`` saves it.
 
     Raises:

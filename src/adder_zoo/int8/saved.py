@@ -80,7 +80,7 @@ def fused_for_bytes(model: nn.Module) -> nn.Module:
 
 
 def replace_layers(fused: nn.Module, layers: Mapping[str, QuantizedAdder2d]) -> nn.Module:
-    """``fused`` with ``layers`` in the places of those of these names, and bytes going from one to the next."""
+    """``fused`` with ``layers`` put in under their names, and bytes going from one to the next."""
     if "" in layers:
         return layers[""]
     for name, layer in layers.items():
@@ -149,7 +149,7 @@ def rebuild(model: nn.Module, description: Any) -> nn.Module:
             origin = description.get("quantized_from") or "the float network"
             raise ValueError(
                 f"{key} of a network in bytes stays what it is, {description.get(key)}, and cannot be {what}: its "
-                f"ranges are those of the images and classes it was calibrated for. Change {origin}, and quantise that."
+                f"ranges fit the images and classes it was calibrated for. Change {origin}, and quantise that."
             )
     fused = fused_for_bytes(model.eval())
     layers, _ = quantisable(fused)

@@ -50,7 +50,7 @@ class Layer:
 
 @dataclass
 class Network:
-    """The layers in order, the value of the images, and that of the logits."""
+    """The layers in order, the value of the images, and the value of the logits."""
 
     image: Value
     layers: list[Layer] = field(default_factory=list)

@@ -44,7 +44,7 @@ def to_integers(
             whose layers are then quantised to int8 filters, one scale for each, as a twin to compare with.
         images: uint8 [N, H, W, C], as decoded from files, not normalised. They set the ranges of what ``quantize`` left
             in float32; a hundred are enough, and 256 are used at the most.
-        mean, std: For each channel, on the scale from 0 to 1. Default: those of the network's ``pretrained_cfg``.
+        mean, std: For each channel, on the scale from 0 to 1. Default: as the network's ``pretrained_cfg`` says.
         multiplier_free: Make every scale of a filter, and every weight of a layer with products, a sum of two signed
             powers of two, and every scale of a whole tensor one of four.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,7 +71,7 @@ def build_model(
     Raises:
         ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, which would
             load, since the shapes agree, and compute nonsense; or weights that are not safetensors.
-        FileNotFoundError, RuntimeError: the weights are missing, damaged or of another model. Those of the Hub raise
+        FileNotFoundError, RuntimeError: the weights are missing, damaged or of another model. Weights on the Hub raise
             what ``download`` does.
     """
     if similarity not in SIMILARITIES:
@@ -100,21 +101,27 @@ def build_model(
     # timm loads the one file that was looked at, whatever else lies beside it, and the model tells where it is from.
     overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     overlay |= {"source": "", "file": str(file), "state_dict": None, "custom_load": False}
-    try:
+    with _clear_errors(name, f"the weights in {source}", "install adder_zoo again" if ours else "fetch it again"):
         model = build_model_with_cfg(
             model_cls, variant, True, similarity=similarity, pretrained_cfg_overlay=overlay, **kwargs
         )
+    model.pretrained_cfg.update(source=cfg.source, file=cfg.file)  # type: ignore[operator, union-attr]
+    return model
+
+
+@contextmanager
+def _clear_errors(name: str, weights: str, repair: str) -> Iterator[None]:
+    """Says which weights did not load, and what to do, where timm and safetensors would name a key or an offset."""
+    try:
+        yield
     except SafetensorError as error:
-        advice = "install adder_zoo again" if ours else "fetch it again"
-        raise RuntimeError(f"{name}: the weights in {source} are damaged ({error}); {advice}") from error
+        raise RuntimeError(f"{name}: {weights} are damaged ({error}); {repair}") from error
     except (RuntimeError, KeyError) as error:  # older timm looks up the first layer by its key before it compares keys
         if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
             raise
         if ADVICE in str(error):
-            raise RuntimeError(f"{name}: the weights in {source} cannot be used. {error}") from error
-        raise RuntimeError(f"{name}: the weights in {source} belong to another model. {error}") from error
-    model.pretrained_cfg.update(source=cfg.source, file=cfg.file)  # type: ignore[operator, union-attr]
-    return model
+            raise RuntimeError(f"{name}: {weights} cannot be used. {error}") from error
+        raise RuntimeError(f"{name}: {weights} belong to another model. {error}") from error
 
 
 def _check_file(name: str, source: str, file: Path) -> None:
@@ -147,7 +154,7 @@ def _build_in_bytes(
 
     Raises:
         ValueError: another similarity, other classes or channels, or features are asked for; config.json is damaged.
-        RuntimeError, FileNotFoundError: the weights are missing, damaged, those of another network or in float32.
+        RuntimeError, FileNotFoundError: the weights are missing, damaged, of another network or in float32.
     """
     if kwargs.get("features_only"):
         raise ValueError(f"{name}: a network in bytes goes from images to logits, whole; features_only needs the float "

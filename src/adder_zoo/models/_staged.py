@@ -30,7 +30,8 @@ class StagedNet(nn.Module):
         num_classes: Classes; 0 leaves the classifier out and returns the hidden layer.
         in_chans: Channels of the images.
         similarity: What compares a patch with a filter (Eq. 1): "adder", the negative L1 distance; "conv", the
-            cross-correlation of ``nn.Conv2d`` and ``nn.Linear``; "xnor", that of one-bit values. All else is the same.
+            cross-correlation of ``nn.Conv2d`` and ``nn.Linear``; "xnor", a correlation of one-bit values. All else is
+            the same.
         global_pool: "avg"; "" with num_classes = 0 returns the last stage's map.
         drop_rate: Dropout before the classifier.
         img_size: The size of images, a number or (height, width), where a subclass has a ``fixed_size`` only that; a

@@ -2,7 +2,7 @@
 
     conv 3x3, 16 - 3 stages of n blocks, 16, 32 and 64 channels - average pool - conv 1x1, num_classes - batch norm
 
-The blocks are those of He et al. (arXiv 1512.03385, sec. 4.2) with adder layers, also in the 1x1 shortcut where the
+The blocks are as in He et al. (arXiv 1512.03385, sec. 4.2) with adder layers, also in the 1x1 shortcut where the
 shape changes; depth = 6n + 2. The first layer and the classifier stay convolutions whatever the similarity, as in the
 paper, and the classifier is followed by a batch norm of its own, as in the authors' code.
 

@@ -42,7 +42,7 @@ def export_onnx(
         model: A network in evaluation mode on a CPU: float32, or what ``quantize`` made of one. Networks without adder
             layers are taken too.
         path: The file, which must end in .onnx. It is the old one or the new one, never half of it.
-        input_size: Of an image, (C, H, W). Default: that of the network's ``pretrained_cfg``.
+        input_size: Of an image, (C, H, W). Default: as the network's ``pretrained_cfg`` says.
         fixed_batch: The only size of a batch that the file takes; None for any.
         opset: The version of ONNX's operators, from 18.
         fused: Whether to ``fuse`` the network first, which is faster everywhere. A fused or quantised

@@ -58,7 +58,7 @@ def register_autograd(
 
     rules = {"backward": staticmethod(gradients), "jvp": staticmethod(jvp)}
     function = type(name, (torch.autograd.Function,), {"forward": staticmethod(forward), **rules})
-    # In a transform of torch.func this kernel runs once for each level, as those of torch's own operators do.
+    # In a transform of torch.func this kernel runs once for each level, as torch's own operators do.
     rules["forward"] = staticmethod(forward_of_a_level)
     of_a_level = type(name, (torch.autograd.function._SingleLevelFunction,), rules)
 

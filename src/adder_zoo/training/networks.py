@@ -45,7 +45,7 @@ def create_network(config: Settings, name: str, **kwargs: Any) -> nn.Module:
 
 
 def _of_checkpoint(path: str, name: str, **kwargs: Any) -> nn.Module:
-    """The network ``name`` with the weights of a file; its images are prepared as those of its tag."""
+    """The network ``name`` with the weights of a file; its images are prepared as its tag says."""
     loaded = load_checkpoint(path, name, kwargs.get("similarity", "adder"))
     model = timm.create_model(name, **kwargs)
     model.load_state_dict(loaded.state_dict())
@@ -71,7 +71,7 @@ def resolve_model_name(model: str, dataset: str) -> str:
     """The full name of ``model`` made for ``dataset``: mean, classes and image size are the data set's.
 
     Raises:
-        RecipeError: there is no such network; names those that there are.
+        RecipeError: there is no such network; names those that exist.
     """
     names = timm.list_models(f"adder_*.{dataset}", include_tags=True)
     name = model if "." in model else f"{model}.{dataset}"

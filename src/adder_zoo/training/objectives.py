@@ -34,7 +34,7 @@ class Supervised(nn.Module):
 
 
 class Distilled(Supervised):
-    """Cross-entropy of a network's answers with the labels, and with those of a trained teacher, which stays as it is.
+    """Cross-entropy of a network's answers with the labels, and with a trained teacher's answers; it stays as it is.
 
         L = α CE(student, labels) + (1 - α) CE(student, teacher's answers)        (arXiv 1503.02531, at temperature 1)
 
@@ -77,7 +77,7 @@ class PKKD(nn.Module):
 
     ρ and ρ' are learned 1x1 convolutions, one of each for every layer. What is ours: 2σ² is the running mean of the
     distances, for each layer, so that the exponents stay near -1; and a batch norm without parameters follows ρ, as
-    the two could agree on zero without it. The teacher gets no gradient but that of its own labels.
+    the two could agree on zero without it. The teacher gets a gradient from its own labels alone.
 
     Args:
         model: The student; its ``Adder2d`` layers without bias are compared.

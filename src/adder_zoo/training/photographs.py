@@ -58,7 +58,7 @@ class Shards(IterableDataset):
     begins its shards again where they do not suffice. To test with, each image comes once.
 
     Args:
-        reader: That of ``timm.data.create_dataset("wds/", ...)``, which read the list of shards, ``_info.json``.
+        reader: The reader of ``timm.data.create_dataset("wds/", ...)``, which read the list of shards, ``_info.json``.
         transform: From a PIL image in RGB to a tensor.
         training: As above.
         batch_size: In training, the images of each loader fill whole batches.

@@ -171,7 +171,7 @@ def parse_settings(config: type[ConfigT], description: str | None, argv: Sequenc
     Args:
         config: A dataclass; its fields are the settings.
         description: Its first line is what ``--help`` begins with.
-        argv: The flags; default: those of the command line.
+        argv: The flags; default: from the command line.
 
     Raises:
         SystemExit: a setting is unknown or has no meaning; a message is printed.

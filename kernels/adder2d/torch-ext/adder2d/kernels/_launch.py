@@ -141,7 +141,7 @@ class Launch:
     def source(self, hip: bool = False) -> tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int, ...], list]]:
         """Function, signature, constants and attributes, as ``triton.compiler.ASTSource`` takes them.
 
-        They are those of a launch with aligned tensors, as the allocator gives them. Tensors may be on "meta".
+        As in a launch with aligned tensors, as the allocator gives them. Tensors may be on "meta".
         """
         signature: dict[str, str] = {}
         attributes: dict[tuple[int, ...], list] = {}
