@@ -61,7 +61,7 @@ test-python310:
 test-arm: install
 	@command -v aarch64-linux-gnu-g++ >/dev/null && { command -v qemu-aarch64-static || command -v qemu-aarch64; } >/dev/null || \
 		{ echo "needs Debian's packages g++-aarch64-linux-gnu and qemu-user-static"; exit 1; }
-	$(BIN)/python -m pytest tests/native/test_driver.py -k aarch64 -rs
+	$(BIN)/python -m pytest tests/native/test_driver.py tests/native/test_int8_driver.py -k aarch64 -rs
 
 test-riscv: install
 	$(BIN)/python benchmarks/processors.py --data-dir "$(or $(DATA),$(ADDER_ZOO_DATA))" --processors rv32i rv32e rv32im
