@@ -18,8 +18,8 @@ struct Patch {
   uint64_t tail;
 };
 
-// For each word of the patch, the word of F filters and the word of each pixel. A tile's pixels are reached by pointers, so
-// that it may go on in the next row of outputs.
+// For each word of the patch, the word of F filters and the word of each pixel. A tile's pixels are reached by
+// pointers, so that it may go on in the next row of outputs.
 template <class V, int MR>
 __attribute__((noinline)) static void sum_tile(const uint8_t *const *pixels, const Patch &patch, const uint8_t *panel,
                                                const Output<V> &out, int64_t pixel) {
