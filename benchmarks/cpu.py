@@ -4,7 +4,7 @@
     python benchmarks/cpu.py --summary FILE ...      # the rows of README's table; --ranges: those of docs/results.md
 
 Layers: from ResNet-20 on CIFAR-10 (batch 128) and from ResNet-50 on ImageNet (batch 8), and some with groups (batch
-8), each direction beside
+8), each direction beside what follows; x is behind a ReLU, and for dx also normalised with both signs:
 
     conv       torch's convolution (oneDNN) of the same shape, which the adder layer is to be as fast as
     cdist      the formulation of the authors' code: unfold, then torch.cdist(p=1); forward only, without groups
@@ -147,6 +147,7 @@ def layer(N: int, C: int, H: int, K: int, R: int, stride: int, repeats: int, gro
     """Median seconds of each candidate, by direction, and the kernels that were taken."""
     padding = R // 2
     x, weight = operands(N, C, H, K, R, groups)
+    signed = torch.randn_like(x)
     geometry = ((stride,) * 2, (padding,) * 4, (1, 1), groups)
     dy = torch.randn_like(F.conv2d(x, weight, None, stride, padding, 1, groups))
 
@@ -163,6 +164,7 @@ def layer(N: int, C: int, H: int, K: int, R: int, stride: int, repeats: int, gro
         },
         "dx": {
             "adder": lambda: ops.adder2d_grad_input(dy, x, weight, *geometry, "clipped", 1.0, "cpu"),
+            "signed": lambda: ops.adder2d_grad_input(dy, signed, weight, *geometry, "clipped", 1.0, "cpu"),
             "conv": lambda: conv_backward(True, False, False),
         },
         "dw": {
@@ -181,6 +183,7 @@ def ratios(times: dict[str, Any]) -> dict[str, Any]:
         "forward_vs_conv": round(forward["conv"] / forward["adder"], 3),
         **({"forward_vs_cdist": round(forward["cdist"] / forward["adder"], 2)} if "cdist" in forward else {}),
         "dx_vs_conv": round(times["dx"]["conv"] / times["dx"]["adder"], 3),
+        "dx_signed_vs_conv": round(times["dx"]["conv"] / times["dx"]["signed"], 3),
         "dw_vs_conv": round(times["dw"]["conv"] / times["dw"]["adder"], 3),
     }
 
@@ -215,13 +218,13 @@ def grouped_layers(batch: int | None, repeats: int) -> dict[str, dict[str, Any]]
 
 def print_rows(title: str, rows: dict[str, dict[str, Any]]) -> None:
     print(f"\n{title}\n")
-    print("| layer | forward, conv | forward, unfold + cdist | dx, conv | dw, conv | kernels: forward, dx, dw |")
-    print("|---|---|---|---|---|---|")
+    print("| layer | forward, conv | unfold + cdist | dx, conv | dx, signed x | dw, conv | kernels: forward, dx, dw |")
+    print("|---|---|---|---|---|---|---|")
     for name, r in rows.items():
         beside = f"{r['forward_vs_cdist']:.1f}" if "forward_vs_cdist" in r else ""
         print(
             f"| {name} | {r['forward_vs_conv']:.2f} | {beside} | {r['dx_vs_conv']:.2f} "
-            f"| {r['dw_vs_conv']:.2f} | {'; '.join(r.get('kernels', {}).values())} |"
+            f"| {r['dx_signed_vs_conv']:.2f} | {r['dw_vs_conv']:.2f} | {'; '.join(r.get('kernels', {}).values())} |"
         )
 
 

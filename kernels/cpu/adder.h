@@ -63,7 +63,8 @@ ADDER_API void adder_pack(const adder_shape *shape, const float *w, float *packe
 ADDER_API int adder_forward(const adder_shape *shape, const float *x, const float *w, const float *packed,
                             const adder_epilogue *epilogue, float *y, int exact);
 /* dx = sum dy t(w - x), Eq. 6 and 7: t clamps (ADDER_CLIPPED), is the identity (ADDER_FULL) or the sign. exact = 0 lets
- * tiles with x in [-1, 8] take sum dy median(w, x - 1, x + 1) - x sum dy for the clamp. */
+ * tiles take sum dy median(w, x - 1, x + 1) - x sum dy for the clamp, where all x lie in [-1, 8] after the same whole
+ * number, 0 to 4, was added to x and w. */
 ADDER_API int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx,
                                int mode, int exact);
 /* dw = sum dy t(x - w), Eq. 4 (ADDER_SIGN) and 5 (ADDER_FULL), tap by tap: for the sign, and for infinities. */

@@ -9,6 +9,7 @@ namespace ADDER_NAMESPACE {
 
 template <class T> struct ChannelGradInput : GradInputOperands {
   bool medians;  // tiles may take them
+  float shift;   // added to x and w, see median_shift
   float *panels; // [vectors][R][S in order_columns][Kg][L]
   int64_t *order;
   const Block *blocks;
@@ -16,7 +17,8 @@ template <class T> struct ChannelGradInput : GradInputOperands {
 
   ChannelGradInput(const GradInputOperands &operands, bool medians_, float *panels_, int64_t *order_,
                    const Blocks<T> &blocks_)
-      : GradInputOperands(operands), medians(medians_), panels(panels_), order(order_), blocks(blocks_.at),
+      : GradInputOperands(operands), medians(medians_), shift(medians ? median_shift(x, pixels() * C) : 0),
+        panels(panels_), order(order_), blocks(blocks_.at),
         split(N, H, Q * K * 4 / stride_h + W * C * 4, 4 * K * taps, blocks_.count) {
     order_columns(*this, order);
   }
@@ -36,12 +38,12 @@ template <class T> struct ChannelGradInput : GradInputOperands {
         const float *from = w + (g * Kg * R * S + r * S + order[i]) * Cg + first;
         for (int64_t k = 0; k < Kg; ++k, from += taps, to += T::L) {
           if (channels == 2 * T::L) {
-            T::store(to, T::load(from));
-            T::store(to + beside, T::load(from + T::L));
+            T::store(to, T::load(from) + T::set(shift));
+            T::store(to + beside, T::load(from + T::L) + T::set(shift));
             continue;
           }
           for (int64_t lane = 0; lane < ceil_div(channels, T::L) * T::L; ++lane)
-            to[lane / T::L * beside + lane % T::L] = lane < channels ? from[lane] : 0.f;
+            to[lane / T::L * beside + lane % T::L] = lane < channels ? from[lane] + shift : 0.f;
         }
       }
   }
@@ -144,9 +146,12 @@ template <class T> struct ChannelGradInput : GradInputOperands {
     const bool whole = block.channels == block.nv * T::L;
     Allowed allowed = {medians && w_within, w_within};
     for (int64_t m = 0; m < mr; ++m, from += step, xs += block.nv * T::L) {
-      if (!whole) memcpy(xs, from, static_cast<size_t>(block.channels) * sizeof(float));
+      if (!whole) {
+        memcpy(xs, from, static_cast<size_t>(block.channels) * sizeof(float));
+        for (int64_t lane = block.channels; lane < block.nv * T::L; ++lane) xs[lane] = 0;
+      }
       for (int v = 0; v < block.nv; ++v) {
-        const V value = T::load((whole ? from : xs) + v * T::L);
+        const V value = T::load((whole ? from : xs) + v * T::L) + T::set(shift);
         if (allowed.medians) allowed.medians = T::all_le(T::set(-1.f), value) && T::all_le(value, T::set(MEDIAN_LIMIT));
         if (!allowed.medians) allowed.differences &= T::all_le(T::abs(value), T::set(limit));
         T::store(xs + v * T::L, value);
@@ -180,8 +185,6 @@ template <class T> struct ChannelGradInput : GradInputOperands {
         memset(dx + origin + j * step, 0, static_cast<size_t>(block.channels) * sizeof(float));
       return;
     }
-    if (block.channels != block.nv * T::L)
-      for (float &value : xs) value = 0;
     const float *const panel = panels + block.vector * R * S * Kg * T::L, *source = rows.data + block.group * Kg;
     const auto tiles = grad_input_tiles<T>(block.nv, mode);
     const int64_t tile_count = ceil_div(pixels, medians ? MEDIAN_PIXELS<T> : max_pixels<T>(block.nv, true));

@@ -14,7 +14,7 @@ template <class T> struct LaneFill {
 
   explicit LaneFill(const Shape &s) : images(s.N / T::L * T::L), width(s.W) {
     if (!s.is_product()) return;
-    const int64_t pixels = (s.H - 1) * s.W + s.last_width;
+    const int64_t pixels = s.pixels();
     const int64_t widest = min64(FLAT_ROW, IMAGES_ROW / ((s.C + s.K) * T::L * 4));
     width = min64(pixels / (T::L * TASKS), widest) / IMAGES_PIXELS * IMAGES_PIXELS;
     width = max64(IMAGES_PIXELS, width);
@@ -48,6 +48,7 @@ template <class T> struct GradInputImageLanes : Shape {
   int64_t padded;         // all columns
   int64_t slots;          // rows of dy that a row of x meets: they stay, row p in slot p % slots
   int64_t parts, filters; // of a part: K is cut, so that dy stays in the first-level cache
+  const float shift;      // added to x and w, see median_shift
   float *panels;          // [R][parts][C][S in order_columns][filters]
   int64_t *order;
   int64_t chunk, chunks; // rows of a task
@@ -55,7 +56,8 @@ template <class T> struct GradInputImageLanes : Shape {
 
   GradInputImageLanes(const Shape &s, const float *dy_, const float *x_, const float *w_, float *dx_, int64_t *order_)
       : Shape(LaneFill<T>(s).of(s)), dy(dy_), x(x_), w(w_), dx(dx_), pad(*this), padded(pad.left + Q + pad.right),
-        slots((R - 1) * dilation_h / stride_h + 1), panels(nullptr), order(order_) {
+        slots((R - 1) * dilation_h / stride_h + 1), shift(median_shift(x, pixels() * C)), panels(nullptr),
+        order(order_) {
     order_columns(*this, order);
     parts = ceil_div(K, max_filters());
     filters = parts == 1 ? K : ceil_div(ceil_div(K, parts), 8) * 8;
@@ -97,6 +99,8 @@ template <class T> struct GradInputImageLanes : Shape {
 #endif
         for (; k < k_end; ++k)
           for (int64_t v = 0; v < min64(8, C - c); ++v) to[v * S * filters + k] = from[k * taps + v];
+        for (int64_t v = 0; v < min64(8, C - c) && shift != 0; ++v)
+          for (k = k_begin; k < k_end; ++k) to[v * S * filters + k] += shift;
       }
   }
 
@@ -166,6 +170,7 @@ template <class T> struct GradInputImageLanes : Shape {
       if (const int64_t p = dy_row(h, r); p >= 0 && b.row_in_slot[p % slots] != p) take_dy(b, image, p);
     const int64_t place = (image * H + h) * W * C;
     interleave<T>(x + place, H * W * C, W * C, b.xs);
+    for (int64_t i = 0; i < W * C * T::L && shift != 0; ++i) b.xs[i] += shift;
     const bool plain = classify(b);
     for (int64_t phase = 0; phase < phases(); ++phase) row_of_tiles(b, h, phase, plain);
     separate<T>(b.xs, W * C, dx + place, H * W * C);

@@ -92,6 +92,7 @@ struct Shape : Geometry {
   }
 
   bool is_product() const { return last_width >= 0; }
+  int64_t pixels() const { return is_product() ? (H - 1) * W + last_width : N * H * W; } // of x
   // Pixels of a row of x (rows = H, full = W), or of y and dy (P, Q).
   int64_t width(int64_t row, int64_t rows, int64_t full) const {
     return is_product() && row == rows - 1 ? last_width : full;

@@ -165,8 +165,9 @@ def grad_input(
 ) -> Tensor:
     """dx = Σ dy·HT(w - x) (Eq. 6 and 7, or its variants), [N, C, H, W], channels_last, in the dtype of x.
 
-    The clipped one may be computed as Σ dy·median(w, x - 1, x + 1) - x·Σ dy where x lies in [-1, 8]; its error is that
-    of terms up to |dy|·(2·|x| + 2) then. ``exact=True`` forms all differences.
+    The clipped one may be computed as Σ dy·median(w, x - 1, x + 1) - x·Σ dy where x lies in [-1, 8], after the same
+    whole number c, at most 4, was added to x and w: not 0 if more than a few x are below -1. The error is as with terms
+    up to |dy|·(2·|x + c| + 2) then. ``exact=True`` forms all differences.
     """
     dtype = x.dtype
     dy, x, weight = _dense(dy), _dense(x), _dense(weight)
