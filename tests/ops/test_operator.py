@@ -224,7 +224,8 @@ def test_median_keeps_its_bound(offset, native):
         medians = -5 <= offset <= 6
         error = clipped_bound(true, dy.double().numpy(), x.double().numpy(), shape.weight, shape.geometry)
         assert_within(dx, true, error if medians else bound(true), f"dx of {shape} at {offset}")
-        if offset in (-4.5, 6):  # medians round as 2·|x| + 2 does, differences, which the generic kernels take, as |t| does
+        # Medians round as 2·|x| + 2 does, differences, which the generic kernels take, as |t| does.
+        if offset in (-4.5, 6):
             native("generic")
             other = cpu.grad_input(dy, x, weight, Geometry.of(*shape.geometry), "clipped")
             native("avx2")

@@ -32,8 +32,8 @@ def bound(expected, computed: str = "float32", stored: str = "float32", chain: f
 def clipped_bound(expected, dy, x, weight_shape, geometry, stored: str = "float32") -> np.ndarray:
     """How far the CPU kernels' clipped dx may be off, which may add up medians: grad_input_tile.h, MEDIAN_LIMIT.
 
-    What is added is at most |dy|·(|x| + 1), twice, and not |dy|·|t|. Where some x are below -1, a whole number up to 4 is
-    added to x and the filters first, which rounds both, and in all tiles.
+    What is added is at most |dy|·(|x| + 1), twice, and not |dy|·|t|. Where some x are below -1, a whole number up to 4
+    is added to x and the filters first, which rounds both, and in all tiles.
     """
     value, magnitude, terms = expected
     moved = 4 * (np.nanmin(np.where(np.isfinite(x), x, 0), initial=0) < -1)
