@@ -10,6 +10,7 @@ from hub_server import WRITE_TOKEN, HubServer
 from PIL import Image
 
 from adder_zoo.hub import save_pretrained
+from adder_zoo.page.folder import write_page
 from adder_zoo.paths import WEIGHTS
 
 COMMANDS = [
@@ -143,3 +144,35 @@ def test_commands_without_a_hub(tmp_path):
         assert answer["seconds"] < 10
     assert said[2]["status"] == 0  # the list is that of the package, with a warning
     assert "warning: ADDER_ZOO_HUB_ORG is set" in said[2]["output"]
+
+
+def test_a_page_becomes_a_static_space(tmp_path):
+    cost = {"multiplications": 1, "additions": 2, "fp32": 3.0, "int8": 4.0}
+    network = {"name": "one", "license": "apache-2.0", "costs": {"ours": cost, "twin": cost}}
+    write_page(tmp_path / "page", [network])
+    (tmp_path / "other").mkdir()
+    page = str(tmp_path / "page")
+    lines = [
+        ["push", page, "--space", "org/page", "--dry-run"],
+        ["push", page, "--space", "org/page"],
+        ["push", page, "--space", "org/page"],
+        ["push", page, "--space", "org/old"],
+        ["push", str(tmp_path / "other"), "--space", "org/page"],
+        ["push", page, "org/name", "--space", "org/page"],
+        ["push", "--space", "org/page"],
+    ]
+    with HubServer(tmp_path / "hub") as hub:
+        hub.add("org/old", {"README.md": b"---\nsdk: gradio\n---\nMine\n"}, kind="spaces")
+        said = scenario(hub, tmp_path / "home", "commands", *map(json.dumps, lines), HF_TOKEN=WRITE_TOKEN)
+        out = [answer["output"] for answer in said]
+        assert [answer["status"] for answer in said] == [0, 0, 0, 1, 1, 2, 2], said
+        assert "index.html" in out[0]
+        assert out[1].startswith("org/page: pushed")
+        assert out[2] == "org/page: up to date\n"
+        files = hub.repository("org/page", "spaces").files()
+        assert set(files) == {"README.md", "index.html"}
+        assert files["index.html"] == (tmp_path / "page/index.html").read_bytes()
+        assert b"\nsdk: static\n" in files["README.md"]
+        assert "sdk: gradio" in out[3]
+        assert set(hub.repository("org/old", "spaces").files()) == {"README.md"}
+        assert "holds no page: index.html and README.md missing" in out[4]

@@ -12,7 +12,7 @@ from integer_networks import integer_network, pixels
 from PIL import Image
 
 import adder_zoo
-from adder_zoo.cli import main
+from adder_zoo.cli import _integers, main
 from adder_zoo.integer import filters
 from adder_zoo.integer.c import source
 from adder_zoo.integer.c.plan import plan, size_of
@@ -173,6 +173,17 @@ def test_the_command_reads_the_files_of_the_networks_data_set(tag, tmp_path, mon
     monkeypatch.setattr("adder_zoo.datasets.load", lambda name, found, quiet: {"train": (digits, None)})
     command(f"adder_lenet5_bn.{tag}", "-o", tmp_path / "c", "--format", "c", "--data-dir", tmp_path)
     assert asked == ["mnist"]
+
+
+def test_images_are_taken_from_all_folders_of_classes(tmp_path, monkeypatch):
+    """Ranges of one class would not fit the others."""
+    monkeypatch.setattr(_integers, "CALIBRATION", 4)
+    for number, name in enumerate("abcd"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("L", (2, 2), number).save(tmp_path / name / f"{i}.png")
+    found = [image.getpixel((0, 0)) for image in _integers._pictures(timm.create_model("adder_lenet5_bn"), tmp_path, 1)]
+    assert found == [0, 1, 2, 3]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ..report import report
-from . import _format_c, _format_onnx, _format_pt2
+from . import _format_c, _format_onnx, _format_page, _format_pt2
 from ._common import (
     Failure,
     ModelName,
@@ -21,7 +21,7 @@ from ._common import (
 from ._formats import Format, Job
 from ._output import output_option
 
-FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2, _format_onnx, _format_c)}
+FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2, _format_onnx, _format_c, _format_page)}
 
 
 @click.command(
@@ -31,6 +31,7 @@ FORMATS = {module.FORMAT.name: module.FORMAT for module in (_format_pt2, _format
       adder-zoo export adder_lenet5_bn.mnist -o lenet5.pt2
       adder-zoo export adder_resnet20.cifar10 -o resnet20.onnx
       adder-zoo export adder_lenet5_bn.mnist -o lenet5 --format c --multiplier-free --data-dir data/mnist
+      adder-zoo export adder_lenet5_bn.mnist -o page --format page --data-dir data/mnist
       python -c "import torch, adder_zoo; print(torch.export.load('lenet5.pt2').module()(torch.zeros(3, 1, 32, 32)))"
     """
 )
@@ -62,10 +63,13 @@ def export(
 
     c is a folder with an integer network as C99, without a library: give --data-dir. --multiplier-free leaves no
     multiplication in it.
+
+    page is a folder with a static page that runs integer networks in a browser, without a server: give --data-dir. It
+    needs clang and wasm-ld. --add puts one more network into it.
     """
     chosen = _chosen(name, output)
     taken = _own(context, chosen, options)
-    _check_free(output, chosen, force)
+    _check_free(output, chosen, force or bool(taken.get("add")))
     if not has_weights(model) and not random_weights:
         raise Failure(f"{model} has no weights; name a folder with some, or give --random-weights")
     network = create(model, pretrained=not random_weights)

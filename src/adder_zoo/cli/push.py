@@ -27,6 +27,7 @@ from ._hub import failures
       adder-zoo push runs/resnet20 my-org/adder_resnet20.cifar10 --dry-run
       adder-zoo push runs/resnet20 their-org/adder_resnet20.cifar10 --create-pr
       adder-zoo push --all my-org                          everything that the package ships, and the kernels
+      adder-zoo push page --space my-org/adder-networks    a page of `adder-zoo export --format page`, as a static Space
 
     \b
     The token comes from `hf auth login` or the environment variable HF_TOKEN.
@@ -36,6 +37,7 @@ from ._hub import failures
 @click.argument("run_dir", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("repo", required=False, metavar="[ORG/NAME]")
 @click.option("--all", "organisation", metavar="ORG", help="Publish all shipped checkpoints, the kernels, an index.")
+@click.option("--space", metavar="ORG/NAME", help="Publish the page in RUN_DIR as a static Space.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--revision", metavar="BRANCH", help="Branch to push to; made if it is missing.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of pushing.")
@@ -46,6 +48,7 @@ def push(
     run_dir: Path | None,
     repo: str | None,
     organisation: str | None,
+    space: str | None,
     private: bool,
     revision: str | None,
     create_pr: bool,
@@ -57,6 +60,8 @@ def push(
 
     Weights, configuration, results, settings, log, plots and a card that is rendered from the results go up. A card
     that is there already keeps what people wrote in it. The same push again changes nothing.
+
+    With --space, RUN_DIR is the folder of a page, which goes up as a static Space.
     """
     options: dict[str, Any] = {
         "private": private or None,
@@ -66,7 +71,7 @@ def push(
         "dry_run": dry_run,
     }
     if organisation is not None:
-        if run_dir is not None:
+        if run_dir is not None or space is not None:
             raise click.UsageError("--all takes the organisation and nothing else: adder-zoo push --all ORG")
         if revision:
             raise click.UsageError("--all pushes to main; --revision is for a single run")
@@ -75,10 +80,18 @@ def push(
         if as_json:
             write_json([_record(done, branch) for done, branch in pushed])
         return
-    if run_dir is None or repo is None:
-        raise click.UsageError("give a run's folder and ORG/NAME, or --all ORG")
-    with failures():
-        done = hub.push_to_hub(run_dir, repo, **options)
+    if space is not None:
+        if run_dir is None or repo is not None:
+            raise click.UsageError("--space goes with the page's folder alone: adder-zoo push FOLDER --space ORG/NAME")
+        with failures():
+            done = hub.push_space(run_dir, space, **options)
+    else:
+        if run_dir is None or repo is None:
+            raise click.UsageError(
+                "give a run's folder and ORG/NAME, --all ORG, or a page's folder and --space ORG/NAME"
+            )
+        with failures():
+            done = hub.push_to_hub(run_dir, repo, **options)
     if as_json:
         write_json(_record(done, revision))
         return

@@ -11,7 +11,16 @@ Only safetensors go up and come down. No message holds a token.
 """
 
 from .errors import HubError
-from .push import Push, models_of, push_folder, push_to_hub, repositories_of
+from .push import Push, models_of, push_folder, push_space, push_to_hub, repositories_of
 from .save import save_pretrained
 
-__all__ = ["HubError", "Push", "models_of", "push_folder", "push_to_hub", "repositories_of", "save_pretrained"]
+__all__ = [
+    "HubError",
+    "Push",
+    "models_of",
+    "push_folder",
+    "push_space",
+    "push_to_hub",
+    "repositories_of",
+    "save_pretrained",
+]

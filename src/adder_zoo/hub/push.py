@@ -16,6 +16,7 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     ModelInfo,
+    RepoCard,
     constants,
     get_hf_file_metadata,
     get_token,
@@ -154,7 +155,7 @@ def push_folder(
         given = files[CARD_FILE]
         readme = (given if isinstance(given, bytes) else given.read_bytes()).decode()
     text = readme
-    card = (lambda old: merge(old, text)) if repo_type == "space" else (lambda old: text)
+    card = (lambda old: _card_of_space(repo_id, old, text)) if repo_type == "space" else (lambda old: text)
     return _push(files, repo_id, card, repo_type=repo_type, replaces=replaces, **options)
 
 
@@ -164,6 +165,44 @@ def _files_in(folder: Path) -> dict[str, Path | bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+def push_space(folder: str | Path, repo_id: str, **options: Any) -> Push:
+    """Puts a page of ``adder-zoo export --format page`` on the Hub as a static Space, in one commit.
+
+    Args:
+        folder: Holds ``index.html`` and ``README.md``, whose metadata say ``sdk: static``. Everything in it goes up.
+            What people wrote in the Space's own README.md around the generated part stays.
+        repo_id: "organisation/name".
+        options: As in ``push_folder``.
+
+    Raises:
+        ValueError: the name is none, the folder is not a static page with its card, or the Space is not static.
+        HubError: the Hub refused or failed; the message says what to do.
+    """
+    folder = Path(folder)
+    missing = [name for name in ("index.html", CARD_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} holds no page: {' and '.join(missing)} missing. `adder-zoo export --format page` writes one"
+        )
+    if _sdk((folder / CARD_FILE).read_text(encoding="utf-8")) != "static":
+        raise ValueError(f"{folder / CARD_FILE} does not say `sdk: static`, so the Hub would not show the page")
+    options["commit_message"] = options.get("commit_message") or "Update the page"
+    return push_folder(folder, repo_id, repo_type="space", **options)
+
+
+def _card_of_space(repo_id: str, old: str | None, new: str) -> str:
+    merged = merge(old, new)
+    if _sdk(merged) != "static":
+        raise ValueError(
+            f"{repo_id} is a Space with `sdk: {_sdk(merged)}`, and a page needs `static`: take another name"
+        )
+    return merged
+
+
+def _sdk(card: str) -> Any:
+    return RepoCard(card, ignore_metadata_errors=True).data.to_dict().get("sdk")
 
 
 def _push(

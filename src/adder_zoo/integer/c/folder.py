@@ -20,9 +20,11 @@ KEYWORDS = frozenset((
     "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float",
     "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof",
     "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "main", "layers",
+    "wasm",
 ))
 # fmt: on
 MOST_VECTORS = 16
+HEADERS = ("layers.h", "wasm.h")
 
 
 def export_c(
@@ -30,9 +32,9 @@ def export_c(
 ) -> dict[str, Any]:
     """Writes ``network`` as C99 into a folder of its own.
 
-    The folder gets NAME.h and NAME.c (no library, no heap, no floating point), layers.h, main.c, a Makefile (``make``
-    builds ``run``, ``make test`` holds it against the test vectors) and vectors/: raw images, the logits of each, and
-    every tensor of the first image as a text file.
+    The folder gets NAME.h and NAME.c (no library, no heap, no floating point), layers.h, wasm.h, main.c, a Makefile
+    (``make`` builds ``run``, ``make test`` holds it against the test vectors) and vectors/: raw images, the logits of
+    each, and every tensor of the first image as a text file.
 
     Args:
         network: What ``adder_zoo.to_integers`` returned.
@@ -70,7 +72,8 @@ def export_c(
         text = source(name, network, planned)
         (part / f"{name}.c").write_text(text)
         own = files(__package__) / "files"
-        (part / "layers.h").write_text((own / "layers.h").read_text())
+        for file in HEADERS:
+            (part / file).write_text((own / file).read_text())
         for file in ("main.c", "Makefile"):
             content = (own / file).read_text()
             (part / file).write_text(content.replace("network_name", name).replace("NETWORK_NAME", name.upper()))

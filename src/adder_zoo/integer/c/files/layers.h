@@ -8,10 +8,11 @@
  * addresses are stepped. C99; no library, no heap, no floating point. Memory is read four bytes at a time, so a word's
  * first byte must be its lowest. A right shift of a negative number must be arithmetic, as all compilers of note have it.
  *
- * Three ways to add up the differences of a patch and a filter, all exact, chosen by the processor:
+ * Four ways to add up the differences of a patch and a filter, all exact, chosen by the processor:
  *
  *     usada8    Cortex-M4 and its kin: four differences and their sum in one instruction
- *     vectors   x86, 64-bit ARM, WebAssembly with SIMD: a plain loop, which compilers turn into psadbw, uabd, ...
+ *     wasm      WebAssembly with SIMD: 16 differences in three instructions (wasm.h)
+ *     vectors   x86, 64-bit ARM: a plain loop, which compilers turn into psadbw, uabd, ...
  *     lanes     others: two 16-bit lanes in a register, by  sum |x - w| = 2 * sum max(x - w, 0) - sum x + sum w
  */
 #ifndef ADDER_LAYERS_H
@@ -29,7 +30,9 @@
 #if defined(USE_LANES) /* by -DUSE_LANES, to try it elsewhere */
 #elif defined(__ARM_FEATURE_SIMD32)
 #define USE_DSP 1
-#elif defined(__SSE2__) || defined(__ARM_NEON) || defined(__wasm_simd128__)
+#elif defined(__wasm_simd128__)
+#define USE_WASM 1
+#elif defined(__SSE2__) || defined(__ARM_NEON)
 #define USE_VECTORS 1
 #else
 #define USE_LANES 1
@@ -149,7 +152,6 @@ static void gather(const struct layer *l, uint32_t *patch, const uint8_t *x, int
 }
 
 /* ---- sums ---- */
-
 #define LANES 0x00ff00ffu
 #define ABOVE 0x01000100u
 
@@ -195,6 +197,8 @@ static inline int32_t distance(const uint32_t *patch, const uint32_t *w, uint32_
   for (; words > 0; words--, patch++, w++) ADD_DIFFERENCES(sum, *patch, *w);
   return (int32_t)sum;
 }
+#elif defined(USE_WASM)
+#include "wasm.h"
 #elif defined(USE_VECTORS)
 static inline int32_t distance(const uint8_t *patch, const uint8_t *w, uint32_t taps) {
   int32_t sum = 0;
@@ -289,7 +293,7 @@ static inline int32_t product(const uint32_t *lanes, const uint32_t *w, uint32_t
   }
   return sum;
 }
-#elif defined(USE_VECTORS)
+#elif defined(USE_VECTORS) || defined(USE_WASM)
 static inline int32_t product(const uint8_t *patch, const int8_t *w, uint32_t taps) {
   int32_t sum = 0;
   uint32_t i;
@@ -391,6 +395,17 @@ static void distances(const struct layer *l, const uint8_t *x, struct output out
         finish(l, f + 1, -sums[1], &out);
       }
       if (f != end) finish(l, f, -distance(patch, w, l->words), &out);
+#elif defined(USE_WASM)
+      gather(l, patch, x, y0, x0, at);
+      while (f != end) { /* the last three one by one, each as four equal ones */
+        const uint32_t four = end - f >= 4, apart = four ? TAPS(l->words) : 0;
+        int32_t sums[4], *sum = sums;
+        distances_of_four((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words), apart, sums);
+        do {
+          finish(l, f++, -*sum++, &out);
+          w += l->words;
+        } while (four && sum != sums + 4);
+      }
 #else
       gather(l, patch, x, y0, x0, at);
       for (; f != end; f++, w += l->words)
@@ -423,7 +438,6 @@ static void products(const struct layer *l, const uint8_t *x, struct output out,
 #endif
 
 /* ---- steps without filters ---- */
-
 #ifdef NEEDS_MAX_POOL
 static void max_pool(const struct pool *l, const uint8_t *x, uint8_t *narrow, uint32_t *patch) {
   (void)patch;
@@ -482,5 +496,4 @@ static void lookup(uint32_t pixels, uint32_t channels, const uint8_t *table, con
   }
 }
 #endif
-
 #endif
