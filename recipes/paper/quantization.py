@@ -114,7 +114,7 @@ def report(folder: str, record: dict) -> None:
         "# Accuracy with fewer bits",
         "",
         "Test accuracy in percent on the whole test set, after `adder_zoo.quantize` and without any training. Adder "
-        "layers with batch norm behind them compute with integers, the rest in float32. "
+        "layers compute with integers, fully connected ones too, the rest in float32. "
         "`python recipes/paper/quantization.py --model MODEL`",
         *(["", TUNED] if tuned else []),
         "",

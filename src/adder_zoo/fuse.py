@@ -372,7 +372,7 @@ class _Fuser:
                 continue
             norm, _ = follower(adder)
             module = called(norm) if norm is not None else None
-            if norm is None or not _is_constant(module, layer):
+            if norm is None or not is_constant(module, layer):
                 continue
             chain = _Chain(adder, norm)
             if isinstance(module, BatchNormAct2d) and not isinstance(module.act, nn.Identity):
@@ -441,7 +441,7 @@ def _put(root: nn.Module, node: fx.Node, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
-def _is_constant(module: nn.Module | None, layer: nn.Module | None) -> bool:
+def is_constant(module: nn.Module | None, layer: nn.Module | None) -> bool:
     """Whether a module is batch norm, of the kind that follows ``layer``, that is a scale and a shift now."""
     if type(module) not in (NORMS_1D if isinstance(layer, AdderLinear) else NORMS):
         return False

@@ -19,7 +19,9 @@ def quantised(model):
     return [module for module in model.modules() if isinstance(module, QuantizedAdder2d)]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:quantize. these adder layers stay float32")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:quantize. these adder layers stay float32", "ignore:quantize. on calibration images"
+)
 
 
 def residual_network(name="resnet10t", **options):

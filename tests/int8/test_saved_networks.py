@@ -17,7 +17,9 @@ import adder_zoo
 from adder_zoo.int8.layers import QuantizedAdder2d
 from adder_zoo.int8.network import QuantizedNetwork
 
-pytestmark = pytest.mark.filterwarnings("ignore:quantize. these adder layers stay float32")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:quantize. these adder layers stay float32", "ignore:quantize. on calibration images"
+)
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

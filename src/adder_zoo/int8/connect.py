@@ -19,6 +19,7 @@ from timm.layers import get_notrace_functions
 from torch import Tensor, fx, nn
 
 from ..fuse import NOTHING, RELUS, Folded, Tracer, writes
+from .folding import fold_into_convolutions
 from .layers import QuantizedAdder2d, Range
 from .network import QuantizedNetwork
 
@@ -93,6 +94,7 @@ def _connected(model: nn.Module) -> QuantizedNetwork | None:
             quantised[node] = module
     if len({id(module) for module in quantised.values()}) < len(quantised):
         return None  # a layer that is called twice has one output for two uses
+    fold_into_convolutions(model, graph)
     for node in quantised:
         _connect_output(graph, model, node, quantised)
     graph.lint()

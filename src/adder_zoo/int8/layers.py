@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable
@@ -204,11 +205,13 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
         out = self.next_range or Range(1.0, 0, 255)
         later = None  # a shortcut that the output is broadcast to
         if residual is not None:
-            shape = geometry.output_shape(x, self._filters())
-            if list(torch.broadcast_shapes(residual.shape, shape)) == shape:
-                residual = residual.float().expand(shape)
+            shape, residual = geometry.output_shape(x, self._filters()), residual.float()
+            if list(residual.shape) == shape:
+                pass  # nearly always, and broadcast_shapes takes as long as a small layer
+            elif list(torch.broadcast_shapes(residual.shape, shape)) == shape:
+                residual = residual.expand(shape)
             else:
-                later, residual = residual.float(), None
+                later, residual = residual, None
         wide, narrow = adder2d_int8_fused(
             x, self._filters(), self.input_range.zero_point, self.scale, self.shift, residual,
             self.relu and later is None, self.wide or later is not None, 1 / out.step, out.zero_point, out.top,
@@ -218,7 +221,7 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
             wide = (wide + later).relu_() if self.relu else wide + later
             narrow = out.levels(wide)
         # Bare sums stay float32 whatever the network is in, as a float layer's do.
-        if self.normed and (self.casts or self.precision):
+        if self.normed and (self.casts or self.precision) and (self.wide or later is not None):
             wide = cast(wide, wide, None, self.precision)
         if self.next_range is None:
             return wide
@@ -233,7 +236,12 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
         _, stride, padding, dilation, groups = self.geometry
         if self.same:
             return x, Geometry.of(stride, self._same_padding(x), dilation, groups)
-        return x, Geometry.checked(x, self._filters(), stride, padding, dilation, groups, (torch.uint8,))
+        filters = self._filters()
+        if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return x, Geometry.checked(x, filters, stride, padding, dilation, groups, (torch.uint8,))
+        if x.device != filters.device:
+            raise ValueError(f"{type(self).__name__}: x is on {x.device} and the filters on {filters.device}")
+        return x, _geometry(x.shape, filters.shape, *self.geometry[1:])
 
     def _same_padding(self, x: Tensor) -> list[int]:
         """TensorFlow's SAME padding for this input, (top, bottom, left, right)."""
@@ -285,6 +293,13 @@ def refuse_float64(fn: Callable[[Tensor], Tensor], device: torch.device) -> None
 def quantized_layer(layer: FusedAdder2d, input_range: Range) -> QuantizedAdder2d:
     """``layer`` in bytes, whose input covers ``input_range``."""
     return (QuantizedAdderLinear if isinstance(layer, FusedAdderLinear) else QuantizedAdder2d)(layer, input_range)
+
+
+@functools.lru_cache(4096)  # a network asks the same again with each batch
+def _geometry(x: torch.Size, filters: torch.Size, *options: Any) -> Geometry:
+    """``Geometry.checked`` of tensors of these shapes."""
+    x_like, filters_like = (torch.empty(shape, dtype=torch.uint8, device="meta") for shape in (x, filters))
+    return Geometry.checked(x_like, filters_like, *options, (torch.uint8,))
 
 
 def range_integers(covered: Range | None) -> list[int]:
