@@ -35,7 +35,7 @@ def fold_into_convolutions(model: nn.Module, graph: fx.Graph) -> None:
     """Folds what ``graph`` calls behind a convolution of ``model`` into it, in both."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in list(graph.nodes):
-        conv = _called_once(model, calls, node)
+        conv: Any = _called_once(model, calls, node)
         if type(conv) not in (nn.Conv2d, Conv2dSame) or len(node.users) != 1:
             continue
         (user,) = node.users
@@ -65,11 +65,11 @@ def _fold(conv: nn.Conv2d, norm: Any) -> None:
     """Gives ``conv`` the filters and the bias of both; computed in float64, so that each is rounded once."""
     gain, shift = (None if t is None else t.double() for t in (norm.weight, norm.bias))
     bias = None if conv.bias is None else conv.bias.double()
-    weight, offset = fuse_conv_bn_weights(
+    folded_weight, offset = fuse_conv_bn_weights(
         conv.weight.double(), bias, norm.running_mean.double(), norm.running_var.double(), norm.eps, gain, shift
     )
-    order = torch.channels_last if conv.weight.is_contiguous(memory_format=torch.channels_last) else None
-    weight = weight.to(conv.weight.dtype)
-    weight = weight.contiguous() if order is None else weight.contiguous(memory_format=order)
+    in_channels_last = conv.weight.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if in_channels_last else torch.contiguous_format
+    weight = folded_weight.to(conv.weight.dtype).contiguous(memory_format=order)
     conv.bias = nn.Parameter(offset.to(conv.weight.dtype), requires_grad=False)
     conv.weight = nn.Parameter(weight, requires_grad=False)

@@ -296,10 +296,10 @@ def quantized_layer(layer: FusedAdder2d, input_range: Range) -> QuantizedAdder2d
 
 
 @functools.lru_cache(4096)  # a network asks the same again with each batch
-def _geometry(x: torch.Size, filters: torch.Size, *options: Any) -> Geometry:
+def _geometry(x: torch.Size, filters: torch.Size, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
     """``Geometry.checked`` of tensors of these shapes."""
     x_like, filters_like = (torch.empty(shape, dtype=torch.uint8, device="meta") for shape in (x, filters))
-    return Geometry.checked(x_like, filters_like, *options, (torch.uint8,))
+    return Geometry.checked(x_like, filters_like, stride, padding, dilation, groups, (torch.uint8,))
 
 
 def range_integers(covered: Range | None) -> list[int]:
