@@ -120,8 +120,8 @@ def _described(
     name, certain = preprocessing.named(model, classes, channels, stated)
     known = timm.get_pretrained_cfg(name)
     new, assumed = preprocessing.described(known.to_dict() if known else cfg, classes, channels, stated, certain)
-    # The weights are from the file, and not from where the tag's weights are.
-    overlay = {**new, "file": None, "url": None, "hf_hub_id": None}
+    # The weights are from the file, and not from where the tag's weights are, nor under their licence.
+    overlay = {**new, "file": None, "url": None, "hf_hub_id": None, "license": None}
     options = {**options, "num_classes": classes, "in_chans": channels}
     return timm.create_model(name, **options, pretrained_cfg_overlay=overlay), assumed
 
@@ -165,7 +165,8 @@ def converted(source: nn.Module, name: str, keep_weights: bool = False, **stated
         raise CheckpointError(str(error)) from error
     stays = {key: cfg[key] for key in preprocessing.KEYS if cfg.get(key) is not None}
     notes = None if said.mean or said.dataset else cfg.get("notes")
-    overlay = {**stays, **new, "notes": notes, "file": None, "url": None, "hf_hub_id": None}
+    license = cfg.get("license")  # of the weights that stay
+    overlay = {**stays, **new, "notes": notes, "file": None, "url": None, "hf_hub_id": None, "license": license}
     options = {**recorded, "num_classes": classes, "in_chans": channels}
     network = timm.create_model(name, **options, pretrained_cfg_overlay=overlay).eval()
     state = source.state_dict()

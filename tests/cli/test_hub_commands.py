@@ -1,6 +1,7 @@
 """The commands that talk to the Hub: push, list --hub, and those that load a network."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_commands(tmp_path):
         said = scenario(hub, tmp_path / "home", "commands", *map(json.dumps, lines), HF_TOKEN=WRITE_TOKEN)
         out = [answer["output"] for answer in said]
         assert [answer["status"] for answer in said] == [0] * 10 + [1, 2, 2, 2, 1, 2, 0, 0, 0, 0], said
-        assert "model.safetensors  252,136" in out[0]
+        assert re.search(r"model\.safetensors +252,136\n", out[0])
         assert "model-index:" in out[0]
         assert out[1].startswith(f"org/one: pushed, {hub.url}/org/one/commit/")
         assert out[2] == "org/one: up to date\n"
@@ -59,12 +60,17 @@ def test_commands(tmp_path):
         for name in shipped:
             without = set() if name in twins else {"results-conv.json"}
             without |= {"args.yaml", "log.csv"} if name.endswith("_int8") else set()  # nothing was trained for it
-            assert set(hub.repository(f"zoo/{name}").files()) == RUN_FILES - without
+            dataset = name.partition(".")[2].removesuffix("_int8")
+            named = {path.replace("adder_zoo-mnist", f"adder_zoo-{dataset}") for path in RUN_FILES - without}
+            assert set(hub.repository(f"zoo/{name}").files()) == named
+        ((slug, collection),) = hub.collections.by_slug.items()
+        assert slug.startswith("zoo/networks-without-multiplications-")
+        assert [item["id"] for item in collection["items"]] == [f"zoo/{name}" for name in shipped]
         kernel = hub.repository("zoo/adder2d", "kernels")
         assert set(kernel.refs) == {"main", "v1"}
         assert "zoo/adder2d" in kernel.files("v1")["README.md"].decode()
         page = hub.repository("zoo/README", "spaces").files()["README.md"].decode()
-        assert out[6].count("up to date") == len(shipped) + 3
+        assert out[6].count("up to date") == len(shipped) + 4
 
         assert [line.split()[0] for line in out[7].splitlines()[2:]] == [f"zoo/{name}" for name in shipped]
         rows = json.loads(out[8])
@@ -84,8 +90,10 @@ def test_commands(tmp_path):
         assert [dry["dry_run"], dry["pushed"], dry["url"], dry["card"][:4]] == [True, False, None, "---\n"]
         assert set(dry["files"]) == RUN_FILES
         assert [again[key] for key in ("repo_id", "branch", "dry_run", "pushed")] == ["org/one", "main", False, False]
-        assert len(everything) == len(shipped) + 3
-        assert [row["branch"] for row in everything if row["repo_id"] == "zoo/adder2d"] == ["main", "v1"]
+        assert len(everything) == len(shipped) + 4
+        assert [row["branch"] for row in everything if row["repo_id"] == "zoo/adder2d"] == ["v1", "main"]
+        (row,) = (row for row in everything if row["branch"] == "collection")
+        assert [row["repo_id"], row["url"]] == [slug, f"{hub.url}/collections/{slug}"]
 
 
 @pytest.fixture

@@ -151,22 +151,34 @@ def test_command_is_the_one_that_trained_it(name, monkeypatch):
 
 
 def test_code_runs(tmp_path):
-    """As in the card, against the repositories that `adder-zoo push --all` makes, on an image of the sample."""
+    """As in card and notebook, against the repositories of `adder-zoo push --all`, on an image of the sample."""
     (images, _) = load("fashion_mnist", SAMPLE)[0]["test"]
     Image.fromarray(images[3].squeeze().numpy()).save(tmp_path / "image.png")
     files = [str(FOLDER / f"{name}.md") for name in SHIPPED]
     with HubServer(tmp_path / "hub") as server:
         push = json.dumps(["push", "--all", ORGANISATION])
         scenario(server, tmp_path / "one", "commands", push, HF_TOKEN=WRITE_TOKEN)
+        for name in SHIPPED:
+            notebook = server.repository(f"{ORGANISATION}/{name}").files()["notebook.ipynb"]
+            files.append(str(tmp_path / f"{name}.ipynb"))
+            Path(files[-1]).write_bytes(notebook)
         printed = scenario(server, tmp_path / "two", "use_cards", *files, cwd=tmp_path)
-    for name, (code, out) in zip(SHIPPED, printed, strict=True):
-        assert len(code.strip().splitlines()) == 5
+    for name, card, notebook in zip(SHIPPED, printed[: len(SHIPPED)], printed[len(SHIPPED) :], strict=True):
+        whole = name not in IN_BYTES  # no feature maps, and no embedding
+        assert len(card) == (3 if whole else 1)
+        assert [code for code, _ in notebook][2 : 2 + len(card)] == [code.rstrip("\n") for code, _ in card]
+        assert [out for _, out in notebook][2 : 2 + len(card)] == [out for _, out in card]
+        assert len(notebook) == 2 + len(card) + whole
+        assert not whole or "adder_zoo.report" in notebook[-1][0]
         model = timm.create_model(name, pretrained=True).eval()
         transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
         mode = "L" if model.pretrained_cfg["input_size"][0] == 1 else "RGB"
         image = transform(Image.open(tmp_path / "image.png").convert(mode))
         with torch.no_grad():
-            assert out == model.pretrained_cfg["label_names"][model(image.unsqueeze(0)).argmax()] + "\n"
+            label = model.pretrained_cfg["label_names"][model(image.unsqueeze(0)).argmax()]
+        assert card[0][1] == f"{label}\n"
+        for code, out in card[1:]:  # what the comment says is what is printed
+            assert ", ".join(out.splitlines()) == re.search(r"print\(.*\)  # (.*)", code)[1]
 
 
 def test_every_recipe_of_the_table_exists():

@@ -15,7 +15,8 @@ HERE = Path(__file__).parent
 ROOT = Path(__file__).parents[2]
 RUN = WEIGHTS / "adder_lenet5_bn.mnist"
 RUN_FILES = {
-    "README.md", "args.yaml", "config.json", "log.csv", "model.safetensors", "results.json", "results-conv.json",
+    "README.md", "args.yaml", "config.json", "log.csv", "model.safetensors", "notebook.ipynb", "results.json",
+    "results-conv.json", ".eval_results/adder_zoo-mnist.yaml",
 }  # fmt: skip
 
 

@@ -223,7 +223,7 @@ def push_faults(run: str, times: str, every: str) -> list:
         for kind in KINDS if every == "every" else KINDS[i % 5 :: 5]:
             repo_id = f"faults/n{next(numbers)}"
             pattern = path.replace("org/clean", repo_id)
-            for part, any_of_it in (("_lfs", "_lfs/"), ("resolve", f"{repo_id}/resolve/.*README.md")):
+            for part, any_of_it in (("_lfs", "_lfs/"), ("resolve", f"{repo_id}/resolve/.*{path.rpartition('/')[2]}")):
                 pattern = any_of_it if part in path else pattern
             if branch or "resolve" in path:
                 adder_zoo.push_to_hub(network("adder_lenet5_bn"), repo_id)
@@ -408,20 +408,26 @@ def commands_of_an_organisation(images: str, *lines: str) -> dict:
 
 
 def use_cards(*cards: str) -> list:
-    """Runs the code of each card in the working directory; of each: what it printed."""
+    """Runs the code of each card or notebook in the working directory; of each piece: the code and what it printed."""
     from contextlib import redirect_stdout
 
     from huggingface_hub import ModelCard
 
     printed = []
     for path in cards:
-        text = Path(path).read_text()
-        ModelCard(text).validate()
-        (code,) = (block.split("```")[0] for block in text.split("```python\n")[1:])
-        out = io.StringIO()
-        with redirect_stdout(out):
-            exec(compile(code, path, "exec"), {})
-        printed.append([code, out.getvalue()])
+        text, names = Path(path).read_text(), {}
+        if path.endswith(".ipynb"):
+            codes = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+        else:
+            ModelCard(text).validate()
+            codes = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+        said = []
+        for code in codes:
+            out = io.StringIO()
+            with redirect_stdout(out):
+                exec(compile(code, path, "exec"), names if path.endswith(".ipynb") else {})
+            said.append([code, out.getvalue()])
+        printed.append(said)
     return printed
 
 

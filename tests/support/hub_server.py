@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from hub_collections import Collections
 from hub_repository import Answer, Repository
 
 # Who a token is, and whether it may write.
@@ -60,6 +61,7 @@ class HubServer:
         self.upload_mode = upload_mode
         self.calls: list[str] = []
         self.faults: list[Fault] = []
+        self.collections = Collections()
         self.trusted: list[str] = []  # organisations whose kernels need no trust_remote_code
         self.lock = threading.RLock()
         self.closing = threading.Event()
@@ -266,6 +268,23 @@ class _Handler(BaseHTTPRequestHandler):
         trusted = name in self.hub.trusted
         return Answer(200, {"name": name, "fullname": name, "avatarUrl": "", "trustedKernelPublisher": trusted})
 
+    def make_collection(self, body: bytes) -> Answer:
+        self.user(write=True)
+        return self.hub.collections.create(json.loads(body))
+
+    def collection(self, body: bytes, slug: str) -> Answer:
+        return self.hub.collections.get(slug)
+
+    def add_to_collection(self, body: bytes, slug: str) -> Answer:
+        self.user(write=True)
+        wish = json.loads(body)
+        exists = self.hub.repository(wish["item"]["id"], f"{wish['item']['type']}s").folder.exists()
+        return self.hub.collections.add(slug, wish, exists)
+
+    def change_in_collection(self, body: bytes, slug: str, identifier: str) -> Answer:
+        self.user(write=True)
+        return self.hub.collections.change(slug, identifier, json.loads(body))
+
     def list_refs(self, body: bytes, kind: str, repo_id: str) -> Answer:
         refs = self.repository(kind, repo_id).refs
         branches = [
@@ -398,6 +417,10 @@ _ROUTES: list[tuple[str, Callable[..., Answer]]] = [
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
     (rf"GET /api/{KINDS}", _Handler.list),
+    (r"POST /api/collections", _Handler.make_collection),
+    (rf"GET /api/collections/{_ID}", _Handler.collection),
+    (rf"POST /api/collections/{_ID}/items", _Handler.add_to_collection),
+    (rf"PATCH /api/collections/{_ID}/items/(\w+)", _Handler.change_in_collection),
     (r"GET /api/organizations/([\w.-]+)/overview", _Handler.organization),
     (rf"GET /api/{KINDS}/{_ID}(?:/revision/(.+))?", _Handler.info),
     (rf"GET /api/{KINDS}/{_ID}/refs", _Handler.list_refs),

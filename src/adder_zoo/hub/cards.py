@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 from torch import nn
 
@@ -17,12 +17,14 @@ from ..binary import BinaryConv2d, BinaryLinear
 from ..layers import AdderLayer
 from ..report import Count, report
 from ..results import CONFIG_FILE, WEIGHTS_FILE
-from .measured import Measured, measured
+from .evaluation import model_index
+from .measured import measured
 from .records import trained_alike, training_of
+from .snippets import snippets
 from .timed import timed
 
+LICENSES = {"apache-2.0": "Apache-2.0"}  # in words
 TAG = "addernet"  # what all repositories of adder networks are tagged with
-HUB = "https://huggingface.co"
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
@@ -76,7 +78,11 @@ def headline(folder: Path, results: Mapping[str, Any] | None) -> str:
 
 
 def render(
-    folder: Path, repo_id: str, results: Mapping[str, Any] | None = None, twin: Mapping[str, Any] | None = None
+    folder: Path,
+    repo_id: str,
+    results: Mapping[str, Any] | None = None,
+    twin: Mapping[str, Any] | None = None,
+    stated: Mapping[str, str] | None = None,
 ) -> str:
     """The card of the network in ``folder``.
 
@@ -85,6 +91,7 @@ def render(
         repo_id: Where it goes on the Hub, "organisation/name".
         results: What ``results.json`` of its training holds; without it the card tells operations and energy only.
         twin: ``results.json`` of its convolutional twin.
+        stated: Metadata that the owner states, such as ``new_version``.
 
     Raises:
         ValueError: ``twin`` is another network's, or was trained otherwise.
@@ -99,7 +106,7 @@ def render(
         columns.append((*counts(folder, "conv"), twin))
     saved = in_bytes(config)
     card = ModelCard.from_template(
-        _metadata(_name(config, results), repo_id, similarity, config, results),
+        _metadata(_name(config, results), repo_id, similarity, config, results, stated or {}),
         template_path=str(TEMPLATE),
         repo_id=repo_id,
         results=results,
@@ -108,6 +115,8 @@ def render(
         training=training,
         saved=saved,
         timed=timed(config["architecture"]) if saved is not None else [],
+        license=LICENSES.get(licence(config, results) or "", licence(config, results)),
+        snippets=snippets(folder, repo_id, config),
         **_about_network(config, folder, similarity, _name(config, results)),
         **_about_training(results, twin, folder, _name(config, results)),
     )
@@ -125,11 +134,8 @@ def _about_network(config: Mapping[str, Any], folder: Path, similarity: str, nam
         "architecture": config["architecture"],
         # Who registers it with timm: this package, timm, or somebody whose module has to be imported as well.
         "registry": next((owner for owner in ("adder_zoo", "timm") if module.startswith(f"{owner}.")), "other"),
-        "mode": "L" if channels == 1 else "RGB",
-        "labels": cfg.get("label_names"),
         "input_size": f"{channels} x {height} x {width}",
         "half": _half_precision(folder / WEIGHTS_FILE),
-        "license": {"apache-2.0": "Apache-2.0"}.get(cfg.get("license"), cfg.get("license") or "Apache-2.0"),
     }
 
 
@@ -182,15 +188,19 @@ def _half_precision(weights: Path) -> str | None:
 
 
 def _metadata(
-    name: str, repo_id: str, similarity: str, config: Mapping[str, Any], results: Mapping[str, Any] | None
+    name: str,
+    repo_id: str,
+    similarity: str,
+    config: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+    stated: Mapping[str, str],
 ) -> ModelCardData:
-    cfg, saved = config["pretrained_cfg"], in_bytes(config)
-    base = _base_model(repo_id, saved, results) if saved is not None else {}
+    saved = in_bytes(config)
     data = measured(results) if results else None
-    evaluation = _evaluation(repo_id, results, data) if results and data and not data.noise else None
+    evaluation = model_index(repo_id, results, data) if results and data and not data.noise else None
+    further: dict[str, Any] = {**_base_model(repo_id, saved, results), **stated}
     return ModelCardData(
-        # Without a training nothing tells whose weights these are: the owner of the repository has to.
-        license=cfg.get("license") or "apache-2.0" if results else None,
+        license=licence(config, results),
         library_name="timm",
         pipeline_tag="image-classification",
         tags=[
@@ -204,41 +214,43 @@ def _metadata(
         metrics=[result.metric_type for result in evaluation] if evaluation else None,
         model_name=name if evaluation else None,
         eval_results=evaluation,
-        **base,
+        **further,
     )
 
 
-def _base_model(repo_id: str, saved: Mapping[str, Any], results: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Which repository has the float network: the one that it was fetched from, or of its name, beside this one."""
-    origin = (results or {}).get("quantized_from", {})
-    name = origin.get("hub") or saved.get("quantized_from")
-    if not name:
+def licence(config: Mapping[str, Any], results: Mapping[str, Any] | None) -> str | None:
+    """The licence of the weights, by its name on the Hub; None where nothing tells whose weights they are.
+
+    Then the owner of the repository has to name it: imported weights, and what was made of such.
+    """
+    known = config["pretrained_cfg"].get("license")
+    training = training_of(results)
+    if known or training is None:
+        return known
+    settings = training["config"]
+    return None if settings.get("init") or settings.get("pretrained") else "apache-2.0"
+
+
+def _base_model(repo_id: str, saved: Mapping[str, Any] | None, results: Mapping[str, Any] | None) -> dict[str, str]:
+    """Which repository has the network that this one was made of, if one has.
+
+    That is the one that it was fetched from, or that of its name beside this one. What came from a folder or a file has
+    none.
+    """
+    if saved is not None:
+        origin = (results or {}).get("quantized_from", {})
+        name, relation = origin.get("hub") or saved.get("quantized_from"), "quantized"
+    else:
+        settings = (results or {}).get("config", {})
+        name, relation = settings.get("init") or (settings.get("pretrained") and settings.get("model")), "finetune"
+    name = str(name or "").partition("@")[0]
+    if name.startswith("hf-hub:"):
+        name = name.removeprefix("hf-hub:")
+    elif "/" not in name and timm.is_model(name):
+        name = f"{repo_id.partition('/')[0]}/{name}"
+    elif relation == "finetune" or "/" not in name:
         return {}
-    base = str(name).partition("@")[0] if "/" in str(name) else f"{repo_id.partition('/')[0]}/{name}"
-    return {"base_model": base, "base_model_relation": "quantized"}
-
-
-def _evaluation(repo_id: str, results: Mapping[str, Any], data: Measured) -> list[EvalResult]:
-    """The accuracies for the front matter."""
-    metrics = {"accuracy": ("Top-1 accuracy (%)", results["test_accuracy"])}
-    if results.get("test_top5_accuracy") is not None:
-        metrics["top_5_accuracy"] = ("Top-5 accuracy (%)", results["test_top5_accuracy"])
-    sample = f" (sample of {results['test_images']} images)" if data.remark else ""
-    return [
-        EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
-            dataset_type=data.hub_id or str(results["dataset"]),
-            dataset_name=f"{data.title}{sample}",
-            dataset_split=data.split,
-            metric_type=metric,
-            metric_name=name,
-            metric_value=value,
-            source_name="results.json of the training",
-            source_url=f"{HUB}/{repo_id}/blob/main/results.json",
-        )
-        for metric, (name, value) in metrics.items()
-    ]
+    return {"base_model": name, "base_model_relation": relation}
 
 
 def _table(columns: Sequence[tuple[Count, int, Mapping[str, Any] | None]]) -> list[tuple[str, ...]]:

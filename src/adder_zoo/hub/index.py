@@ -11,7 +11,8 @@ from typing import Any
 
 from huggingface_hub.utils import yaml_dump
 
-from .cards import HUB, render, row
+from .cards import render, row
+from .evaluation import HUB
 from .records import shipped
 
 # The organisation that the cards in hub_cards/ name; a push puts its own there.

@@ -15,12 +15,13 @@ END = re.compile(r"<!-- adder_zoo:end\b.*?-->", re.S)
 FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.S)
 
 
-def merge(old: str | None, new: str) -> str:
+def merge(old: str | None, new: str, stated: Mapping[str, Any] | None = None) -> str:
     """The card ``new`` where the repository has the card ``old``: what people wrote in that stays.
 
     The generated part takes the place of the one between the two comments, or goes to the end where there is none. Keys
     of the metadata that are there stay as they are, lists are united, and of ``model-index`` the results on the same
-    data set by the same metric are replaced.
+    data set by the same metric are replaced. What of the metadata is ``stated`` is said for this push alone: it is set,
+    whatever was there.
 
     Raises:
         ValueError: the old card cannot be read or its comments are damaged; it has to be mended by hand.
@@ -40,7 +41,7 @@ def merge(old: str | None, new: str) -> str:
             "README.md of the repository has not one pair of the comments <!-- adder_zoo:begin --> and <!-- "
             "adder_zoo:end -->: mend it by hand, since it does not show which lines are yours"
         )
-    merged = merge_metadata(data, new_data)
+    merged = {**merge_metadata(data, new_data), **(stated or {})}
     if merged != data:
         front = f"---\n{yaml_dump(merged, sort_keys=False).strip()}\n---\n"
     return front + body

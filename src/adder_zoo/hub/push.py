@@ -1,4 +1,4 @@
-"""Pushing to the Hub: one commit with weights, config.json, card, results.json, settings, log and plots."""
+"""Pushing to the Hub: one commit with weights, config.json, card, notebook, results, settings, log and plots."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from .._version import __version__
-from ..results import RESULTS_FILE, WEIGHTS_FILE, ResultsError, check, read_results, write_results
-from . import cards
+from ..results import CONFIG_FILE, RESULTS_FILE, WEIGHTS_FILE, ResultsError, check, read_results, write_results
+from . import cards, notebook
 from .download import download_if_there
 from .errors import HubError, explained
+from .evaluation import eval_results
 from .merge import merge
 from .patience import within_patience
 from .records import CARD_FILE, RUN_FILES, TWIN_FILE, find_twin
 from .save import save_pretrained
+from .snippets import snippets
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def push_to_hub(
     *,
     results: Mapping[str, Any] | None = None,
     twin: Mapping[str, Any] | None = None,
+    base_model: str | None = None,
+    new_version: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -74,6 +78,8 @@ def push_to_hub(
     ``timm.create_model(f"hf-hub:{repo_id}", pretrained=True)`` loads it after ``import adder_zoo``. The card is
     rendered from the results; where the repository has one, its generated part is replaced and what people wrote is
     kept. The same push again makes no new commit. A push that is interrupted leaves the repository as it was.
+    ``notebook.ipynb`` runs the card's code; one that people put there is left alone. ``.eval_results/`` has the
+    accuracy where it is of a whole test set that the Hub knows.
 
     Args:
         model: A network of the zoo, or the folder of a finished run of a recipe: ``model.safetensors`` and
@@ -82,6 +88,9 @@ def push_to_hub(
         results: What ``results.json`` holds, for a network; a folder has its own.
         twin: ``results.json`` of the convolutional twin. By default that of the folder beside the run that is called
             ``<run>-conv``, or of this checkout's ``docs/results`` for a network of the zoo, where there is one.
+        base_model: The repository of the network that this one was made of. By default it is read from the results:
+            what was quantised, or what the training began with.
+        new_version: A repository that takes over from this one: the Hub shows a link to it.
         private: Visibility of a new repository; None leaves it to the organisation.
         revision: Branch to push to, made if it is missing; or that a pull request is based on.
         create_pr: Opens a pull request instead of pushing.
@@ -97,7 +106,9 @@ def push_to_hub(
             built again by timm, the results are not of these weights, or the twin is another network's.
         HubError: the Hub refused or failed; the message says what to do.
     """
-    _check_repo_id(repo_id)
+    for name in (repo_id, base_model, new_version):
+        if name is not None:
+            _check_repo_id(name)
     with tempfile.TemporaryDirectory() as scratch:
         if isinstance(model, nn.Module):
             folder = save_pretrained(model, scratch)
@@ -109,16 +120,23 @@ def push_to_hub(
                 raise ValueError(f"push_to_hub: {folder} has a results.json of its own; leave results out")
             results = _check_run(folder)
         twin = twin if twin is not None else find_twin(folder, results)
-        card = cards.render(folder, repo_id, results, twin)
-        names = ["config.json", WEIGHTS_FILE, *(name for name in RUN_FILES if (folder / name).is_file())]
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        saved = cards.in_bytes(config) is not None
+        stated = {"new_version": new_version} if new_version else {}
+        if base_model:
+            stated |= {"base_model": base_model, "base_model_relation": "quantized" if saved else "finetune"}
+        card = cards.render(folder, repo_id, results, twin, stated)
+        names = [CONFIG_FILE, WEIGHTS_FILE, *(name for name in RUN_FILES if (folder / name).is_file())]
         files: dict[str, Path | bytes] = {name: folder / name for name in names}
         files |= {path.name: path for path in sorted(folder.glob("*.png"))}
         if twin is not None:
             files[TWIN_FILE] = (json.dumps(twin, indent=2) + "\n").encode()
+        files |= eval_results(repo_id, results)
+        files[notebook.FILE] = notebook.render(repo_id, snippets(folder, repo_id, config), saved)
         return _push(
             files,
             repo_id,
-            lambda old: merge(old, card),
+            lambda old: merge(old, card, stated),
             private=private,
             revision=revision,
             create_pr=create_pr,
@@ -236,9 +254,14 @@ def _push(
     with explained(repo_id, token):
         base = _prepare(api, repo_id, branch, revision, private, repo_type)
         with tempfile.TemporaryDirectory() as cache:
-            path = download_if_there(repo_id, CARD_FILE, base, cache_dir=cache, token=token, repo_type=repo_type)
-            old = path.read_bytes().decode() if path else None
-        text = card(old)
+            there = {
+                name: download_if_there(repo_id, name, base, cache_dir=cache, token=token, repo_type=repo_type)
+                for name in (CARD_FILE, *({notebook.FILE} & files.keys()))
+            }
+            read = {name: path.read_bytes() for name, path in there.items() if path is not None}
+        text = card(read[CARD_FILE].decode() if CARD_FILE in read else None)
+        if notebook.FILE in read and not notebook.is_ours(read[notebook.FILE]):
+            files = {name: f for name, f in files.items() if name != notebook.FILE}  # people's own stays
         operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationAdd(CARD_FILE, text.encode())]
         operations += [CommitOperationAdd(name, f) for name, f in files.items() if name != CARD_FILE]
         operations += _deletions(api, repo_id, base, repo_type, replaces, files)
@@ -300,7 +323,7 @@ def _check_repo_id(repo_id: str) -> None:
 
 def _check_run(folder: Path) -> dict[str, Any]:
     """The results of the finished run in ``folder``, whose weights load."""
-    missing = [name for name in ("config.json", WEIGHTS_FILE, RESULTS_FILE) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE, RESULTS_FILE) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"{folder} holds no finished run: {', '.join(missing)} missing. A recipe writes them when it ends; the "
@@ -346,7 +369,7 @@ def models_of(author: str, token: str | None = None) -> list[dict[str, Any]]:
         for info in _found(author, token, cards.TAG):
             config, *records = (
                 download_if_there(info.id, name, info.sha, token=token)
-                for name in ("config.json", RESULTS_FILE, TWIN_FILE)
+                for name in (CONFIG_FILE, RESULTS_FILE, TWIN_FILE)
             )
             if config is None:
                 raise HubError(f"{info.id} has no config.json, so timm cannot build it; push it again")

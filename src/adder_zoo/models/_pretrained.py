@@ -26,12 +26,14 @@ from ..precision import ADVICE
 from ..results import CONFIG_FILE, WEIGHTS_FILE
 from ._similarity import SIMILARITIES
 
-# What every default_cfg of the paper's networks says.
+# What every default_cfg of the paper's networks says. None names a licence: that is one of weights, not of a network.
 PAPER: dict[str, Any] = {
-    "license": "apache-2.0",
     "paper_ids": "arXiv:1912.13200",
     "paper_name": "AdderNet: Do We Really Need Multiplications in Deep Learning?",
 }
+
+
+LICENSE_OF_SHIPPED = "apache-2.0"  # of the weights in the package
 
 
 def trained_on(dataset: str) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def build_model(
     # timm loads the one file that was looked at, whatever else lies beside it, and the model tells where it is from.
     overlay = {**(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     overlay |= {"source": "", "file": str(file), "state_dict": None, "custom_load": False}
+    overlay |= {"license": LICENSE_OF_SHIPPED} if ours else {}
     with _clear_errors(name, f"the weights in {source}", "install adder_zoo again" if ours else "fetch it again"):
         model = build_model_with_cfg(
             model_cls, variant, True, similarity=similarity, pretrained_cfg_overlay=overlay, **kwargs
@@ -178,7 +181,8 @@ def _build_in_bytes(
         _load_bytes(network, name, source, file)
     elif pretrained:
         network.load_state_dict(given)  # type: ignore[arg-type]
-    network.pretrained_cfg.update(source=cfg.source, file=cfg.file, hf_hub_id=cfg.hf_hub_id)  # type: ignore[operator, union-attr]
+    licensed = {"license": LICENSE_OF_SHIPPED} if file is not None and file.is_relative_to(WEIGHTS) else {}
+    network.pretrained_cfg.update(source=cfg.source, file=cfg.file, hf_hub_id=cfg.hf_hub_id, **licensed)  # type: ignore[operator, union-attr]
     return network.to(**placed) if placed else network
 
 
