@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer.body = answer.body[:middle] + bytes([answer.body[middle] ^ 1]) + answer.body[middle + 1 :]
         self.send(answer, cut=kind in ("cut", "lost"))
 
-    do_GET = do_HEAD = do_POST = do_PUT = do
+    do_GET = do_HEAD = do_PATCH = do_POST = do_PUT = do
 
     def answer(self, body: bytes) -> Answer:
         try:

@@ -18,7 +18,7 @@ from ..report import table
 from ._common import json_option, write_json
 from ._hub import failures
 
-COLLECTION = "collection"  # in the place of a branch
+COLLECTION = "collection"  # instead of a branch
 
 
 @click.command(
