@@ -20,7 +20,7 @@ from ..results import CONFIG_FILE, WEIGHTS_FILE
 from .evaluation import model_index
 from .measured import measured
 from .records import trained_alike, training_of
-from .snippets import snippets
+from .snippets import Snippet, snippets
 from .timed import timed
 
 LICENSES = {"apache-2.0": "Apache-2.0"}  # in words
@@ -83,6 +83,7 @@ def render(
     results: Mapping[str, Any] | None = None,
     twin: Mapping[str, Any] | None = None,
     stated: Mapping[str, str] | None = None,
+    code: Sequence[Snippet] | None = None,
 ) -> str:
     """The card of the network in ``folder``.
 
@@ -92,6 +93,7 @@ def render(
         results: What ``results.json`` of its training holds; without it the card tells operations and energy only.
         twin: ``results.json`` of its convolutional twin.
         stated: Metadata that the owner states, such as ``new_version``.
+        code: What ``snippets`` says of it, if that is known already.
 
     Raises:
         ValueError: ``twin`` is another network's, or was trained otherwise.
@@ -116,7 +118,7 @@ def render(
         saved=saved,
         timed=timed(config["architecture"]) if saved is not None else [],
         license=LICENSES.get(licence(config, results) or "", licence(config, results)),
-        snippets=snippets(folder, repo_id, config),
+        snippets=snippets(folder, repo_id, config) if code is None else code,
         **_about_network(config, folder, similarity, _name(config, results)),
         **_about_training(results, twin, folder, _name(config, results)),
     )

@@ -53,7 +53,9 @@ On a GPU an adder network gains nothing.
 def render_shipped(organisation: str = ORGANISATION) -> dict[str, str]:
     """The cards of every checkpoint in the package and the index, README.md, by file name."""
     found = shipped()
-    rendered = {f"{name}.md": render(folder, f"{organisation}/{name}", *rest) for name, folder, *rest in found}
+    rendered = {
+        f"{name}.md": render(folder, f"{organisation}/{name}", results, twin) for name, folder, results, twin in found
+    }
     rows = [{**row(folder, *rest), "model": name} for name, folder, *rest in found]
     return {**rendered, "README.md": index(organisation, rows)}
 

@@ -120,19 +120,9 @@ def push_to_hub(
                 raise ValueError(f"push_to_hub: {folder} has a results.json of its own; leave results out")
             results = _check_run(folder)
         twin = twin if twin is not None else find_twin(folder, results)
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        saved = cards.in_bytes(config) is not None
-        stated = {"new_version": new_version} if new_version else {}
-        if base_model:
-            stated |= {"base_model": base_model, "base_model_relation": "quantized" if saved else "finetune"}
-        card = cards.render(folder, repo_id, results, twin, stated)
-        names = [CONFIG_FILE, WEIGHTS_FILE, *(name for name in RUN_FILES if (folder / name).is_file())]
-        files: dict[str, Path | bytes] = {name: folder / name for name in names}
-        files |= {path.name: path for path in sorted(folder.glob("*.png"))}
-        if twin is not None:
-            files[TWIN_FILE] = (json.dumps(twin, indent=2) + "\n").encode()
-        files |= eval_results(repo_id, results)
-        files[notebook.FILE] = notebook.render(repo_id, snippets(folder, repo_id, config), saved)
+        stated = {"base_model": base_model, "new_version": new_version}
+        stated = {key: value for key, value in stated.items() if value is not None}
+        files, card = _contents(folder, repo_id, results, twin, stated)
         return _push(
             files,
             repo_id,
@@ -144,6 +134,28 @@ def push_to_hub(
             commit_message=commit_message or cards.headline(folder, results),
             dry_run=dry_run,
         )
+
+
+def _contents(
+    folder: Path,
+    repo_id: str,
+    results: Mapping[str, Any] | None,
+    twin: Mapping[str, Any] | None,
+    stated: dict[str, Any],
+) -> tuple[dict[str, Path | bytes], str]:
+    """What goes up for the network in ``folder``, by path, and its card; ``stated`` gets what follows from it."""
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    saved = cards.in_bytes(config) is not None
+    if "base_model" in stated:
+        stated["base_model_relation"] = "quantized" if saved else "finetune"
+    code = snippets(folder, repo_id, config)
+    card = cards.render(folder, repo_id, results, twin, stated, code)
+    names = [CONFIG_FILE, WEIGHTS_FILE, *(name for name in RUN_FILES if (folder / name).is_file())]
+    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    files |= {path.name: path for path in sorted(folder.glob("*.png"))}
+    if twin is not None:
+        files[TWIN_FILE] = (json.dumps(twin, indent=2) + "\n").encode()
+    return {**files, **eval_results(repo_id, results), notebook.FILE: notebook.render(repo_id, code, saved)}, card
 
 
 def push_folder(
