@@ -274,6 +274,7 @@ def _push(
         text = card(read[CARD_FILE].decode() if CARD_FILE in read else None)
         if notebook.FILE in read and not notebook.is_ours(read[notebook.FILE]):
             files = {name: f for name, f in files.items() if name != notebook.FILE}  # people's own stays
+            del sizes[notebook.FILE]
         operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationAdd(CARD_FILE, text.encode())]
         operations += [CommitOperationAdd(name, f) for name, f in files.items() if name != CARD_FILE]
         operations += _deletions(api, repo_id, base, repo_type, replaces, files)
