@@ -78,6 +78,22 @@ ADDER_API int adder_grad_weight_product(const adder_shape *shape, const float *d
 /* The same from a convolution's weight gradient: dw holds sum dy x. */
 ADDER_API int adder_grad_weight_from_convolution(const adder_shape *shape, const float *dy, const float *w, float *dw);
 
+/* 1 < p < 2: y = -sum |x - w|^p, and its derivatives dx = sum dy p |w - x|^(p-1) sgn(w - x) and
+ * dw = sum dy p |x - w|^(p-1) sgn(x - w). exponent is p - 2; the polynomial sum coefficients[i] (m - 1.5)^i is to be
+ * m^(p-2) for 1 <= m < 2, and p times that for the derivatives. ADDER_NOT_FINITE, and nothing written, if an x or w is
+ * not finite or beyond 2^60. */
+#define ADDER_POWER_DEGREE 9
+typedef struct {
+  double exponent;
+  float coefficients[ADDER_POWER_DEGREE + 1];
+} adder_power;
+ADDER_API int adder_power_forward(const adder_shape *shape, const float *x, const float *w, const adder_power *power,
+                                  float *y);
+ADDER_API int adder_power_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w,
+                                     const adder_power *power, float *dx);
+ADDER_API int adder_power_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w,
+                                      const adder_power *power, float *dw);
+
 enum { ADDER_FORWARD = 0, ADDER_GRAD_INPUT = 1, ADDER_GRAD_WEIGHT = 2 }; /* direction */
 /* Which kernel a shape takes under the current instruction set (ADDER_CLIPPED, ADDER_FULL), for measurements. */
 ADDER_API const char *adder_kernel(const adder_shape *shape, int direction);

@@ -134,5 +134,19 @@ int adder_grad_weight_from_convolution(const adder_shape *shape, const float *dy
   return adder::current->grad_weight_from_convolution(shape, dy, w, dw);
 }
 
+int adder_power_forward(const adder_shape *shape, const float *x, const float *w, const adder_power *power, float *y) {
+  return adder::current->power_forward(shape, x, w, power, y);
+}
+
+int adder_power_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w,
+                           const adder_power *power, float *dx) {
+  return adder::current->power_grad_input(shape, dy, x, w, power, dx);
+}
+
+int adder_power_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w,
+                            const adder_power *power, float *dw) {
+  return adder::current->power_grad_weight(shape, dy, x, w, power, dw);
+}
+
 const char *adder_kernel(const adder_shape *shape, int direction) { return adder::current->kernel(shape, direction); }
 }

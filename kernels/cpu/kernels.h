@@ -109,13 +109,30 @@ inline int grad_weight_from_convolution(const adder_shape *s, const float *dy, c
   return grad_weight_after_convolution<Widest>(Geometry(*s), dy, w, dw);
 }
 
+// For 1 < p < 2, in power_*.cpp with this set's flags: see power_kernels.h.
+int power_forward(const adder_shape *, const float *x, const float *w, const adder_power *, float *y);
+int power_grad_input(const adder_shape *, const float *dy, const float *x, const float *w, const adder_power *,
+                     float *dx);
+int power_grad_weight(const adder_shape *, const float *dy, const float *x, const float *w, const adder_power *,
+                      float *dw);
+
 inline const char *kernel(const adder_shape *s, int direction) {
   const int mode = direction == ADDER_GRAD_WEIGHT ? ADDER_FULL : ADDER_CLIPPED;
   return name_of(choose(*s, direction, mode, false), direction);
 }
 
 constexpr adder::Kernels make_table(const char *isa) {
-  return {isa,   packed_size, pack, forward, grad_input, grad_weight, grad_weight_product, grad_weight_from_convolution,
+  return {isa,
+          packed_size,
+          pack,
+          forward,
+          grad_input,
+          grad_weight,
+          grad_weight_product,
+          grad_weight_from_convolution,
+          power_forward,
+          power_grad_input,
+          power_grad_weight,
           kernel};
 }
 

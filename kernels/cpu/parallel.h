@@ -31,6 +31,11 @@ struct Kernels {
   int (*grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw, int mode);
   int (*grad_weight_product)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw);
   int (*grad_weight_from_convolution)(const adder_shape *, const float *dy, const float *w, float *dw);
+  int (*power_forward)(const adder_shape *, const float *x, const float *w, const adder_power *, float *y);
+  int (*power_grad_input)(const adder_shape *, const float *dy, const float *x, const float *w, const adder_power *,
+                          float *dx);
+  int (*power_grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, const adder_power *,
+                           float *dw);
   const char *(*kernel)(const adder_shape *, int direction);
 };
 

@@ -93,7 +93,7 @@ BAD = {
     "options_by_position": (TypeError, "positional argument", lambda: adder2d(x, w, None, 1, 0, 1, 1, "full")),
     # implementations that cannot
     "cpu_float64": (RuntimeError, "'cpu' takes float32.*float64", lambda: adder2d(x.double(), w.double(), impl="cpu")),
-    "cpu_p": (RuntimeError, "impl='cpu' cannot compute p = 1.5", lambda: adder2d(x, w, p=1.5, impl="cpu")),
+    "exact_p": (RuntimeError, "impl='exact' cannot compute p = 1.5", lambda: adder2d(x, w, p=1.5, impl="exact")),
     "convolution_p1": (RuntimeError, "impl='convolution' computes p = 2", lambda: adder2d(x, w, impl="convolution")),
     "convolution_p": (
         RuntimeError, "impl='convolution' cannot compute p = 1.5", lambda: adder2d(x, w, p=1.5, impl="convolution"),

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("threads")
 
 def test_forgotten_outputs_would_show():
     assert torch.empty(7).isnan().all()
-    assert cpu._empty((2, 3, 4, 5)).isnan().all()
+    assert cpu.empty((2, 3, 4, 5)).isnan().all()
 
 
 # ---- values --------------------------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import cpu, quadratic, reference, triton
+from . import cpu, power, quadratic, reference, triton
 from .geometry import Geometry
 
 
@@ -92,12 +93,14 @@ def resolve(impl: str, x: Tensor, p: float) -> Backend:
         RuntimeError: the implementation asked for by name cannot run on this input or on this machine.
     """
     backend = _choose(x, p) if impl == "auto" else _asked_for(impl, x, p)
-    return _reference_for(p) if backend is REFERENCE and p != 1 else backend
+    if p == 1 or backend is CONVOLUTION:
+        return backend
+    return _with_power(backend, power if backend is CPU else reference, p)
 
 
 def _asked_for(impl: str, x: Tensor, p: float) -> Backend:
     backend = BACKENDS[impl]
-    if p != 1 and impl != "reference" and not (impl == "convolution" and p == 2):
+    if p != 1 and impl not in ("reference", "cpu") and not (impl == "convolution" and p == 2):
         raise RuntimeError(f"adder2d: impl={impl!r} cannot compute p = {p}; leave impl=None or ask for 'reference'")
     found = backend.probe()
     if not found.available:
@@ -111,12 +114,12 @@ def _asked_for(impl: str, x: Tensor, p: float) -> Backend:
 def _choose(x: Tensor, p: float) -> Backend:
     if p == 2:
         return CONVOLUTION
-    if p == 1 and x.dtype != torch.float64:
+    if x.dtype != torch.float64:
         if x.device.type == "cpu" and CPU.probe().available:
             return CPU
-        if x.device.type == "cuda" and TRITON.probe().available:
+        if x.device.type == "cuda" and p == 1 and TRITON.probe().available:
             return TRITON
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" and p == 1:
             _warn_of_eager_torch(x.device.type)
     return REFERENCE
 
@@ -131,15 +134,15 @@ def _warn_of_eager_torch(device: str) -> None:
     )
 
 
-def _reference_for(p: float) -> Backend:
-    """The definition of Σ|x - w|^p for another p than 1."""
-    forward = functools.partial(reference.forward, p=p)
+def _with_power(backend: Backend, module: ModuleType, p: float) -> Backend:
+    """``backend`` with the functions of ``module`` for Σ|x - w|^p."""
+    forward = functools.partial(module.forward, p=p)
     return dataclasses.replace(
-        REFERENCE,
+        backend,
         forward=forward,
         forward_fused=functools.partial(reference.forward_then_epilogue, forward),
-        grad_input=functools.partial(reference.grad_input, p=p),
-        grad_weight=functools.partial(reference.grad_weight, p=p),
+        grad_input=functools.partial(module.grad_input, p=p),
+        grad_weight=functools.partial(module.grad_weight, p=p),
     )
 
 

@@ -25,7 +25,7 @@ from .geometry import Geometry
 from .reference import compute_dtype
 
 _MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
-_UNSUITED, _NOT_FINITE = 2, 3
+UNSUITED, NOT_FINITE = 2, 3
 
 
 class NativeShape(ctypes.Structure):
@@ -69,6 +69,12 @@ class Library:
         self.grad_weight_product.argtypes = [shape, pointer, pointer, pointer, pointer]
         self.grad_weight_from_convolution = native.adder_grad_weight_from_convolution
         self.grad_weight_from_convolution.argtypes = [shape, pointer, pointer, pointer]
+        self.power_forward = native.adder_power_forward
+        self.power_forward.argtypes = [shape, pointer, pointer, pointer, pointer]
+        self.power_grad_input = native.adder_power_grad_input
+        self.power_grad_weight = native.adder_power_grad_weight
+        for gradient in (self.power_grad_input, self.power_grad_weight):
+            gradient.argtypes = [shape, pointer, pointer, pointer, pointer, pointer]
         self.kernel = native.adder_kernel
         self.kernel.argtypes, self.kernel.restype = [shape, c_int], c_char_p
         self.isas = tuple(native.adder_isas().decode().split())
@@ -127,9 +133,9 @@ def forward(
     cancellation would cost more than two or three bits (bound: ``kernels/cpu/forward_tile.h``). ``exact=True``
     computes all of it from the differences, some 1.5 times as slow.
     """
-    x, weight = _dense(x), _dense(weight)
+    x, weight = dense(x), dense(weight)
     shape = native_shape(x.shape, weight.shape, geometry)
-    y = _empty((shape.N, shape.K, shape.P, shape.Q))
+    y = empty((shape.N, shape.K, shape.P, shape.Q))
     check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, None, y.data_ptr(), exact))
     return y
 
@@ -144,11 +150,11 @@ def forward_fused(
     relu: bool,
 ) -> Tensor:
     """act(scale·y + shift + residual) of ``forward``'s y in one pass, [N, K, P, Q], float32, channels_last."""
-    x, weight = _dense(x), _dense(weight)
+    x, weight = dense(x), dense(weight)
     shape = native_shape(x.shape, weight.shape, geometry)
     scale, shift = (t.to(torch.float32).contiguous() for t in (scale, shift))
-    residual = None if residual is None else _dense(residual.to(torch.float32))
-    y = _empty((shape.N, shape.K, shape.P, shape.Q))
+    residual = None if residual is None else dense(residual.to(torch.float32))
+    y = empty((shape.N, shape.K, shape.P, shape.Q))
     epilogue = _Epilogue(scale.data_ptr(), shift.data_ptr(), None if residual is None else residual.data_ptr(), relu)
     check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, epilogue, y.data_ptr(), False))
     return y
@@ -170,9 +176,9 @@ def grad_input(
     up to |dy|·(2·|x + c| + 2) then. ``exact=True`` forms all differences.
     """
     dtype = x.dtype
-    dy, x, weight = _dense(dy), _dense(x), _dense(weight)
+    dy, x, weight = dense(dy), dense(x), dense(weight)
     shape = native_shape(x.shape, weight.shape, geometry)
-    dx = _empty(x.shape)
+    dx = empty(x.shape)
     status = library().grad_input(
         shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr(), _MODES[input_grad], exact
     )
@@ -194,16 +200,16 @@ def grad_weight(
     Eq. 5 is computed as Σ dy·x - w·Σ dy for finite operands; ``exact=True`` forms all differences, many times slower.
     """
     dtype = weight.dtype
-    dy, x, weight = _dense(dy), _dense(x), _dense(weight)
+    dy, x, weight = dense(dy), dense(x), dense(weight)
     shape = native_shape(x.shape, weight.shape, geometry)
-    dw = _empty(weight.shape)
+    dw = empty(weight.shape)
     if weight_grad == "full" and not exact:
         status = library().grad_weight_product(shape, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dw.data_ptr())
-        if status == _UNSUITED:
+        if status == UNSUITED:
             dw = quadratic.grad_weight_product(dy, x, weight, geometry)
             dw = dw.contiguous(memory_format=torch.channels_last)
             status = library().grad_weight_from_convolution(shape, dy.data_ptr(), weight.data_ptr(), dw.data_ptr())
-        if status != _NOT_FINITE:
+        if status != NOT_FINITE:
             check_status(status)
             return dw.to(dtype)
     status = library().grad_weight(
@@ -223,7 +229,8 @@ def kernels(
     return {name: library().kernel(shape, i).decode() for i, name in enumerate(("forward", "dx", "dw"))}
 
 
-def _dense(t: Tensor) -> Tensor:
+def dense(t: Tensor) -> Tensor:
+    """As the library reads it: float32, channels_last."""
     if t.device.type != "cpu" or compute_dtype(t) != torch.float32:
         raise TypeError(
             f"adder_zoo's CPU kernels take float32, float16 or bfloat16 on a CPU, got {t.dtype} on {t.device}"
@@ -231,7 +238,8 @@ def _dense(t: Tensor) -> Tensor:
     return t.resolve_neg().to(torch.float32).contiguous(memory_format=torch.channels_last)
 
 
-def _empty(shape: Sequence[int]) -> Tensor:
+def empty(shape: Sequence[int]) -> Tensor:
+    """As the library writes it."""
     return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
 
 

@@ -1,0 +1,2 @@
+#define ADDER_NAMESPACE adder_avx512
+#include "power_kernels.h"

@@ -1,0 +1,2 @@
+#define ADDER_NAMESPACE adder_generic
+#include "power_kernels.h"

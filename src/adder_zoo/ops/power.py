@@ -1,0 +1,76 @@
+"""1 < p < 2 on a CPU: the native kernels for y = -Σ|x - w|^p and its derivatives (arXiv 2105.14202).
+
+The library computes |d|^(p-2) for d = ±m·2^e as a polynomial of m, 1 <= m < 2, times 2^(e·(p-2)): see
+``kernels/cpu/power.h``, which also has the error. The polynomial is fitted here. Shapes as in ``reference.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from torch import Tensor
+
+from . import reference
+from .cpu import NOT_FINITE, check_status, dense, empty, library, native_shape
+from .geometry import Geometry
+
+DEGREE = 9  # ADDER_POWER_DEGREE in adder.h
+
+
+class _Power(ctypes.Structure):
+    """adder_power in adder.h."""
+
+    _fields_ = (("exponent", ctypes.c_double), ("coefficients", ctypes.c_float * (DEGREE + 1)))
+
+
+@functools.lru_cache(maxsize=64)
+def _power(p: float, factor: float) -> _Power:
+    """``factor``·m^(p-2) for 1 <= m < 2, by powers of m - 1.5; at most 1.3 · 2^-24 of it off.
+
+    It is interpolated at Chebyshev's points, which is nearly the best that a polynomial can do.
+    """
+    points = chebyshev.chebpts1(DEGREE + 1)
+    fitted = chebyshev.chebfit(points, factor * (1.5 + points / 2) ** (p - 2), DEGREE)
+    coefficients = chebyshev.cheb2poly(fitted) * 2.0 ** np.arange(DEGREE + 1)
+    return _Power(p - 2, (ctypes.c_float * (DEGREE + 1))(*coefficients))
+
+
+def forward(x: Tensor, weight: Tensor, geometry: Geometry, *, p: float) -> Tensor:
+    """y = -Σ|x - w|^p, [N, K, P, Q], float32, channels_last."""
+    a, b = dense(x), dense(weight)
+    shape = native_shape(x.shape, weight.shape, geometry)
+    y = empty((shape.N, shape.K, shape.P, shape.Q))
+    status = library().power_forward(shape, a.data_ptr(), b.data_ptr(), ctypes.byref(_power(p, 1.0)), y.data_ptr())
+    if status == NOT_FINITE:
+        return reference.forward(x, weight, geometry, p)
+    check_status(status)
+    return y
+
+
+def grad_input(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, input_grad: str, *, p: float) -> Tensor:
+    """dx = Σ dy·p·|w - x|^(p-1)·sgn(w - x), [N, C, H, W], in the dtype of x, whatever ``input_grad``."""
+    d, a, b = dense(dy), dense(x), dense(weight)
+    shape = native_shape(x.shape, weight.shape, geometry)
+    dx = empty(x.shape)
+    pointers = d.data_ptr(), a.data_ptr(), b.data_ptr()
+    status = library().power_grad_input(shape, *pointers, ctypes.byref(_power(p, p)), dx.data_ptr())
+    if status == NOT_FINITE:
+        return reference.grad_input(dy, x, weight, geometry, input_grad, p)
+    check_status(status)
+    return dx.to(x.dtype)
+
+
+def grad_weight(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, weight_grad: str, *, p: float) -> Tensor:
+    """dw = Σ dy·p·|x - w|^(p-1)·sgn(x - w), [K, C/G, R, S], in the dtype of weight, whatever ``weight_grad``."""
+    d, a, b = dense(dy), dense(x), dense(weight)
+    shape = native_shape(x.shape, weight.shape, geometry)
+    dw = empty(weight.shape)
+    pointers = d.data_ptr(), a.data_ptr(), b.data_ptr()
+    status = library().power_grad_weight(shape, *pointers, ctypes.byref(_power(p, p)), dw.data_ptr())
+    if status == NOT_FINITE:
+        return reference.grad_weight(dy, x, weight, geometry, weight_grad, p)
+    check_status(status)
+    return dw.to(weight.dtype)
