@@ -100,7 +100,8 @@ class Launch:
         arguments: Tensors and integers by name, in the kernel's order.
         constants: ``tl.constexpr`` arguments by name.
         registers: Limit for a thread, on NVIDIA, so that as many blocks as planned share a multiprocessor.
-        contract: Whether a product and a sum may become one operation with one rounding.
+        contract: Whether a product and a sum may become one operation with one rounding. It is said at each launch:
+            Triton 3.10 turns its default around.
         tuned: ``kernel`` with Triton's autotuner around it, which then chooses what its configurations hold.
     """
 
@@ -121,9 +122,7 @@ class Launch:
     @property
     def options(self) -> dict[str, Any]:
         """What Triton's compiler takes besides the arguments."""
-        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        if not self.contract:
-            options["enable_fp_fusion"] = False
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.contract}
         return {**options, "maxnreg": self.registers} if self.registers else options
 
     def run(self) -> None:
@@ -133,7 +132,7 @@ class Launch:
         kernel, constants, options = self.kernel, self.constants, self.options
         if AUTOTUNE and self.tuned is not None and device.type == "cuda":
             chosen = {name for config in self.tuned.configs for name in config.kwargs}
-            kernel, options = self.tuned, {}
+            kernel, options = self.tuned, {"enable_fp_fusion": self.contract}
             constants = {name: value for name, value in constants.items() if name not in chosen}
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             kernel[lambda meta: (self.tiles(meta),)](**self.arguments, **constants, **options)

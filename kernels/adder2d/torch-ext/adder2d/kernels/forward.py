@@ -48,14 +48,14 @@ from ._launch import (
 _CONFIGS = {
     # 16x4 or 8x4 sums a thread: 20 or 12 values read serve 64 or 32 differences; many columns a step make up for its
     # fixed cost, and last so long that one step ahead hides the copies.
-    "many filters": (128, 128, 32, 8, 2, 128),
+    "many filters": (128, 128, 16, 8, 2, 128),
     "few filters": (64, 64, 32, 4, 2, 128),  # up to 64
     "very few filters": (128, 16, 16, 4, 3, None),  # up to 16: LeNet
-    "many filters, channels last": (128, 128, 32, 8, 2, 128),
+    "many filters, channels last": (128, 128, 16, 8, 2, 128),
     "few filters, channels last": (64, 64, 32, 4, 2, 128),
     "very few filters, channels last": (128, 16, 16, 4, 3, None),
     "many filters, bfloat16": (128, 128, 16, 8, 2, 128),  # widened in registers, so that fewer columns fit into them
-    "few filters, bfloat16": (64, 64, 32, 4, 2, 128) if RECENT else (64, 64, 16, 4, 2, 128),
+    "few filters, bfloat16": (64, 64, 16, 2, 2, 128) if RECENT else (64, 64, 16, 4, 2, 128),
     "very few filters, bfloat16": (128, 16, 16, 4, 3, None),
     # Chains have 16 terms, a float16 sum beside each float32 one; two filters share an instruction.
     "many filters, half": (64, 64, 32, 4, 2, 128) if RECENT else (64, 64, 16, 4, 2, 168),

@@ -206,9 +206,10 @@ def _adder2d_bwd_dx_kernel(
         ws = columns(wv, COLUMNS, BLOCK_N)
         for u in tl.static_range(COLUMNS):  # [BLOCK_N, BLOCK_M]
             if SATURATED:
-                acc += dys[u][None, :] * tl.clamp(ws[u][:, None] - x, 0.0, 1.0)
+                ht = tl.clamp(ws[u][:, None] - x, 0.0, 1.0)
             else:
-                acc += dys[u][None, :] * transfer(ws[u][:, None] - x, EXACT)
+                ht = transfer(ws[u][:, None] - x, EXACT)
+            acc = tl.fma(tl.broadcast_to(dys[u][None, :], (BLOCK_N, BLOCK_M)), ht, acc)
         k0 += COLUMNS
         done = k0 >= Kg
         k0 = tl.where(done, 0, k0)
