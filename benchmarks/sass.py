@@ -15,6 +15,9 @@ in it that has most arithmetic. Of it are printed
                   the matrix product that anchors the layout and is never executed
     shared        bytes of shared memory
 
+It takes the Triton that is installed, or whose folder is first in PYTHONPATH, and records which. With
+TRITON_DEFAULT_FP_FUSION=0 Triton contracts no product and sum unless asked to, as Triton 3.10 does.
+
 ``--out`` writes ``<kernel>.<configuration>.<arch>.cubin`` (or .hsaco).
 """
 
@@ -244,8 +247,18 @@ def main() -> None:
     }
     print(f"\ncompilations for a training step of ResNet-50 in float32: {step}")
     if options.json:
-        answer = {"triton": triton.__version__, "compilations": step, "kernels": [asdict(c) for c in counts]}
-        options.json.write_text(json.dumps(answer, indent=1) + "\n")
+        options.json.write_text(record(counts, step))
+
+
+def record(counts: list[Count], compilations: dict[str, int]) -> str:
+    """JSON of a run, a line for each kernel."""
+    about = {
+        "triton": triton.__version__,
+        "fp_fusion_by_default": triton.knobs.language.default_fp_fusion,
+        "compilations": compilations,
+    }
+    lines = ",\n".join(f" {json.dumps(asdict(c))}" for c in counts)
+    return f'{json.dumps(about)[:-1]}, "kernels": [\n{lines}\n]}}\n'
 
 
 if __name__ == "__main__":
