@@ -9,7 +9,8 @@
 # make dist    what PyPI takes, into dist/: the sources, and a manylinux wheel that is built from them; nothing is uploaded
 # make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
 # make check   lint, format, types, and nothing newer than Python 3.10
-# make gpu     on a machine with a GPU: tests of the kernels, then benchmarks; from the source tree, without the network
+# make gpu     on a machine with a GPU, within GPU_MINUTES=13: tests of the kernels and benchmarks, the most telling first;
+#              from the source tree, without the network; STAGES=tests, for one, runs only these (benchmarks/gpu_session.py)
 # make cards   the model cards in hub_cards/, from results.json
 # make gpu-train  the paper's trainings on a GPU for MINUTES=10, to be taken up again; DATA=FOLDER has MNIST and CIFAR-10
 # make kernel  the kernel project as it is uploaded to the Hub, into build/kernel/
@@ -17,6 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTHON310 ?= python3.10
 GPU_WORKERS ?= 8
+GPU_MINUTES ?= 13
 
 MINUTES ?= 10
 
@@ -105,8 +107,8 @@ check: install
 	$(BIN)/vermin --quiet --no-tips --violations -t=3.9- kernels/adder2d
 
 gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu -n $(GPU_WORKERS) -p no:cacheprovider tests/ops/test_gpu.py
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --json benchmarks/results/gpu.json
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_session.py --minutes $(GPU_MINUTES) --workers $(GPU_WORKERS) \
+		$(if $(STAGES),--stages $(STAGES))
 
 cards: install
 	$(BIN)/python -c 'from adder_zoo.hub.index import write_shipped; write_shipped("hub_cards")'

@@ -1,231 +1,176 @@
 """How fast adder layers are on this GPU, beside what a user would run instead.
 
-    python benchmarks/gpu.py [--network resnet50] [--batch 64] [--layers 6] [--compiled 2] [--json FILE] [--no-steps]
+    python benchmarks/gpu.py [--parts layers steps ...] [--network resnet50] [--batch 64] [--layers 6] [--minutes 8]
+                             [--json FILE]
+    python benchmarks/gpu.py --table FILE         # the tables of such a file, as Markdown
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --rehearse      # all of it on tiny shapes, without a GPU
 
-Layers: the layers of ResNet-18 and ResNet-50 that have most taps, forward, dx and dw, each of
+Its parts, the most telling first:
 
-    adder          float32 in NCHW and channels_last, float16, bfloat16 (channels_last)
-    conv           cuDNN in float32 without and with TF32, and in bfloat16 (channels_last)
-    cdist          the authors' formulation: unfold, then torch.cdist(p=1); forward, where it fits into memory
-    compiled       torch.compile of the broadcasting form; forward, of the first few layers
+    layers    layers of ResNet-18 and ResNet-50 with most taps, forward, dx and dw: adder layers in float32 (NCHW and
+              channels_last), float16, bfloat16 and in bytes; cuDNN's convolutions in float32, TF32 and bfloat16
+    steps     forward, backward and update of the whole network, adder and convolution: time and memory
+    cdist     ``adder_zoo.cdist`` beside ``torch.cdist(p=1)``, forward, and forward with backward: time and memory
+    rivals    other ways to write the layer, forward: unfold and ``torch.cdist``, as the authors do, where it fits into
+              memory; and torch.compile of the broadcasting form, for two layers
 
-Steps: forward, backward and update of the whole network, adder and convolution, time and memory.
-
-Everything that is compared takes turns; a figure is the median of the turns, by CUDA events, after a warm-up that the
-cache's contents do not outlive (a buffer larger than L2 is overwritten before each). "FADD" is the share of the peak of
-fp32 additions, 2 for each tap, at the multiprocessors' clock as nvidia-smi reads it during the run.
+Everything that is compared takes turns; a figure is the median of the turns, after a first call. "FADD" is the share of
+the peak of fp32 additions, 2 for each tap, at the multiprocessors' clock as nvidia-smi reads it after the run. The file
+is written after each layer, network or size. What fails is named in it, and what was left when --minutes were over.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-from collections.abc import Callable
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import _gpu_candidates as candidates
+import _gpu_tables as tables
 import torch
-import torch.nn.functional as F
 import triton
+from _gpu_machine import Gpu, Machine, Rehearsal, interleaved
 from _measured import measured
 from layers import NETWORKS, Layer
 
-from adder_zoo.ops.backends import resolve
-from adder_zoo.ops.geometry import Geometry
+from adder_zoo.atomic import write_text
 
-LANES = {8.0: 64, 9.0: 128, 10.0: 128, 8.6: 128, 8.9: 128, 12.0: 128}  # fp32 additions a clock and multiprocessor
-
-
-def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each candidate; they take turns. A rival that cannot run is named and left out."""
-    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    times: dict[str, list[float]] = {}
-    for name, call in candidates.items():
-        try:
-            call()
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            if "adder" in name:
-                raise
-            print(f"  {name} does not run: {str(error).splitlines()[0]}")
-            torch.cuda.empty_cache()
-        else:
-            times[name] = []
-    for _ in range(repeats):
-        for name, call in ((name, candidates[name]) for name in times):
-            flush.zero_()
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end))
-    return {name: statistics.median(values) for name, values in times.items()}
+PARTS = ("layers", "steps", "cdist", "rivals")
+COMPILED = 2  # layers for which torch.compile is tried
+TINY = [Layer(8, 6, 20, 3, 1, count=2), Layer(8, 6, 8, 1, 2)]  # of a rehearsal
+SIZES = [(4096, 4096, 64), (4096, 4096, 512), (65536, 256, 128), (512, 512, 1024)]  # N, M, D of cdist
+TINY_SIZES = [(5, 6, 3)]
 
 
-def smi(what: str) -> str:
-    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", "--id=0"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def layer_rows(machine: Machine, network: str, layer: Layer, batch: int, repeats: int, calls) -> list[dict[str, Any]]:
+    """A row for each candidate."""
+    times = interleaved(machine, calls, repeats)
+    clock, additions = machine.clock(), machine.additions()
+    peak = additions * clock * 1e6 if additions and clock else None
+    taps = layer.taps * batch
+    print(f"\n{network}: {layer.count} x {layer.name}, {taps / 1e9:.1f} G taps, {clock} MHz", flush=True)
+    rows = []
+    for name, ms in sorted(times.items()):
+        rate = 1e3 * taps / ms
+        fp32 = "adder float32" in name and not name.startswith("dw")
+        share = 2 * rate / peak if peak and fp32 else None
+        print(f"  {name:34} {ms:9.3f} ms {rate / 1e12:8.2f} T taps/s" + (f" {share:6.1%} of FADD" if share else ""))
+        rows.append(
+            {"network": network, "layer": layer.name, "count": layer.count, "what": name, "ms": ms,
+             "taps_per_s": rate, "clock_MHz": clock, "share_of_fadd": share}
+        )  # fmt: skip
+    machine.forget()
+    return rows
 
 
-def broadcast(x, w, stride, padding):
-    """y by the definition, in a form that Inductor may fuse."""
-    patches = F.unfold(x, w.shape[2:], padding=padding, stride=stride).transpose(1, 2)  # [N, PQ, CRS]
-    return -(patches.unsqueeze(2) - w.flatten(1)).abs().sum(-1)
-
-
-def cdist(x, w, stride, padding):
-    patches = F.unfold(x, w.shape[2:], padding=padding, stride=stride).transpose(1, 2).flatten(0, 1)
-    return -torch.cdist(patches, w.flatten(1), p=1)
-
-
-class tf32:
-    """A call with cuDNN's switch set."""
-
-    def __init__(self, allow: bool, call: Callable[[], Any]):
-        self.allow, self.call = allow, call
-
-    def __call__(self):
-        before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, self.allow
-        try:
-            return self.call()
-        finally:
-            torch.backends.cudnn.allow_tf32 = before
-
-
-def candidates(layer: Layer, batch: int, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """By "direction / who"."""
-    backend = resolve("triton", torch.empty(0, device="cuda"), 1.0)
-    stride, padding = (layer.stride,) * 2, (layer.padding,) * 2
-    geometry = Geometry.of(stride, (layer.padding,) * 4, (1, 1), 1)
-    found: dict[str, Callable[[], Any]] = {}
-    x32 = torch.randn(batch, layer.C, layer.H, layer.H, device="cuda")
-    w32 = torch.randn(layer.K, layer.C, layer.R, layer.R, device="cuda")
-    dy32 = torch.randn(batch, layer.K, layer.P, layer.P, device="cuda")
-
-    def gradient(dy, x, w, which):
-        mask = [which == 0, which == 1, False]
-        return torch.ops.aten.convolution_backward(dy, x, w, None, stride, padding, (1, 1), False, [0, 0], 1, mask)
-
-    for name, dtype, memory_format in (
-        ("float32", torch.float32, torch.contiguous_format),
-        ("float32 channels_last", torch.float32, torch.channels_last),
-        ("float16", torch.float16, torch.channels_last),
-        ("bfloat16", torch.bfloat16, torch.channels_last),
-    ):
-        x, w = (t.to(dtype).to(memory_format=memory_format) for t in (x32, w32))
-        dy = dy32.to(memory_format=memory_format)
-        found[f"forward / adder {name}"] = lambda x=x, w=w: backend.forward(x, w, geometry)
-        found[f"dx / adder {name}"] = lambda x=x, w=w, dy=dy: backend.grad_input(dy, x, w, geometry, "clipped")
-        if dtype == torch.float32:
-            call = lambda x=x, w=w, dy=dy: backend.grad_weight(dy, x, w, geometry, "full")  # noqa: E731
-            found[f"dw / adder {name}"] = tf32(False, call)
-            found[f"dw / adder {name} TF32"] = tf32(True, call)
-    for name, dtype, memory_format, allow in (
-        ("float32", torch.float32, torch.contiguous_format, False),
-        ("TF32", torch.float32, torch.channels_last, True),
-        ("bfloat16", torch.bfloat16, torch.channels_last, True),
-    ):
-        x, w, dy = (t.to(dtype).to(memory_format=memory_format) for t in (x32, w32, dy32))
-        found[f"forward / conv {name}"] = tf32(allow, lambda x=x, w=w: F.conv2d(x, w, None, stride, padding))
-        for which, direction in enumerate(("dx", "dw")):
-            call = lambda x=x, w=w, dy=dy, i=which: gradient(dy, x, w, i)  # noqa: E731
-            found[f"{direction} / conv {name}"] = tf32(allow, call)
-    patches = batch * layer.P**2 * layer.C * layer.R**2 * 4
-    if patches < torch.cuda.mem_get_info()[0] // 4:
-        found["forward / cdist"] = lambda: cdist(x32, w32, layer.stride, layer.padding)
-        if compiled:
-            form = torch.compile(broadcast, dynamic=False)
-            found["forward / compiled broadcast"] = lambda: form(x32, w32, layer.stride, layer.padding)
-    return found
-
-
-def steps(name: str, batch: int, repeats: int) -> dict[str, dict[str, float]]:
+def step_rows(machine: Machine, network: str, batch: int, repeats: int, rehearse: bool) -> dict[str, dict[str, float]]:
     """Milliseconds and MiB of a training step, by who."""
-    import timm
-
-    import adder_zoo
-
     answer = {}
-    for who, model_name, dtype, allow in (
-        ("adder float32", f"adder_{name}", None, False),
-        ("adder bfloat16", f"adder_{name}", torch.bfloat16, False),
-        ("conv float32", name, None, False),
-        ("conv TF32", name, None, True),
-        ("conv bfloat16", name, torch.bfloat16, True),
-    ):
-        model = timm.create_model(model_name).cuda().to(memory_format=torch.channels_last).train()
-        optimizer = adder_zoo.AdderSGD(model.parameters(), lr=0.1, momentum=0.9)
-        x = torch.randn(batch, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
-        labels = torch.randint(1000, (batch,), device="cuda")
-
-        def step(model=model, optimizer=optimizer, x=x, labels=labels, dtype=dtype):
-            with torch.autocast("cuda", dtype or torch.float32, enabled=dtype is not None):
-                loss = F.cross_entropy(model(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
+    for who, step in candidates.steps(machine.device, network, batch, rehearse):
         step()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        milliseconds = interleaved({who: tf32(allow, step)}, repeats)[who]
-        answer[who] = {"ms": milliseconds, "MiB": torch.cuda.max_memory_allocated() / 2**20}
-        del model, optimizer, step
-        torch.cuda.empty_cache()
+        machine.begin_memory()
+        milliseconds = interleaved(machine, {who: step}, repeats)[who]
+        answer[who] = {"ms": milliseconds, "MiB": machine.peak_memory()}
+        print(f"{network}, a step, {who:16} {milliseconds:9.1f} ms {answer[who]['MiB']:9.0f} MiB", flush=True)
+        del step
+        machine.forget()
     return answer
 
 
-def main() -> None:
+def cdist_rows(machine: Machine, size: tuple[int, int, int], repeats: int) -> dict[str, Any]:
+    """Milliseconds of forward, and of forward with backward; MiB of the latter."""
+    calls = candidates.distances(machine.device, *size)
+    times = interleaved(machine, calls, repeats)
+    memory = {}
+    for name in (name for name in times if name.startswith("both")):
+        machine.begin_memory()
+        calls[name]()
+        memory[name.removeprefix("both / ")] = machine.peak_memory()
+    row = {"N": size[0], "M": size[1], "D": size[2], "ms": times, "MiB": memory}
+    print("cdist", row, flush=True)
+    return row
+
+
+def jobs(machine: Machine, options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """(part, name, what measures it), in their order."""
+    repeats, batch = (1, 2) if options.rehearse else (options.repeats, options.batch)
+
+    def largest(network: str) -> list[Layer]:
+        return sorted(NETWORKS[network](), key=lambda layer: -layer.taps * layer.count)[: options.layers]
+
+    chosen = [
+        (n, i, layer) for n in options.network for i, layer in enumerate(TINY if options.rehearse else largest(n))
+    ]
+    for part in (part for part in PARTS if part in options.parts):
+        if part in ("layers", "rivals"):
+            for network, i, layer in chosen:
+
+                def run(network=network, layer=layer, part=part, compiled=i < COMPILED):
+                    if part == "layers":
+                        calls = candidates.layer(machine.device, layer, batch)
+                    else:
+                        calls = candidates.rivals(machine, layer, batch, compiled)
+                    return layer_rows(machine, network, layer, batch, repeats, calls)
+
+                yield part, f"{network} {layer.name}", run
+        elif part == "steps":
+            for network in options.network:
+                yield part, network, lambda n=network: {n: step_rows(machine, n, batch, repeats, options.rehearse)}
+        else:
+            for size in TINY_SIZES if options.rehearse else SIZES:
+                yield part, "N {}, M {}, D {}".format(*size), lambda size=size: [cdist_rows(machine, size, repeats)]
+
+
+def measure(machine: Machine, options: argparse.Namespace, now: Callable[[], float] = time.monotonic) -> dict[str, Any]:
+    """Everything, in order, written to ``options.json`` as it comes."""
+    end = now() + 60 * options.minutes
+    answer: dict[str, Any] = {
+        **machine.about(), "torch": torch.__version__, "triton": triton.__version__, **measured(),
+        "batch": options.batch, "layers": [], "steps": {}, "cdist": [], "rivals": [], "left_out": [], "failed": {},
+    }  # fmt: skip
+    for part, name, run in jobs(machine, options):
+        if now() >= end:
+            answer["left_out"].append(f"{part}: {name}")
+        else:
+            try:
+                found = run()
+            except Exception as error:  # whatever it is, the card's time goes to what is left
+                traceback.print_exc()
+                answer["failed"][f"{part}: {name}"] = f"{type(error).__name__}: {error}"
+            else:
+                answer[part] = {**answer[part], **found} if part == "steps" else answer[part] + found
+        if options.json:
+            write_text(options.json, json.dumps(answer, indent=1) + "\n")
+    for what, names in (("the time was over for", answer["left_out"]), ("failed", answer["failed"])):
+        if names:
+            print(f"\n{what}: {'; '.join(names)}")
+    return answer
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--network", choices=NETWORKS, nargs="+", default=list(NETWORKS))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--layers", type=int, default=6, help="of each network, those with most taps first")
-    parser.add_argument("--compiled", type=int, default=2, help="layers for which torch.compile is tried")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--no-steps", action="store_true")
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after them")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("torch sees no GPU")
-    properties = torch.cuda.get_device_properties(0)
-    about = {
-        "device": properties.name, "driver": smi("driver_version"), "torch": torch.__version__,
-        "triton": triton.__version__, "cuda": torch.version.cuda, **measured(), "batch": options.batch,
-    }  # fmt: skip
-    print(about)
-    lanes = LANES.get(float(f"{properties.major}.{properties.minor}"))
-    results = []
-    for network in options.network:
-        layers = sorted(NETWORKS[network](), key=lambda layer: -layer.taps * layer.count)[: options.layers]
-        for i, layer in enumerate(layers):
-            times = interleaved(candidates(layer, options.batch, i < options.compiled), options.repeats)
-            clock = smi("clocks.sm")
-            peak = lanes * properties.multi_processor_count * float(clock) * 1e6 if lanes and clock else None
-            taps = layer.taps * options.batch
-            print(f"\n{network}: {layer.count} x {layer.name}, {taps / 1e9:.1f} G taps, {clock} MHz")
-            for name, ms in sorted(times.items()):
-                rate = taps / ms / 1e9  # T taps/s
-                fp32 = "adder float32" in name and not name.startswith("dw")
-                share = 2e12 * rate / peak if peak and fp32 else None
-                print(f"  {name:34} {ms:9.3f} ms {rate:8.2f} T taps/s" + (f" {share:6.1%} of FADD" if share else ""))
-                results.append(
-                    {"network": network, "layer": layer.name, "count": layer.count, "what": name, "ms": ms,
-                     "taps_per_s": rate * 1e12, "clock_MHz": clock, "share_of_fadd": share}
-                )  # fmt: skip
-            torch.cuda.empty_cache()
-    answer = {**about, "layers": results}
-    if not options.no_steps:
-        answer["steps"] = {network: steps(network, options.batch, 5) for network in options.network}
-        for network, rows in answer["steps"].items():
-            for who, row in rows.items():
-                print(f"{network}, a step, {who:16} {row['ms']:9.1f} ms {row['MiB']:9.0f} MiB")
-    if options.json:
-        options.json.write_text(json.dumps(answer, indent=1) + "\n")
+    parser.add_argument("--rehearse", action="store_true", help="tiny shapes under Triton's interpreter")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of FILE and measure nothing")
+    options = parser.parse_args(arguments)
+    if options.table:
+        print(tables.all_of(json.loads(options.table.read_text())))
+        return
+    if not options.rehearse and not torch.cuda.is_available():
+        parser.error("torch sees no GPU (--rehearse runs everything on tiny shapes without one)")
+    answer = measure(Rehearsal() if options.rehearse else Gpu(), options)
+    sys.exit(1 if answer["failed"] else 0)
 
 
 if __name__ == "__main__":

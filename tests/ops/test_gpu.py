@@ -1,4 +1,8 @@
-"""The Triton kernels on a GPU, against the truth in float64; `make gpu` runs them. Needs no network and no data."""
+"""The Triton kernels on a GPU, against the truth in float64; `make gpu` runs them. Needs no network and no data.
+
+ADDER_ZOO_REHEARSE_GPU=1 and TRITON_INTERPRET=1 run them on a CPU with few and small shapes, so that a GPU's time is not
+spent on finding faults of the tests.
+"""
 
 import dataclasses
 
@@ -7,6 +11,7 @@ import pytest
 import torch
 import truth
 from checks import assert_within, bound
+from interpreted import REHEARSING
 from operator_checks import MODES, SPECIAL_SHAPES, check, extras, run, saturated_bound
 from shapes import NAMED, case, random_cases, tensors
 from torch import nn
@@ -16,8 +21,11 @@ from adder_zoo.ops.fused import adder2d_fused
 from adder_zoo.ops.int8.library import adder2d_int8, adder2d_int8_fused
 
 pytestmark = pytest.mark.gpu
-CUDA = torch.device("cuda")
-RANDOM = random_cases(240, seed=11)
+DEVICE = torch.device("cpu" if REHEARSING else "cuda")
+on_a_card = pytest.mark.skipif(REHEARSING, reason="the interpreter has no streams, graphs or memory of that size")
+RANDOM = random_cases(12, seed=11, work=1_000) if REHEARSING else random_cases(240, seed=11)
+if REHEARSING:
+    NAMED, SPECIAL_SHAPES = NAMED[:4:2], SPECIAL_SHAPES[:1]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -30,20 +38,20 @@ def _full_precision(monkeypatch):
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("shape", NAMED, ids=lambda c: c.id)
 def test_named_shapes(shape, impl):
-    check(shape, impl, torch.float32, device=CUDA)
+    check(shape, impl, torch.float32, device=DEVICE)
 
 
 @pytest.mark.parametrize("part", range(12))
 def test_random_shapes(part):
     for i, shape in enumerate(RANDOM[part::12]):
-        check(shape, "triton", torch.float32, modes=[MODES[i % 3]], device=CUDA)
+        check(shape, "triton", torch.float32, modes=[MODES[i % 3]], device=DEVICE)
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("x_dtype", DTYPES)
 def test_precisions(x_dtype, weight_dtype):
     for i, shape in enumerate(NAMED[::3] + RANDOM[::20]):
-        check(shape, "triton", x_dtype, weight_dtype, modes=[MODES[i % 3]], device=CUDA)
+        check(shape, "triton", x_dtype, weight_dtype, modes=[MODES[i % 3]], device=DEVICE)
 
 
 LARGE = [
@@ -58,11 +66,23 @@ LARGE = [
 ]
 
 
+def rehearsed(shape):
+    """A sixteenth of the channels, and at most 4x4 pixels."""
+    (N, C, H, W), (K, Cg, R, S) = shape.x, shape.weight
+    C, Cg = (C // 16, Cg // 16) if shape.groups == 1 else (C // 16, Cg)
+    groups = 1 if shape.groups == 1 else C
+    return dataclasses.replace(shape, x=(N, C, min(H, 4), min(W, 4)), weight=(K // 16, Cg, R, S), groups=groups)
+
+
+if REHEARSING:
+    LARGE = [rehearsed(shape) for shape in LARGE[2::5]]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", LARGE, ids=lambda c: c.id)
 def test_layers_of_networks(shape, dtype, layout):
-    check(dataclasses.replace(shape, layout=layout), "triton", dtype, modes=MODES[:2], device=CUDA)
+    check(dataclasses.replace(shape, layout=layout), "triton", dtype, modes=MODES[:2], device=DEVICE)
 
 
 @pytest.mark.parametrize("where", ["x", "weight", "dy"])
@@ -75,7 +95,7 @@ def test_special_values(shape, special, where):
         t.view(-1)[place] = float(value)
     x, weight, dy = named.values()
     numbers = [v.double().numpy() for v in (x, weight, dy)]
-    x, weight, dy = x.to(CUDA).requires_grad_(), weight.to(CUDA).requires_grad_(), dy.to(CUDA)
+    x, weight, dy = x.to(DEVICE).requires_grad_(), weight.to(DEVICE).requires_grad_(), dy.to(DEVICE)
     for weight_grad, input_grad in [("full", "clipped"), ("sign", "full"), ("full", "sign")]:
         y = run(shape, x, weight, weight_grad, input_grad, impl="triton")
         dx, dw = torch.autograd.grad(y, (x, weight), dy)
@@ -93,7 +113,7 @@ def test_special_values(shape, special, where):
 def test_tf32_in_dw_is_torchs_switch(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     shape = LARGE[0]
-    x, weight, dy = tensors(shape, device=CUDA)
+    x, weight, dy = tensors(shape, device=DEVICE)
     (dw,) = torch.autograd.grad(run(shape, x, weight.requires_grad_(), impl="triton"), weight, dy)
     true = truth.grad_weight(*(t.detach().cpu().double().numpy() for t in (dy, x, weight)), *shape.geometry)
     # Products of operands rounded to 11 bits, against the magnitude of Σ dy·x and w·Σ dy, taken apart.
@@ -102,9 +122,10 @@ def test_tf32_in_dw_is_torchs_switch(monkeypatch):
     assert_within(dw, true, 3 * 2.0**-11 * apart, "dw in TF32")
 
 
-@pytest.mark.parametrize("shape", [LARGE[0], LARGE[5]], ids=lambda c: c.id)
+@on_a_card
+@pytest.mark.parametrize("shape", LARGE[::5], ids=lambda c: c.id)
 def test_repeated_runs_and_two_streams_give_the_same_bits(shape):
-    x, w, dy = tensors(shape, device=CUDA)
+    x, w, dy = tensors(shape, device=DEVICE)
     x, w = x.requires_grad_(), w.requires_grad_()
 
     def answer():
@@ -129,8 +150,8 @@ def test_repeated_runs_and_two_streams_give_the_same_bits(shape):
 @pytest.mark.parametrize("relu", [False, True])
 def test_fused(relu, residual_dtype):
     for shape in NAMED + LARGE[::5]:
-        x, w, _ = tensors(shape, device=CUDA)
-        scale, shift, residual = (t.to(CUDA) for t in extras(shape))
+        x, w, _ = tensors(shape, device=DEVICE)
+        scale, shift, residual = (t.to(DEVICE) for t in extras(shape))
         residual = None if residual_dtype is None else residual.to(residual_dtype)
         y = adder2d_fused(x, w, scale, shift, residual, *shape.geometry, relu, "triton")
         numbers = [t.cpu().double().numpy() for t in (x, w)]
@@ -146,18 +167,21 @@ def network():
     torch.manual_seed(0)
     layers = []
     for C, K in ((3, 16), (16, 32)):
-        layers += [Adder2d(C, K, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(K), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)).to(CUDA)
+        layers += [Adder2d(C, K, 3, stride=2, padding=1, bias=False, impl="triton"), nn.BatchNorm2d(K), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)).to(DEVICE)
+
+
+SIZE = 6 if REHEARSING else 16
 
 
 def losses(model, steps=12, dtype=None, forward=None):
     optimizer = AdderSGD(model.parameters(), lr=0.05, momentum=0.9)
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(DEVICE.type, enabled=dtype == torch.float16)
     g = torch.Generator().manual_seed(1)
-    x, labels = torch.randn(32, 3, 16, 16, generator=g).to(CUDA), torch.randint(4, (32,), generator=g).to(CUDA)
+    x, labels = torch.randn(32, 3, SIZE, SIZE, generator=g).to(DEVICE), torch.randint(4, (32,), generator=g).to(DEVICE)
     found = []
     for _ in range(steps):
-        with torch.autocast("cuda", dtype or torch.float32, enabled=dtype is not None):
+        with torch.autocast(DEVICE.type, dtype or torch.bfloat16, enabled=dtype is not None):
             loss = nn.functional.cross_entropy((forward or model)(x), labels)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -169,22 +193,24 @@ def losses(model, steps=12, dtype=None, forward=None):
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
 def test_training_under_autocast(dtype):
-    found = losses(network(), 30, dtype)
+    found = losses(network(), 2 if REHEARSING else 30, dtype)
     assert np.isfinite(found).all()
-    assert found[-1] < 0.8 * found[0]
+    assert found[-1] < (1 if REHEARSING else 0.8) * found[0]
     plain = losses(network(), 1)
     assert found[0] == pytest.approx(plain[0], rel=0.02)
 
 
 def test_compile():
     model = network()
-    compiled = torch.compile(network(), fullgraph=True)
-    assert losses(model, 4) == pytest.approx(losses(compiled, 4), rel=1e-3)
+    compiled = torch.compile(network(), fullgraph=True, backend="aot_eager" if REHEARSING else "inductor")
+    steps = 2 if REHEARSING else 4
+    assert losses(model, steps) == pytest.approx(losses(compiled, steps), rel=1e-3)
 
 
+@on_a_card
 def test_cuda_graph():
-    x, w = (t.requires_grad_() for t in tensors(LARGE[0], device=CUDA)[:2])
-    dy = torch.randn(LARGE[0].output, device=CUDA)
+    x, w = (t.requires_grad_() for t in tensors(LARGE[0], device=DEVICE)[:2])
+    dy = torch.randn(LARGE[0].output, device=DEVICE)
 
     def answer():
         y = run(LARGE[0], x, w, impl="triton")
@@ -206,28 +232,29 @@ def test_cuda_graph():
 
 
 def test_channels_last_is_kept():
-    x = torch.randn(4, 32, 9, 9, device=CUDA).to(memory_format=torch.channels_last).requires_grad_()
-    w = torch.randn(24, 32, 3, 3, device=CUDA)
-    y = adder2d(x, w, padding=1)
+    x = torch.randn(4, 32, 9, 9, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
+    w = torch.randn(24, 32, 3, 3, device=DEVICE)
+    y = adder2d(x, w, padding=1, impl="triton")
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert torch.autograd.grad(y.sum(), x)[0].stride() == x.stride()
 
 
+@on_a_card
 @pytest.mark.parametrize("groups", [1, 16])
 def test_more_than_2_31_elements(groups):
     if torch.cuda.mem_get_info()[0] < 30 * 2**30:
         pytest.skip("needs 30 GiB of GPU memory")
     H = W = 11600
-    x = torch.zeros(1, 16, H, W, device=CUDA)
+    x = torch.zeros(1, 16, H, W, device=DEVICE)
     assert x.numel() > 2**31
     x[0, 15, H - 2 :, W - 2 :] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    weight = torch.full((16, 16 // groups, 2, 2), 0.25, device=CUDA)
+    weight = torch.full((16, 16 // groups, 2, 2), 0.25, device=DEVICE)
     x.requires_grad_()
     y = adder2d(x, weight, None, (H - 2, W - 2), groups=groups, input_grad="full")
     n = 16 // groups
     far = -(n - 1) - (0.75 + 1.75 + 2.75 + 3.75)
     assert y[0, 15].tolist() == [[-n, -n], [-n, far]]
-    dy = torch.arange(64.0, device=CUDA).view(1, 16, 2, 2)
+    dy = torch.arange(64.0, device=DEVICE).view(1, 16, 2, 2)
     (dx,) = torch.autograd.grad(y, x, dy)
     taps = dy[0, 15] if groups == 16 else dy[0].sum(0)
     want = [[(0.25 - v) * taps[1, 1].item() for v in row] for row in ((1, 2), (3, 4))]
@@ -242,7 +269,7 @@ def test_tuner(monkeypatch):
     from adder_zoo.ops.triton import kernels
 
     monkeypatch.setattr(sys.modules[f"{kernels().__name__}._launch"], "AUTOTUNE", True)
-    check(LARGE[0], "triton", torch.float32, modes=MODES[:1], device=CUDA)
+    check(LARGE[0], "triton", torch.float32, modes=MODES[:1], device=DEVICE)
 
 
 @pytest.mark.parametrize("groups", [1, 4, 16])
@@ -254,11 +281,11 @@ def test_bytes(groups, stride):
     w = torch.randint(256, (80, 16 // groups, 3, 3), dtype=torch.uint8)
     geometry = [stride, stride], [1, 1, 1, 1], [1, 1], groups
     sums = adder2d_int8(x, w, 100, *geometry, "reference")
-    assert torch.equal(adder2d_int8(x.cuda(), w.cuda(), 100, *geometry).cpu(), sums)
+    assert torch.equal(adder2d_int8(x.to(DEVICE), w.to(DEVICE), 100, *geometry, "triton").cpu(), sums)
     scale, residual = torch.randn(80) / 300, torch.randn(sums.shape)
     shift = -scale * sums.float().mean((0, 2, 3))
     after = scale, shift, residual, True, True, 37.3, 5, 200, True
     wanted = adder2d_int8_fused(x, w, 100, *after, *geometry, "reference")
-    on_gpu = [t.cuda() if isinstance(t, torch.Tensor) else t for t in (x, w, 100, *after)]
-    for one, other in zip(adder2d_int8_fused(*on_gpu, *geometry), wanted, strict=True):
+    on_gpu = [t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in (x, w, 100, *after)]
+    for one, other in zip(adder2d_int8_fused(*on_gpu, *geometry, "triton"), wanted, strict=True):
         assert torch.equal(one.cpu(), other)

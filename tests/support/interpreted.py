@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+REHEARSING = INTERPRETING and os.environ.get("ADDER_ZOO_REHEARSE_GPU") == "1"  # the GPU's tests, on a CPU
 
 
 def run_again(file: Path, which: str) -> None:

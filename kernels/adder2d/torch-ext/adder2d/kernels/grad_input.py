@@ -205,10 +205,8 @@ def _adder2d_bwd_dx_kernel(
         dys = columns(dy, COLUMNS, BLOCK_M)
         ws = columns(wv, COLUMNS, BLOCK_N)
         for u in tl.static_range(COLUMNS):  # [BLOCK_N, BLOCK_M]
-            if SATURATED:
-                ht = tl.clamp(ws[u][:, None] - x, 0.0, 1.0)
-            else:
-                ht = transfer(ws[u][:, None] - x, EXACT)
+            ht = tl.clamp(ws[u][:, None] - x, 0.0, 1.0) if SATURATED else transfer(ws[u][:, None] - x, EXACT)
+            # By name: from 3.10 on Triton makes no fma of a product and a sum by itself.
             acc = tl.fma(tl.broadcast_to(dys[u][None, :], (BLOCK_N, BLOCK_M)), ht, acc)
         k0 += COLUMNS
         done = k0 >= Kg
