@@ -31,7 +31,7 @@ def residual_network(name="resnet10t", **options):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)  # timm begins with zeros at the end of a block, which pass nothing on
-    images = torch.randn(16, 3, 64, 64)
+    images = torch.randn(16, 3, 32, 32)
     with adder_zoo.reestimated_batch_norm(model, [images]):
         return copy.deepcopy(model).eval(), images
 
@@ -80,8 +80,7 @@ def layer_losses(model, images, bits):
     "name",
     [
         "resnet10t",
-        "mobilenetv2_050",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tf_efficientnet_lite0", "resnext26ts")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mobilenetv2_050", "tf_efficientnet_lite0", "resnext26ts")),
     ],
 )
 def test_more_bits_lose_less(name):
