@@ -140,9 +140,17 @@ def test_one_dimension_and_wrong_ones():
 # ---- whole networks
 
 
+# With the other similarities the larger networks have the layers of the smaller ones.
+LARGER = ("adder_vgg_small", "adder_lenetpp")
+ZOO = [
+    pytest.param(name, similarity, marks=[pytest.mark.slow] * (similarity != "adder" and name in LARGER))
+    for name in SIZES
+    for similarity in ("adder", "xnor", "conv")
+]
+
+
 @HALF
-@pytest.mark.parametrize("similarity", ["adder", "xnor", "conv"])
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(("name", "similarity"), ZOO)
 def test_networks_of_the_zoo(recwarn, name, similarity, dtype):
     model = network(name, similarity=similarity)
     x = torch.randn(2, *SIZES[name]).to(dtype)
