@@ -6,6 +6,7 @@
 
 #include "adder_int8.h"
 #include "int8_vec.h"
+#include "tiles.h"
 
 namespace ADDER_NAMESPACE {
 
@@ -65,33 +66,33 @@ template <class B> struct Output {
 
   // Writes a tile's -sum |x - w|, MR pixels from `pixel` on, counted over [N, P, Q].
   template <int MR> ADDER_INLINE void write(const Ints (&sums)[MR], int64_t pixel) const {
-    if (channels == F) return write_pixels<MR>(sums, pixel, WholeVectors());
+    if (channels == F) return write_pixels<MR>(sums, pixel, Constant<F>());
+    // Groups of four channels, and what eight leave of most numbers of channels.
+    if constexpr (F == 8)
+      if (channels == F / 2) return write_pixels<MR>(sums, pixel, Constant<F / 2>());
     Ints copy[MR]; // its address is taken, which must not happen to the registers that are summed in
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) copy[m] = sums[m];
-    write_some(copy, MR, pixel);
+    const auto *const writers = tiles_of<F - 1>([](auto count) ADDER_LAMBDA_INLINE { return write_some<count.value>; });
+    writers[channels](*this, copy, MR, pixel);
   }
 
 private:
-  struct WholeVectors {
-    static constexpr int64_t count = F;
-  };
-  struct SomeChannels {
-    int64_t count;
-  };
+  // The number of channels is known when this is compiled, or each copy would be a call.
   template <class V, class E, class N> static ADDER_INLINE V load(const E *from, N channels) {
     V v{};
-    memcpy(&v, from, static_cast<size_t>(channels.count) * sizeof(E));
+    memcpy(&v, from, sizeof(E) * channels.value);
     return v;
   }
   template <class V, class E, class N> static ADDER_INLINE void store(E *to, const V &v, N channels) {
-    memcpy(to, &v, static_cast<size_t>(channels.count) * sizeof(E));
+    memcpy(to, &v, sizeof(E) * channels.value);
   }
 
-  __attribute__((noinline)) void write_some(const Ints *sums, int pixels, int64_t pixel) const {
+  template <int CHANNELS>
+  __attribute__((noinline)) static void write_some(const Output &out, const Ints *sums, int pixels, int64_t pixel) {
     for (int m = 0; m < pixels; ++m) {
       const Ints one[1] = {sums[m]};
-      write_pixels<1>(one, pixel + m, SomeChannels{channels});
+      out.template write_pixels<1>(one, pixel + m, Constant<CHANNELS>());
     }
   }
 

@@ -57,6 +57,7 @@ INT8_LAYERS = [
     "int8 avx2 1 3 32 16 3 1 1",
     "int8 avx2 1 1 32 6 5 1 1",
     "int8 avx2 1 128 14 128 3 1 32",
+    "int8 avx2 1 64 14 20 1 1 1",
     "int8 avx2 1 64 14 64 3 1 64",
     "int8 avx2 1 64 14 64 5 2 64",
     "int8 generic 1 16 8 16 3 1 1",

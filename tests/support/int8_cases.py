@@ -18,6 +18,12 @@ OWN = [
     case("channels_24_1x1", "in place", (2, 24, 7, 7), (48, 24, 1, 1)),
     case("channels_24_1x1_stride2", "in place, pixels apart", (2, 24, 7, 7), (48, 24, 1, 1), 2),
     case("groups_of_8", "a word a tap", (1, 32, 7, 7), (32, 8, 3, 3), 1, 1, groups=4),
+    case("groups_of_4", "half a vector's filters in each group", (2, 16, 7, 7), (16, 4, 3, 3), 1, 1, groups=4),
+    case("groups_of_4_stride2", "the same, pixels apart", (1, 12, 9, 9), (12, 4, 3, 3), 2, 1, groups=3),
+    *(
+        case(f"filters_{K}", "some of a vector's filters", (1, 8, 5, 5), (K, 8, 3, 3), 1, 1)
+        for K in (1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 15, 20)
+    ),
     case("many_taps", "more words than NEON's lanes hold", (1, 130, 5, 5), (5, 130, 3, 3), 1, 1),
     case("depthwise_17x17", "more taps than 16 bits hold", (1, 34, 18, 18), (34, 1, 17, 17), 1, 8, groups=34),
     case("depthwise_twice", "two filters a channel", (2, 12, 7, 7), (24, 1, 3, 3), 2, 1, groups=12),
