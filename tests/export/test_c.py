@@ -19,7 +19,14 @@ from adder_zoo.integer.c.plan import plan, size_of
 from adder_zoo.integer.reference import reads, writes
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-CASES = [("mixed", "adder", False), ("mixed", "adder", True), ("mixed", "conv", True), ("adder_resnet8", "conv", False)]
+CASES = [
+    ("mixed", "adder", False),
+    ("mixed", "adder", True),
+    ("mixed", "conv", True),
+    ("grouped", "adder", True),
+    ("grouped", "conv", False),
+    ("adder_resnet8", "conv", False),
+]
 
 
 def needs(*programs):
@@ -72,11 +79,12 @@ def test_make_test_holds_the_program_against_its_vectors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("similarity", "multiplier_free", "lanes"), [("adder", False, ["-DUSE_LANES"]), ("conv", True, [])]
+    ("name", "similarity", "multiplier_free", "lanes"),
+    [("mixed", "adder", False, ["-DUSE_LANES"]), ("mixed", "conv", True, []), ("grouped", "adder", False, [])],
 )
-def test_sanitizers_find_nothing(similarity, multiplier_free, lanes, tmp_path):
+def test_sanitizers_find_nothing(name, similarity, multiplier_free, lanes, tmp_path):
     needs("clang")
-    network, _, images = integer_network("mixed", similarity, multiplier_free)
+    network, _, images = integer_network(name, similarity, multiplier_free)
     adder_zoo.export_c(network, tmp_path / "c", "tiny", images)
     sanitize = ["-g", "-O1", "-fsanitize=integer,address,undefined", "-fno-sanitize-recover=all"]
     output_of("clang", *STRICT, *sanitize, *lanes, "-o", "run", "main.c", "tiny.c", cwd=tmp_path / "c")

@@ -27,8 +27,9 @@ def measured(name, folder, network, images, *defines):
 
 
 @pytest.mark.parametrize("name", list(emulate.PROCESSORS))
-def test_processors_give_the_integers_of_python(name, tmp_path):
-    network, _, images = integer_network("mixed", multiplier_free=True)
+@pytest.mark.parametrize("kind", ["mixed", "grouped"])
+def test_processors_give_the_integers_of_python(name, kind, tmp_path):
+    network, _, images = integer_network(kind, multiplier_free=True)
     assert not measured(name, tmp_path / "c", network, images[:2]).multiplies
 
 

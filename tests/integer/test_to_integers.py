@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from integer_networks import MEAN, STD, float_network, integer_network, normalised, pixels
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 import adder_zoo
@@ -18,6 +19,8 @@ CASES = [
     ("mixed", "adder", False),
     ("mixed", "adder", True),
     ("mixed", "conv", True),
+    ("grouped", "adder", False),
+    ("grouped", "conv", True),
     ("adder_resnet8", "adder", False),
     ("adder_resnet8", "conv", False),
 ]
@@ -34,7 +37,8 @@ def test_integers_are_those_of_the_equations(name, similarity, multiplier_free):
             assert value[0].tolist() == truth[tensor], tensor
 
 
-@pytest.mark.parametrize(("name", "similarity"), [("mixed", "adder"), ("adder_resnet8", "adder"), ("mixed", "conv")])
+@pytest.mark.parametrize("similarity", ["adder", "conv"])
+@pytest.mark.parametrize("name", ["mixed", "grouped", "adder_resnet8"])
 def test_answers_are_those_of_the_network_it_was_made_of(name, similarity):
     network, small, images = integer_network(name, similarity)
     with torch.no_grad():
@@ -97,13 +101,19 @@ def test_networks_that_were_not_quantised_are_refused():
         adder_zoo.to_integers(float_network("mixed", "conv")[0].train(), images)
 
 
+class Dropped(nn.Module):
+    def forward(self, x):
+        return 0.5 * x
+
+
 @pytest.mark.parametrize(
     ("layers", "named"),
     [
         ([nn.Conv2d(3, 4, 3), nn.Sigmoid()], r"1 \(Sigmoid\)"),
         ([nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.LazyLinear(2)], r"1 \(AvgPool2d\)"),
-        ([nn.Conv2d(3, 6, 3, groups=3)], "0 has groups=3"),
-        ([nn.Conv2d(3, 6, 3, dilation=2)], r"0 has groups=1, dilation=\(2, 2\)"),
+        ([nn.Conv2d(3, 4, 3), BatchNormAct2d(4, act_layer=nn.LeakyReLU), nn.Conv2d(4, 2, 3)], r"1 \(LeakyReLU\)"),
+        ([nn.Conv2d(3, 4, 3), BatchNormAct2d(4, drop_layer=Dropped), nn.Conv2d(4, 2, 3)], r"1 \(Dropped\)"),
+        ([nn.Conv2d(3, 4, 3), nn.Hardtanh(0, 5), nn.Conv2d(4, 2, 3)], r"1 \(Hardtanh\)"),
         ([nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect")], "padding_mode 'reflect'"),
         ([nn.ReLU(), nn.Conv2d(3, 4, 3)], r"0 \(ReLU\)"),
         ([nn.Conv2d(3, 4, 3), nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(4, 2, 1)], "ceil_mode"),
@@ -115,6 +125,48 @@ def test_layers_without_an_integer_form_are_named(layers, named):
     images = pixels(4, 3, 8, 8)
     model(normalised(images))
     with pytest.raises(NoIntegerForm, match=named):
+        adder_zoo.to_integers(model, images, mean=[MEAN], std=[STD])
+
+
+@pytest.mark.parametrize("flattened", [nn.Flatten(), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Sequential()])
+def test_a_map_that_becomes_a_row_keeps_its_order(flattened):
+    """A linear layer reads maps of several pixels as torch does, channels first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), flattened, Rows(), nn.Linear(4 * 5 * 4, 3)).eval()
+    images = pixels(8, 3, 7, 6)
+    with torch.no_grad():
+        wanted = model(normalised(images))
+    network = adder_zoo.to_integers(model, images, mean=[MEAN], std=[STD])
+    got = network(images) * network.logit_step
+    assert (got - wanted).square().mean() < 0.001 * (wanted - wanted.mean(0)).square().mean()
+
+
+class Rows(nn.Module):
+    def forward(self, x):
+        return torch.flatten(x, 1)
+
+
+class Part(nn.Module):
+    """What changes the order, or takes a part."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [lambda x: x[:, :2], lambda x: x[1:], lambda x: x.reshape(-1, 2, 12, 6), lambda x: x.reshape(-1, 4, 6, 6).mT],
+)
+def test_parts_and_other_orders_are_refused(part):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Part(part), nn.LazyConv2d(2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(2, 2)).eval()
+    images = pixels(4, 3, 8, 8)
+    model(normalised(images))
+    with pytest.raises(NoIntegerForm, match="has no integer form here"):
         adder_zoo.to_integers(model, images, mean=[MEAN], std=[STD])
 
 

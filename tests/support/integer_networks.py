@@ -5,6 +5,7 @@ import warnings
 
 import torch
 from small_networks import SIZES, network
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 import adder_zoo
@@ -36,6 +37,36 @@ class Mixed(nn.Module):
         return self.head(torch.flatten(self.average(torch.relu(self.bn_d(self.d(x)))), 1))
 
 
+class Grouped(nn.Module):
+    """What networks for small devices are made of: groups, one for each channel too, dilation, and ReLU6."""
+
+    def __init__(self, similarity):
+        super().__init__()
+
+        def layer(*args, **kwargs):
+            kind = adder_zoo.Adder2d if similarity == "adder" else nn.Conv2d
+            return kind(*args, bias=False, **kwargs)
+
+        self.a = nn.Conv2d(3, 6, 3, padding=2, dilation=2, groups=3, bias=False)
+        self.bn_a = BatchNormAct2d(6, act_layer=nn.ReLU6)
+        self.b, self.bn_b, self.act_b = layer(6, 12, 3, stride=2, padding=1, groups=6), nn.BatchNorm2d(12), nn.ReLU6()
+        self.c, self.bn_c = layer(12, 8, (2, 1), groups=2), nn.BatchNorm2d(8)
+        self.d, self.bn_d = layer(8, 8, 3, padding=(2, 1), dilation=(2, 1), groups=8), nn.BatchNorm2d(8)
+        self.e, self.bn_e = layer(8, 5, (1, 2), dilation=(1, 3)), nn.BatchNorm2d(5)
+        self.average = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.act_b(self.bn_b(self.b(self.bn_a(self.a(x)))))
+        x = self.bn_c(self.c(x))
+        x = self.bn_d(self.d(x)) + x
+        x = nn.functional.relu6(self.bn_e(self.e(x)))
+        return self.head(torch.flatten(self.average(x), 1))
+
+
+CLASSES = {"mixed": Mixed, "grouped": Grouped}
+
+
 def pixels(count, channels, height, width, seed=0):
     """uint8 [N, H, W, C]."""
     generator = torch.Generator().manual_seed(seed)
@@ -48,9 +79,9 @@ def normalised(images):
 
 def float_network(name, similarity="adder"):
     """A float network in eval mode, and images for it."""
-    if name == "mixed":
+    if name in CLASSES:
         torch.manual_seed(0)
-        model, images = Mixed(similarity), pixels(16, 3, 9, 11)
+        model, images = CLASSES[name](similarity), pixels(16, 3, 9, 11)
         with adder_zoo.reestimated_batch_norm(model, [normalised(images)]):
             return copy.deepcopy(model).eval(), images
     return network(name, similarity=similarity), pixels(16, *SIZES[name])

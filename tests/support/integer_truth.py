@@ -45,9 +45,12 @@ def v_of(step, x, values, p, q, k):
     weight, by = step.weight[k].tolist(), step.requantize
     a = 0
     for r, s in itertools.product(range(len(weight)), range(len(weight[0]))):
-        i, j = p * step.stride[0] + r - step.padding[0], q * step.stride[1] + s - step.padding[2]
+        i = p * step.stride[0] + r * step.dilation[0] - step.padding[0]
+        j = q * step.stride[1] + s * step.dilation[1] - step.padding[2]
         inside = 0 <= i < len(x) and 0 <= j < len(x[0])
         pixel = x[i][j] if inside else step.pad.tolist()
+        size, group = len(pixel) // step.groups, k // (len(step.weight) // step.groups)
+        pixel = pixel[group * size : (group + 1) * size]
         for level_, w in zip(pixel, weight[r][s], strict=True):
             a += -abs(level_ - w) if step.kind == "distance" else level_ * w
     sum_ = int(by.multiplier[k]) * a + int(by.offset[k])
@@ -57,6 +60,7 @@ def v_of(step, x, values, p, q, k):
     if step.shortcut is not None:
         v += values[step.shortcut.name][p][q][k]
     v = max(v, 0) if step.relu else v
+    v = min(v, step.most) if step.most is not None else v
     narrow_alone = (
         step.wide is None and step.shortcut is None and (step.rescale.multiplier, step.rescale.shift) == (1, 0)
     )

@@ -29,6 +29,8 @@ class Filters:
     scale: Tensor
     shift: Tensor
     largest: Tensor
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
 
 
 def filters_of(layer: Layer, levels: tuple[Tensor, Tensor, Range], multiplier_free: bool) -> Filters:
@@ -38,7 +40,7 @@ def filters_of(layer: Layer, levels: tuple[Tensor, Tensor, Range], multiplier_fr
         levels: step and zero_point, float64 [C], and the range.
 
     Raises:
-        NoIntegerForm: groups, dilation, or padding that is not with zeros.
+        NoIntegerForm: padding that is not with zeros, or another exponent than 1.
     """
     module = layer.module
     if isinstance(module, QuantizedAdder2d):
@@ -50,7 +52,6 @@ def filters_of(layer: Layer, levels: tuple[Tensor, Tensor, Range], multiplier_fr
 
 def _quantized(layer: Layer, module: QuantizedAdder2d) -> Filters:
     kernel, stride, padding, dilation, groups = module.geometry
-    _check(layer, dilation, groups)
     if module.same:
         height, width, _ = layer.x.shape
         top, bottom, left, right = module._same_padding(torch.empty(1, 1, height, width))
@@ -60,7 +61,7 @@ def _quantized(layer: Layer, module: QuantizedAdder2d) -> Filters:
     weight = (_kernel(layer, module.weight) if linear else module.weight.permute(0, 2, 3, 1)).long()
     return _distance(
         layer, weight, module.input_range, tuple(stride), (top, bottom, left, right), module.scale.double(),
-        module.shift.double(),
+        module.shift.double(), tuple(dilation), groups,
     )  # fmt: skip
 
 
@@ -77,38 +78,46 @@ def _adder_linear(layer: Layer, module: AdderLinear, covered: Range) -> Filters:
 
 
 def _distance(
-    layer: Layer, weight: Tensor, covered: Range, stride: Any, padding: Any, scale: Tensor, shift: Tensor
+    layer: Layer,
+    weight: Tensor,
+    covered: Range,
+    stride: Any,
+    padding: Any,
+    scale: Tensor,
+    shift: Tensor,
+    dilation: Any = (1, 1),
+    groups: int = 1,
 ) -> Filters:
     pad = torch.full((layer.x.shape[2],), covered.zero_point)
     largest = torch.maximum(weight, 255 - weight).flatten(1).sum(1)
-    return Filters("distance", weight, pad, stride, padding, scale, shift, largest)
+    return Filters("distance", weight, pad, stride, padding, scale, shift, largest, dilation, groups)
 
 
 def _product(layer: Layer, levels: tuple[Tensor, Tensor, Range], multiplier_free: bool) -> Filters:
     module: Any = layer.module
     step, zero_point, _ = levels
-    stride, padding = (1, 1), (0, 0, 0, 0)
+    stride, padding, dilation, groups = (1, 1), (0, 0, 0, 0), (1, 1), 1
     if isinstance(module, nn.Conv2d):
-        _check(layer, module.dilation, module.groups)
         if module.padding_mode != "zeros":
             raise NoIntegerForm(f"{layer.name}: padding_mode {module.padding_mode!r}; only zeros has an integer form")
         stride, padding = tuple(module.stride), _sides(layer, module.padding)  # type: ignore[assignment]
+        dilation, groups = tuple(module.dilation), module.groups  # type: ignore[assignment]
         w = module.weight.detach().double().permute(0, 2, 3, 1)
     else:
         w = _kernel(layer, module.weight.detach().double())
     # Σ step·(x - z)·w = Σ x·(step·w) - Σ z·step·w, which makes the zero point and the normalisation a constant.
-    scaled = w * step
-    constant = -(scaled * zero_point).flatten(1).sum(1)
+    scaled = w * _of_filters(step, len(w), groups)
+    zero = _of_filters(zero_point, len(w), groups)
     quantised = _sums_of_two_powers if multiplier_free else _int8
     weight, size = quantised(scaled.flatten(1))
     weight = weight.view(w.shape)
-    # What rounding the filters took from the constant: a level of z means 0 again.
-    constant = -(weight.double() * zero_point).flatten(1).sum(1) * size
+    # Of the filters as they are rounded: a level of z means 0 again.
+    constant = -(weight.double() * zero).flatten(1).sum(1) * size
     scale, shift = _normed(layer, size, constant, module.bias)
     # A pixel of the zero point is rounded where it is padded.
     pad = zero_point.round().long()
     largest = 255 * torch.maximum(weight.clamp_min(0).flatten(1).sum(1), (-weight).clamp_min(0).flatten(1).sum(1))
-    return Filters("product", weight, pad, stride, padding, scale, shift, largest)
+    return Filters("product", weight, pad, stride, padding, scale, shift, largest, dilation, groups)
 
 
 def _kernel(layer: Layer, w: Tensor) -> Tensor:
@@ -157,11 +166,9 @@ def _sums_of_two_powers(w: Tensor) -> tuple[Tensor, Tensor]:
     return best.long(), size
 
 
-def _check(layer: Layer, dilation: Any, groups: int) -> None:
-    if groups != 1 or tuple(dilation) != (1, 1):
-        raise NoIntegerForm(
-            f"{layer.name} has groups={groups}, dilation={tuple(dilation)}; only 1 has an integer form here"
-        )
+def _of_filters(of_channel: Tensor, filters: int, groups: int) -> Tensor:
+    """What each filter's channels have, [K, 1, 1, C/groups], from [C]."""
+    return of_channel.view(groups, 1, 1, -1).repeat_interleave(filters // groups, 0)
 
 
 def _sides(layer: Layer, padding: Any) -> tuple[int, int, int, int]:
@@ -170,7 +177,7 @@ def _sides(layer: Layer, padding: Any) -> tuple[int, int, int, int]:
         if padding == "valid":
             return 0, 0, 0, 0
         module: Any = layer.module
-        totals = [k - 1 for k in module.kernel_size]
+        totals = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
         return totals[0] // 2, totals[0] - totals[0] // 2, totals[1] // 2, totals[1] - totals[1] // 2
     top, left = (padding, padding) if isinstance(padding, int) else padding
     return top, top, left, left

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.layers import get_notrace_functions
+from timm.layers import BatchNormAct2d, get_notrace_functions
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
+from .. import norms
 from ..fuse import ADDITIONS, NOTHING, RELUS, Folded, FusedAdder2d, Tracer
 from ..int8.layers import QuantizedAdder2d
 from ..layers import AdderLayer, AdderLinear
 from ..models._staged import require_images_of_size
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, norms.BatchNorm1d, norms.BatchNorm2d)
+NORMS_WITH_ACTIVATION = (BatchNormAct2d, norms.BatchNormAct2d)
+RELUS6 = (F.relu6, "relu6")
 RESHAPES = (nn.Flatten, nn.Unflatten)
 WEIGHTED = (QuantizedAdder2d, AdderLinear, nn.Conv2d, nn.Linear)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -37,7 +41,10 @@ class Value:
 
 @dataclass
 class Layer:
-    """A layer with filters, the batch norm, shortcut and ReLU behind it; or a pooling (all three empty)."""
+    """A layer with filters, the batch norm, shortcut and ReLU behind it; or a pooling (all of them empty).
+
+    ``most`` is what ReLU6 lets through at most, 6.
+    """
 
     name: str
     module: nn.Module
@@ -46,6 +53,7 @@ class Layer:
     norm: nn.Module | None = None
     shortcut: Value | None = None
     relu: bool = False
+    most: float | None = None
 
 
 @dataclass
@@ -87,10 +95,13 @@ class _Ranges(fx.Interpreter):
     def __init__(self, model: fx.GraphModule) -> None:
         super().__init__(model)
         self.found: dict[fx.Node, tuple[torch.Size, float, float]] = {}
+        self.pairs: set[fx.Node] = set()  # what answers with more than one tensor
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         value = result[0] if isinstance(result, tuple) and result else result
+        if isinstance(result, tuple):
+            self.pairs.add(n)
         if isinstance(value, Tensor):
             floats = value.float()
             if value.dtype == torch.uint8:
@@ -120,7 +131,7 @@ class _Reader:
         ranges = _Ranges(self.model)
         with torch.no_grad():
             ranges.run(images)
-        self.found = ranges.found
+        self.found, self.pairs = ranges.found, ranges.pairs
         network: Network | None = None
         for node in self.model.graph.nodes:
             if node in self.done:
@@ -167,7 +178,7 @@ class _Reader:
         what = f"{node.target} ({type(module).__name__})" if module is not None else f"{node.name} ({target})"
         raise NoIntegerForm(
             f"{what} has no integer form here. Known are adder layers, Conv2d and Linear with batch norm, shortcut and "
-            "ReLU behind them, MaxPool2d, and average pooling over the whole map."
+            "ReLU or ReLU6 behind them, MaxPool2d, and average pooling over the whole map."
         )
 
     def _check_place(self, node: fx.Node, name: str) -> None:
@@ -175,10 +186,20 @@ class _Reader:
             raise NoIntegerForm(f"{name} is called more than once")
 
     def _passes_on(self, node: fx.Node, module: nn.Module | None) -> bool:
+        """Whether a node hands on what it takes: all of it, and in the same order."""
         if module is not None:
-            return type(module) in (*NOTHING, Folded, *RESHAPES)
+            return type(module) in (*NOTHING, Folded) or (type(module) in RESHAPES and self._keeps_order(node))
         name = getattr(node.target, "__name__", str(node.target))
-        return name in ("getitem", "flatten", "view", "reshape") and bool(node.all_input_nodes)
+        if name == "getitem":  # of what a layer answers with, float32 and bytes; of a tensor it would be a part
+            return node.args[0] in self.pairs
+        return name in ("flatten", "view", "reshape") and self._keeps_order(node)
+
+    def _keeps_order(self, node: fx.Node) -> bool:
+        """Whether a change of shape leaves images apart: to [N, F], or from or to maps of one pixel."""
+        (before, *_), (after, *_) = self.found[node.all_input_nodes[0]], self.found[node]
+        if before[0] != after[0] or before.numel() != after.numel():
+            return False
+        return len(after) == 2 or after == before or (len(after) == 4 and after[1] == before[1] and after[2:] == (1, 1))
 
     def _layer(self, node: fx.Node, module: nn.Module) -> Layer:
         """The layer at ``node``, with the batch norm, addition and ReLU that alone use its value."""
@@ -189,35 +210,47 @@ class _Reader:
             if len(node.args) > 1 or "residual" in node.kwargs:
                 shortcut = node.args[1] if len(node.args) > 1 else node.kwargs["residual"]
                 layer.shortcut = self.values[shortcut] if shortcut is not None else None  # type: ignore[index]
-        else:
-            last = self._followers(node, layer)
+        last = self._followers(node, layer)
         layer.y = self._value(layer.name, last)
         self.values[last] = layer.y
         return layer
 
     def _followers(self, node: fx.Node, layer: Layer) -> fx.Node:
-        last = node
-        while len(last.users) == 1:
+        """Takes what alone follows ``node`` into ``layer``; a layer in bytes has batch norm and shortcut in it."""
+        last, open_ = node, not isinstance(layer.module, QuantizedAdder2d)
+        while len(last.users) == 1 and not layer.relu:
             (user,) = last.users
             module = self.modules.get(str(user.target)) if user.op == "call_module" else None
-            if module is not None and type(module) in (*NOTHING, Folded, *RESHAPES):
+            shape = self.found[last][0]
+            # A larger map that becomes a row stays a map for the layer that reads it.
+            is_pixel = shape.numel() == shape[:2].numel()
+            if self._passes_on(user, module) and (is_pixel or type(module) in (*NOTHING, Folded)):
                 pass
-            elif isinstance(module, NORMS) and not (layer.norm or layer.shortcut or layer.relu):
+            elif type(module) in (*NORMS, *NORMS_WITH_ACTIVATION) and open_ and not (layer.norm or layer.shortcut):
                 layer.norm = module
-            elif user.op != "call_module" and user.target in ADDITIONS and not (layer.shortcut or layer.relu):
+                if type(module) in NORMS_WITH_ACTIVATION:
+                    self._activation(user, layer, module.drop)  # type: ignore[union-attr, arg-type]
+                    self._activation(user, layer, module.act)  # type: ignore[union-attr, arg-type]
+            elif user.op != "call_module" and user.target in ADDITIONS and open_ and not layer.shortcut:
                 others = [value for value in user.all_input_nodes if value is not last]
                 if len(others) != 1 or others[0] not in self.values:
                     break  # the other branch is computed later: it takes this one as its shortcut
                 layer.shortcut = self.values[others[0]]
-            elif (isinstance(module, nn.ReLU) or (module is None and user.target in RELUS)) and not layer.relu:
-                layer.relu = True
+            elif type(module) in (nn.ReLU, nn.ReLU6):
+                self._activation(user, layer, module)
+            elif module is None and user.target in (*RELUS, *RELUS6):
+                layer.relu, layer.most = True, 6.0 if user.target in RELUS6 else None
             else:
                 break
             self.done.add(user)
             last = user
-            if layer.relu:
-                break
         return last
+
+    def _activation(self, node: fx.Node, layer: Layer, module: nn.Module | None) -> None:
+        if type(module) in (nn.ReLU, nn.ReLU6):
+            layer.relu, layer.most = True, 6.0 if type(module) is nn.ReLU6 else None
+        elif type(module) not in NOTHING:
+            self._refuse(node, module, str(node.target))
 
     def _value(self, name: str, node: fx.Node) -> Value:
         shape, low, high = self.found[node]

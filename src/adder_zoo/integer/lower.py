@@ -273,6 +273,7 @@ class _Lowering:
         step = Weighted(
             layer.name, x, filters.kind, filters.weight, filters.pad, filters.stride, filters.padding,
             Requantize(*torch.zeros(3, len(filters.weight), dtype=torch.int64)), shortcut, layer.relu, wide, narrow, by,
+            filters.dilation, filters.groups, None if layer.most is None else round(layer.most / unit),
         )  # fmt: skip
         return self._requantized(step, filters, unit)
 
@@ -292,7 +293,8 @@ class _Lowering:
         v = (a * filters.scale + filters.shift) / unit
         if step.shortcut is not None:
             v += self.values[step.shortcut.name]
-        active = (v > 0) if step.relu else torch.ones_like(v, dtype=torch.bool)
+        most = torch.inf if step.most is None else step.most
+        active = (v > 0) & (v < most) if step.relu else torch.ones_like(v, dtype=torch.bool)
         count = active.sum((0, 1, 2))
         mean = (a * active).sum((0, 1, 2)) / count.clamp_min(1)
         return torch.where(count > 0, mean, a.mean((0, 1, 2)))

@@ -63,8 +63,9 @@ def run_step(step: Step, values: dict[str, Tensor], plain: bool = False) -> dict
 def sums(step: Weighted, x: Tensor, plain: bool = False) -> Tensor:
     """a, int64 [N, P, Q, K]."""
     top, bottom, left, right = step.padding
-    P = (x.shape[1] + top + bottom - step.weight.shape[1]) // step.stride[0] + 1
-    Q = (x.shape[2] + left + right - step.weight.shape[2]) // step.stride[1] + 1
+    reach = [d * (size - 1) + 1 for d, size in zip(step.dilation, step.weight.shape[1:3], strict=True)]
+    P = (x.shape[1] + top + bottom - reach[0]) // step.stride[0] + 1
+    Q = (x.shape[2] + left + right - reach[1]) // step.stride[1] + 1
     padded = step.pad.expand(len(x), x.shape[1] + top + bottom, x.shape[2] + left + right, -1).clone()
     padded[:, top : top + x.shape[1], left : left + x.shape[2]] = x
     if not plain:
@@ -72,8 +73,10 @@ def sums(step: Weighted, x: Tensor, plain: bool = False) -> Tensor:
     a = torch.zeros(len(x), P, Q, len(step.weight), dtype=torch.int64)
     for r in range(step.weight.shape[1]):
         for s in range(step.weight.shape[2]):
-            taps = padded[:, r :: step.stride[0], s :: step.stride[1]][:, :P, :Q]
-            for k, w in enumerate(step.weight[:, r, s]):  # [C]
+            row, column = r * step.dilation[0], s * step.dilation[1]
+            of_groups = padded[:, row :: step.stride[0], column :: step.stride[1]][:, :P, :Q].chunk(step.groups, -1)
+            for k, w in enumerate(step.weight[:, r, s]):  # [C/groups]
+                taps = of_groups[k * step.groups // len(step.weight)]
                 a[..., k] += -(taps - w).abs().sum(-1) if step.kind == "distance" else (taps * w).sum(-1)
     return a
 
@@ -82,9 +85,10 @@ def _fast_sums(step: Weighted, padded: Tensor) -> Tensor:
     x, weight = padded.permute(0, 3, 1, 2), step.weight.permute(0, 3, 1, 2)
     if step.kind == "distance":
         # The channels of both lie innermost, as the native kernels like it.
-        a = adder2d_int8(x.to(torch.uint8), weight.to(torch.uint8), 0, step.stride, (0, 0, 0, 0), (1, 1), 1)
+        levels = x.to(torch.uint8), weight.to(torch.uint8)
+        a = adder2d_int8(*levels, 0, step.stride, (0, 0, 0, 0), step.dilation, step.groups)
     else:
-        a = F.conv2d(x.double(), weight.double(), stride=step.stride)
+        a = F.conv2d(x.double(), weight.double(), None, step.stride, 0, step.dilation, step.groups)
     return a.permute(0, 2, 3, 1).long()
 
 
@@ -104,7 +108,7 @@ def finish(step: Weighted, v: Tensor, values: dict[str, Tensor]) -> dict[str, Te
     if step.shortcut is not None:
         v = v + values[step.shortcut.name]
     if step.relu:
-        v = v.clamp_min(0)
+        v = v.clamp(0, step.most)
     written = {}
     if step.wide is not None:
         largest = LARGEST[step.wide.dtype]

@@ -68,17 +68,20 @@ class Lookup(Step):
 class Weighted(Step):
     """A layer with filters, and what follows it.
 
-        v = requantize(a);  v += shortcut;  v = max(v, 0) where relu
+        v = requantize(a);  v += shortcut;  v = max(v, 0) where relu;  v = min(v, most) where there is ``most``
         wide = clamp(v, -32768, 32767), or v itself as logits (int32)
         narrow = clamp(v + zero_point, 0, top), or rescaled from v where there is ``rescale``
 
     Attributes:
         kind: "distance" or "product".
-        weight: int64 [K, R, S, C]: 0 to 255 for a distance, -256 to 256 for a product.
+        weight: int64 [K, R, S, C/groups]: 0 to 255 for a distance, -256 to 256 for a product.
         pad: [C], the level that a padded pixel has.
         padding: (top, bottom, left, right).
         shortcut: An int16 tensor in the unit of v, or None.
         wide, narrow: What is kept of v; one of them at least.
+        dilation: How far apart the taps of a filter are.
+        groups: Divides C and K; filter k sees the channels of its group alone.
+        most: What ReLU6 lets through, in the unit of v, or None.
     """
 
     kind: str
@@ -92,6 +95,9 @@ class Weighted(Step):
     wide: Placed | None
     narrow: Placed | None
     rescale: Rescale  # with multiplier 1 and shift 0 where v is in the unit of ``narrow``
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    most: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ KEYWORDS = frozenset((
     "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float",
     "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof",
     "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "main", "layers",
-    "wasm",
+    "groups", "steps", "wasm",
 ))
 # fmt: on
 MOST_VECTORS = 16
-HEADERS = ("layers.h", "wasm.h")
+HEADERS = ("layers.h", "groups.h", "steps.h", "wasm.h")
 
 
 def export_c(
@@ -32,9 +32,9 @@ def export_c(
 ) -> dict[str, Any]:
     """Writes ``network`` as C99 into a folder of its own.
 
-    The folder gets NAME.h and NAME.c (no library, no heap, no floating point), layers.h, wasm.h, main.c, a Makefile
-    (``make`` builds ``run``, ``make test`` holds it against the test vectors) and vectors/: raw images, the logits of
-    each, and every tensor of the first image as a text file.
+    The folder gets NAME.h and NAME.c (no library, no heap, no floating point), layers.h with what it includes, main.c,
+    a Makefile (``make`` builds ``run``, ``make test`` holds it against the test vectors) and vectors/: raw images, the
+    logits of each, and every tensor of the first image as a text file.
 
     Args:
         network: What ``adder_zoo.to_integers`` returned.

@@ -50,6 +50,7 @@ class _Source:
     def __init__(self, name: str, network: IntegerNetwork, plan: Plan) -> None:
         self.name, self.network, self.plan = name, network, plan
         self.free = network.multiplier_free
+        self.needs = set(self._needs())
         self.constants: list[str] = []
         self.calls: list[str] = []
 
@@ -57,7 +58,7 @@ class _Source:
         self._trace(Placed("image", self.network.image, "uint8"))
         for number, step in enumerate(self.network.steps):
             self._step(number, step)
-        needs = [f"#define {need}" for need in sorted(self._needs())]
+        needs = [f"#define {need}" for need in sorted(self.needs)]
         calls = "\n".join(f"  {call}" for call in self.calls)
         return "\n".join(
             [
@@ -84,10 +85,15 @@ class _Source:
             MaxPool: "NEEDS_MAX_POOL", AveragePool: "NEEDS_AVERAGE_POOL", Narrow: "NEEDS_NARROW",
             Lookup: "NEEDS_LOOKUP",
         }  # fmt: skip
-        return {
-            f"NEEDS_{step.kind.upper()}" if isinstance(step, Weighted) else kinds[type(step)]
-            for step in self.network.steps
-        }
+        for step in self.network.steps:
+            if not isinstance(step, Weighted):
+                yield kinds[type(step)]
+                continue
+            yield f"NEEDS_{step.kind.upper()}"
+            if not _plain(step):
+                yield "NEEDS_GROUPS"
+            if step.most is not None:
+                yield "NEEDS_RELU6"
 
     # ---- steps ----
 
@@ -140,8 +146,8 @@ class _Source:
         self.calls.append("}")
 
     def _layer(self, number: int, step: Weighted) -> str:
-        K, R, S, C = step.weight.shape
-        H, W, _ = step.x.shape
+        K, R, S, _ = step.weight.shape
+        H, W, C = step.x.shape
         top, _, left, _ = step.padding
         out = step.wide or step.narrow
         assert out is not None
@@ -154,6 +160,10 @@ class _Source:
             W * C, top, left, top * W * C + left * C, *step.stride, step.stride[0] * W * C, step.stride[1] * C,
             *out.shape[:2], int(step.relu), int(through_wide), self._rescale(step.rescale),
         ]  # fmt: skip
+        if "NEEDS_GROUPS" in self.needs:
+            fields.append(_groups(step))
+        if "NEEDS_RELU6" in self.needs:
+            fields.append(2**31 - 1 if step.most is None else step.most)
         return ", ".join(map(str, fields))
 
     def _pool(self, step: MaxPool) -> str:
@@ -216,6 +226,21 @@ class _Source:
         self.calls.append(
             f'TRACE("{placed.name}", {self._pointer(placed)}, {height * width}, {channels}, {BYTES[placed.dtype]});'
         )
+
+
+def _plain(step: Weighted) -> bool:
+    return step.groups == 1 and step.dilation == (1, 1)
+
+
+def _groups(step: Weighted) -> str:
+    K, _, _, C = step.weight.shape
+    _, W, channels = step.x.shape
+    filters = K // step.groups
+    fields = [
+        C, filters, filters * patch_words(step), *step.dilation, step.dilation[0] * W * channels,
+        step.dilation[1] * channels, int(_plain(step)),
+    ]  # fmt: skip
+    return "{" + ", ".join(map(str, fields)) + "}"
 
 
 def _scales(by: Rescale) -> bool:

@@ -64,6 +64,16 @@ struct rescale {
   uint8_t shift; /* n */
 };
 
+#ifdef NEEDS_GROUPS
+struct groups {
+  int32_t channels;                /* of a group */
+  uint32_t filters, words;         /* of a group; words: of all its filters */
+  int32_t dilation_y, dilation_x;
+  int32_t row_step, column_step;   /* dilation_y * row_bytes, dilation_x * channels of x */
+  uint8_t plain;                   /* one group, no dilation */
+};
+#endif
+
 struct layer {
   const uint32_t *weight; /* [filters][words], each filter filled up with zeros */
   const struct filter *filter;
@@ -80,6 +90,12 @@ struct layer {
   uint32_t out_height, out_width;
   uint8_t relu, through_wide;        /* through_wide: narrow is rescaled from an int16 value */
   struct rescale rescale;
+#ifdef NEEDS_GROUPS
+  struct groups groups;
+#endif
+#ifdef NEEDS_RELU6
+  int32_t most;
+#endif
 };
 
 struct pool {
@@ -342,6 +358,9 @@ static inline void finish(const struct layer *l, const struct filter *f, int32_t
   int32_t v = requantized(f, a);
   if (out->shortcut) v += *out->shortcut++;
   if (l->relu && v < 0) v = 0;
+#ifdef NEEDS_RELU6
+  if (v > l->most) v = l->most;
+#endif
   if (out->logits) {
     *out->logits++ = v;
     return;
@@ -366,134 +385,80 @@ static inline void finish(const struct layer *l, const struct filter *f, int32_t
 
 #define TAPS(words) ((words) << 2)
 
-#ifdef NEEDS_DISTANCE
-static void distances(const struct layer *l, const uint8_t *x, struct output out, uint32_t *patch) {
-  EACH_PIXEL(l, x, patch) {
-      const uint32_t *w = l->weight;
-      const struct filter *f = l->filter, *const end = f + l->filters;
-#if defined(USE_LANES)
-      uint32_t *const lanes = patch + l->words;
-      int32_t sum;
-      gather(l, patch, x, y0, x0, at);
-      sum = spread(patch, l->words, lanes, ABOVE);
-#if defined(TWO_FILTERS)
-      for (; end - f >= 2; f += 2, w += l->words + l->words) {
-        uint32_t totals[2];
-        above_of_two(lanes, w, l->words, totals);
-        finish(l, f, sum - f->sum - (int32_t)(totals[0] << 1), &out);
-        finish(l, f + 1, sum - f[1].sum - (int32_t)(totals[1] << 1), &out);
-      }
-#endif
-      for (; f != end; f++, w += l->words)
-        finish(l, f, sum - f->sum - (int32_t)(above_of_one(lanes, w, l->words) << 1), &out);
-#elif defined(USE_DSP)
-      gather(l, patch, x, y0, x0, at);
-      for (; end - f >= 2; f += 2, w += l->words + l->words) {
-        int32_t sums[2];
-        distances_of_two(patch, w, l->words, sums);
-        finish(l, f, -sums[0], &out);
-        finish(l, f + 1, -sums[1], &out);
-      }
-      if (f != end) finish(l, f, -distance(patch, w, l->words), &out);
-#elif defined(USE_WASM)
-      gather(l, patch, x, y0, x0, at);
-      while (f != end) { /* the last three one by one, each as four equal ones */
-        const uint32_t four = end - f >= 4, apart = four ? TAPS(l->words) : 0;
-        int32_t sums[4], *sum = sums;
-        distances_of_four((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words), apart, sums);
-        do {
-          finish(l, f++, -*sum++, &out);
-          w += l->words;
-        } while (four && sum != sums + 4);
-      }
+#ifdef NEEDS_GROUPS
+#include "groups.h"
 #else
-      gather(l, patch, x, y0, x0, at);
-      for (; f != end; f++, w += l->words)
-        finish(l, f, -distance((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words)), &out);
+#define EACH_GROUP(run)                \
+  gather(l, patch, x, y0, x0, at);     \
+  run(l, l->weight, l->filter, l->filter + l->filters, patch, &out);
 #endif
-    }
+
+#ifdef NEEDS_DISTANCE
+static inline void distances_at(const struct layer *l, const uint32_t *w, const struct filter *f,
+                                const struct filter *const end, uint32_t *patch, struct output *out) {
+#if defined(USE_LANES)
+  uint32_t *const lanes = patch + l->words;
+  const int32_t sum = spread(patch, l->words, lanes, ABOVE);
+#if defined(TWO_FILTERS)
+  for (; end - f >= 2; f += 2, w += l->words + l->words) {
+    uint32_t totals[2];
+    above_of_two(lanes, w, l->words, totals);
+    finish(l, f, sum - f->sum - (int32_t)(totals[0] << 1), out);
+    finish(l, f + 1, sum - f[1].sum - (int32_t)(totals[1] << 1), out);
+  }
+#endif
+  for (; f != end; f++, w += l->words)
+    finish(l, f, sum - f->sum - (int32_t)(above_of_one(lanes, w, l->words) << 1), out);
+#elif defined(USE_DSP)
+  for (; end - f >= 2; f += 2, w += l->words + l->words) {
+    int32_t sums[2];
+    distances_of_two(patch, w, l->words, sums);
+    finish(l, f, -sums[0], out);
+    finish(l, f + 1, -sums[1], out);
+  }
+  if (f != end) finish(l, f, -distance(patch, w, l->words), out);
+#elif defined(USE_WASM)
+  while (f != end) { /* the last three one by one, each as four equal ones */
+    const uint32_t four = end - f >= 4, apart = four ? TAPS(l->words) : 0;
+    int32_t sums[4], *sum = sums;
+    distances_of_four((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words), apart, sums);
+    do {
+      finish(l, f++, -*sum++, out);
+      w += l->words;
+    } while (four && sum != sums + 4);
+  }
+#else
+  for (; f != end; f++, w += l->words)
+    finish(l, f, -distance((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words)), out);
+#endif
+}
+
+static void distances(const struct layer *l, const uint8_t *x, struct output out, uint32_t *patch) {
+  EACH_PIXEL(l, x, patch) { EACH_GROUP(distances_at) }
   }
 }
 #endif
 
 #ifdef NEEDS_PRODUCT
-static void products(const struct layer *l, const uint8_t *x, struct output out, uint32_t *patch) {
-  EACH_PIXEL(l, x, patch) {
-      const uint32_t *w = l->weight;
-      const struct filter *f = l->filter, *const end = f + l->filters;
-      gather(l, patch, x, y0, x0, at);
+static inline void products_at(const struct layer *l, const uint32_t *w, const struct filter *f,
+                               const struct filter *const end, uint32_t *patch, struct output *out) {
 #if defined(MULTIPLIER_FREE)
-      for (; f != end; f++, w += l->words)
-        finish(l, f, product((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words)), &out);
+  for (; f != end; f++, w += l->words)
+    finish(l, f, product((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words)), out);
 #elif defined(USE_DSP)
-      spread(patch, l->words, patch + l->words, 0);
-      for (; f != end; f++, w += l->words) finish(l, f, product(patch + l->words, w, l->words), &out);
+  spread(patch, l->words, patch + l->words, 0);
+  for (; f != end; f++, w += l->words) finish(l, f, product(patch + l->words, w, l->words), out);
 #else
-      for (; f != end; f++, w += l->words)
-        finish(l, f, product((const uint8_t *)patch, (const int8_t *)w, TAPS(l->words)), &out);
+  for (; f != end; f++, w += l->words)
+    finish(l, f, product((const uint8_t *)patch, (const int8_t *)w, TAPS(l->words)), out);
 #endif
-    }
+}
+
+static void products(const struct layer *l, const uint8_t *x, struct output out, uint32_t *patch) {
+  EACH_PIXEL(l, x, patch) { EACH_GROUP(products_at) }
   }
 }
 #endif
 
-/* ---- steps without filters ---- */
-#ifdef NEEDS_MAX_POOL
-static void max_pool(const struct pool *l, const uint8_t *x, uint8_t *narrow, uint32_t *patch) {
-  (void)patch;
-  EACH_PIXEL(l, x, patch) {
-      int32_t r, s, c, channel = at;
-      const int inside = y0 >= 0 && y0 + l->kernel_height <= l->height && x0 >= 0 && x0 + l->kernel_width <= l->width;
-      for (c = 0; c < l->channels; c++, channel++) {
-        int32_t row = channel;
-        uint8_t largest = 0;
-        if (inside) {
-          for (r = l->kernel_height; r > 0; r--, row += l->row_bytes) {
-            const uint8_t *tap = x + row;
-            for (s = l->kernel_width; s > 0; s--, tap += l->channels)
-              if (*tap > largest) largest = *tap;
-          }
-          *narrow++ = largest;
-          continue;
-        }
-        for (r = y0; r < y0 + l->kernel_height; r++, row += l->row_bytes) {
-          int32_t tap = row;
-          for (s = x0; s < x0 + l->kernel_width; s++, tap += l->channels)
-            if (r >= 0 && r < l->height && s >= 0 && s < l->width && x[tap] > largest) largest = x[tap];
-        }
-        *narrow++ = largest;
-      }
-    }
-  }
-}
-#endif
-
-#ifdef NEEDS_AVERAGE_POOL
-/* The sum over the map of each channel, from bytes or from int16; the other pointer is 0. */
-static void average_pool(int32_t pixels, int32_t channels, int32_t zero_point, const struct rescale *by,
-                         const uint8_t *bytes, const int16_t *halves, uint8_t *narrow) {
-  int32_t c;
-  for (c = 0; c < channels; c++) {
-    int32_t sum = 0, left, at = c;
-    for (left = pixels; left > 0; left--, at += channels) sum += halves ? halves[at] : bytes[at] - zero_point;
-    *narrow++ = rescaled(by, sum);
-  }
-}
-#endif
-
-#ifdef NEEDS_NARROW
-static void narrowed(uint32_t count, const struct rescale *by, const int16_t *x, uint8_t *narrow) {
-  for (; count > 0; count--) *narrow++ = rescaled(by, *x++);
-}
-#endif
-
-#ifdef NEEDS_LOOKUP
-static void lookup(uint32_t pixels, uint32_t channels, const uint8_t *table, const uint8_t *x, uint8_t *narrow) {
-  for (; pixels > 0; pixels--) {
-    const uint8_t *of_channel = table;
-    uint32_t c;
-    for (c = 0; c < channels; c++, of_channel += 256) *narrow++ = of_channel[*x++];
-  }
-}
-#endif
+#include "steps.h"
 #endif
