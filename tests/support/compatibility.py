@@ -282,7 +282,7 @@ ROWS = (
     row(
         "Hugging Face's `kernels`",
         "works",
-        "the build is read by the library and passes the tests of the installed kernels",
+        "the build is read by the library, its layer compiles, and it passes the tests of the installed kernels",
         "hub/test_kernel_project.py::test_metadata_is_read_by_kernels",
         "hub/test_kernel_project.py::test_kernels_from_elsewhere_pass_the_tests_of_the_installed_ones",
     ),

@@ -93,6 +93,27 @@ def test_autocast_changes_nothing(device):
 
 
 @pytest.mark.kernels_ci
+def test_derivatives_that_there_are_not(device):
+    x, w, dy = operands(device, sizes=(2, 3, 4, 3, 2))
+
+    def f(x, w):
+        return adder2d.adder2d(x, w, None, (1, 1), (1, 1, 1, 1))
+
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda x: f(x, w), (x,), (x,))
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda w: f(x, w), (w,), (w,))
+    y, tangent = torch.func.jvp(lambda dy: f(x, w) + dy, (dy,), (dy,))  # those of others go on
+    assert torch.equal(tangent, dy)
+    for t in (x.requires_grad_(), w.requires_grad_()):
+        (g,) = torch.autograd.grad(f(x, w).sum(), t, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            g.sum().backward()
+    rows = torch.func.vmap(f, (0, None))(x.detach()[:, None], w.detach())
+    torch.testing.assert_close(rows[:, 0], f(x, w).detach())
+
+
+@pytest.mark.kernels_ci
 def test_layer(device):
     x, _, _ = operands(device)
     conv = nn.Conv2d(6, 5, 3, padding=1, bias=False, device=device)

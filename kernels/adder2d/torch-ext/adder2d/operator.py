@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._ops import add_op_namespace_prefix, ops
 from .kernels import adder2d_forward, adder2d_grad_input, adder2d_grad_weight
@@ -42,14 +43,28 @@ def adder2d(
 
     Returns:
         [N, K, P, Q], float32 whatever the input's precision: y is large with a small spread.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        RuntimeError: x or weight has a forward-mode tangent; or, in backward(), a second derivative is asked for.
     """
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         raise ValueError(
             f"adder2d: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit with groups = {groups}; expected "
             "[N, C, H, W] and [K, C/groups, R, S]"
         )
+    _refuse_tangents(x, weight)
     y = ops.adder2d(x, weight, list(stride), list(padding), list(dilation), groups, weight_grad, input_grad)
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """Raises where torch would answer a tangent of zero: operators of Python have no forward-mode derivative."""
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise RuntimeError(
+            "adder2d has no forward-mode derivative (torch.func.jvp, jacfwd). Use reverse mode: backward() or "
+            "torch.autograd.grad."
+        )
 
 
 def _exactly(launch: Any, device: str, *args: Any) -> Tensor:
