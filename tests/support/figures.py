@@ -20,7 +20,7 @@ def benchmark(script: str = "cpu") -> ModuleType:
     sys.path.insert(0, folder)
     try:
         spec = importlib.util.spec_from_file_location(f"{script}_benchmark", ROOT / f"benchmarks/{script}.py")
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
