@@ -38,10 +38,13 @@ struct ChannelsKernel {
   }
 
   void run(int64_t begin, int64_t end) {
-    const Scratch<uint8_t> copy(rows.size(split.most_rows()));
+    const Scratch<uint8_t> copy(copy_size() * (in_pairs(s) ? 2 : 1));
     if (!copy) return failed.set();
     for (; begin < end; ++begin) run_task(ByteTask(split, s.P, begin), copy);
   }
+
+  // Bytes of one group's rows.
+  int64_t copy_size() const { return rows.size(split.most_rows()); }
 
   void run_task(const ByteTask &task, uint8_t *copy) const {
     const uint8_t *source = nullptr;
@@ -50,7 +53,9 @@ struct ChannelsKernel {
       const FilterBlock block = filter_block(s, words.count(), b);
       if (block.group != group) {
         group = block.group;
-        source = rows.read(x + task.image * s.H * s.W * s.C, group * s.Cg, task.row_begin, task.row_end, copy);
+        const uint8_t *const image = x + task.image * s.H * s.W * s.C;
+        source = rows.read(image, group * s.Cg, task.row_begin, task.row_end, copy);
+        if (block.pair) rows.read(image, (group + 1) * s.Cg, task.row_begin, task.row_end, copy + copy_size());
       }
       if (block.narrow) run_block<NarrowBytes>(task, block, source);
       else run_block<WidestBytes>(task, block, source);
@@ -58,10 +63,14 @@ struct ChannelsKernel {
   }
 
   template <class V> void run_block(const ByteTask &task, const FilterBlock &block, const uint8_t *source) const {
-    const Patch patch = {runs, words.runs(most_words()), words.runs(most_words()) + words.masked(), words.tail};
+    const Patch patch = {runs, words.runs(most_words()), words.runs(most_words()) + words.masked(), words.tail,
+                         copy_size()};
     const Output<V> out(epilogue, y, s.K, block.first, block.filters);
-    const auto *const tiles =
-        tiles_of<TILE_PIXELS>([](auto pixels) ADDER_LAMBDA_INLINE { return sum_tile<V, pixels.value>; });
+    const auto *tiles =
+        tiles_of<TILE_PIXELS>([](auto pixels) ADDER_LAMBDA_INLINE { return sum_tile<V, pixels.value, false>; });
+    if constexpr (V::PAIRS)
+      if (block.pair)
+        tiles = tiles_of<TILE_PIXELS>([](auto pixels) ADDER_LAMBDA_INLINE { return sum_tile<V, pixels.value, true>; });
     const int64_t pixels = (task.row_end - task.row_begin) * s.Q, first = (task.image * s.P + task.row_begin) * s.Q;
     const int64_t count = ceil_div(pixels, TILE_PIXELS);
     const EvenParts parts(pixels, count);

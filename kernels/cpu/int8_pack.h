@@ -1,7 +1,8 @@
 // Filters of bytes as the int8 tiles read them.
 //
 // A *panel* is a block of F filters of one group: for each word of the patch their eight bytes side by side, in the
-// order of place_of, zeros where there is no filter or no tap.
+// order of place_of, zeros where there is no filter or no tap. Where the filters of two groups fill a vector, a block
+// has both, in their own order.
 #ifndef ADDER_INT8_PACK_H
 #define ADDER_INT8_PACK_H
 
@@ -14,26 +15,37 @@ namespace ADDER_NAMESPACE {
 struct FilterBlock {
   int64_t group, first, filters; // first: counted over all groups
   bool narrow;                   // in vectors of NarrowBytes
+  bool pair;                     // of this group and the next
   int64_t panel;                 // offset in bytes
 
   int64_t lanes() const { return narrow ? NarrowBytes::F : WidestBytes::F; }
 };
+
+// Whether the filters of two groups fill a vector.
+static inline bool in_pairs(const Geometry &s) { return NarrowBytes::PAIRS && 2 * s.Kg == NarrowBytes::F; }
 
 static inline int64_t blocks_of_a_group(const Geometry &s) { return ceil_div(s.Kg, WidestBytes::F); }
 
 // Block `index` of a layer whose patches have `words` words.
 static inline FilterBlock filter_block(const Geometry &s, int64_t words, int64_t index) {
   constexpr int64_t F = WidestBytes::F;
+  if (in_pairs(s)) {
+    const int64_t first_group = 2 * index, both = min64(2, s.groups - first_group);
+    const int64_t panel = index * NarrowBytes::F * words * 8;
+    return {first_group, first_group * s.Kg, both * s.Kg, NarrowBytes::F < F, both == 2, panel};
+  }
   const int64_t per_group = blocks_of_a_group(s), group = index / per_group, first = index % per_group * F;
   const int64_t filters = min64(F, s.Kg - first);
   const int64_t last = s.Kg - (per_group - 1) * F; // filters of a group's last block
   const int64_t last_lanes = last <= NarrowBytes::F ? NarrowBytes::F : F;
   const int64_t lanes_before = group * ((per_group - 1) * F + last_lanes) + first;
-  return {group, group * s.Kg + first, filters, filters <= NarrowBytes::F && NarrowBytes::F < F,
-          lanes_before * words * 8};
+  return {group, group * s.Kg + first,    filters, filters <= NarrowBytes::F && NarrowBytes::F < F,
+          false, lanes_before * words * 8};
 }
 
-static inline int64_t filter_blocks(const Geometry &s) { return s.groups * blocks_of_a_group(s); }
+static inline int64_t filter_blocks(const Geometry &s) {
+  return in_pairs(s) ? ceil_div(s.groups, 2) : s.groups * blocks_of_a_group(s);
+}
 
 static inline int64_t packed_size_of_channels(const Geometry &s) {
   const int64_t words = Words(s, 0).count();
@@ -64,7 +76,8 @@ void pack_block(const Geometry &s, const Words &words, const FilterBlock &block,
   int64_t step[F]; // 0 where there is no filter
   for (int f = 0; f < F; ++f) {
     const bool there = f < block.filters;
-    filters[f] = there ? w + (block.first + f) * s.taps : nothing;
+    const int64_t filter = block.pair ? place_of(f, F) / 8 : f; // which is to stand where filter f would
+    filters[f] = there ? w + (block.first + filter) * s.taps : nothing;
     step[f] = there;
   }
   for (int64_t piece = 0; piece < words.pieces; ++piece) {

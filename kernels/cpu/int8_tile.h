@@ -16,15 +16,18 @@ struct Patch {
   const WordRun *runs; // of full words, then of masked ones
   int64_t full, count; // runs
   uint64_t tail;
+  int64_t other; // from a pixel of the group to the same pixel of the next one, for tiles of two groups
 };
 
 // For each word of the patch, the word of F filters and the word of each pixel. A tile's pixels are reached by
-// pointers, so that it may go on in the next row of outputs.
-template <class V, int MR>
+// pointers, so that it may go on in the next row of outputs. PAIR: of two groups, whose filters are half of a vector
+// each.
+template <class V, int MR, bool PAIR>
 __attribute__((noinline)) static void sum_tile(const uint8_t *const *pixels, const Patch &patch, const uint8_t *panel,
                                                const Output<V> &out, int64_t pixel) {
   constexpr int64_t WORD = V::F * 8;
   constexpr bool FILLS = V::MOST_WORDS < INT32_MAX;
+  static_assert(!(PAIR && FILLS), "a pair's sums are never emptied");
   const uint8_t *x[MR];
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) x[m] = pixels[m];
@@ -45,7 +48,11 @@ __attribute__((noinline)) static void sum_tile(const uint8_t *const *pixels, con
   const auto step = [&](int64_t i) ADDER_LAMBDA_INLINE {
     const auto w = V::load(panel);
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) sums[m] = V::add(sums[m], x[m] + i, w), V::pin(sums[m]);
+    for (int m = 0; m < MR; ++m) {
+      if constexpr (PAIR) sums[m] = V::add_pair(sums[m], x[m] + i, x[m] + (i + patch.other), w);
+      else sums[m] = V::add(sums[m], x[m] + i, w);
+      V::pin(sums[m]);
+    }
     panel += WORD;
   };
   const WordRun *run = patch.runs, *const full = run + patch.full, *const end = run + patch.count;
@@ -60,10 +67,17 @@ __attribute__((noinline)) static void sum_tile(const uint8_t *const *pixels, con
     make_room(1);
     const auto w = V::load(panel);
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) sums[m] = V::add_masked(sums[m], x[m] + run->offset, w, patch.tail);
+    for (int m = 0; m < MR; ++m) {
+      const uint8_t *const at = x[m] + run->offset;
+      if constexpr (PAIR) sums[m] = V::add_pair_masked(sums[m], at, at + patch.other, w, patch.tail);
+      else sums[m] = V::add_masked(sums[m], at, w, patch.tail);
+    }
   }
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) totals[m] = FILLS ? totals[m] + V::total(sums[m]) : V::total(sums[m]);
+  for (int m = 0; m < MR; ++m) {
+    if constexpr (PAIR) totals[m] = V::total_of_pair(sums[m]);
+    else totals[m] = FILLS ? totals[m] + V::total(sums[m]) : V::total(sums[m]);
+  }
   out.template write<MR>(totals, pixel);
 }
 

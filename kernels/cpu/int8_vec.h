@@ -6,6 +6,9 @@
 //   add(sums, x, w)    sums plus |x - w| added up over the eight bytes, x being the eight bytes at an address
 //   add_masked(...)    the same for the bytes of x whose mask is 255; the others count as 0
 //   total(sums)        -sum |x - w| as F 32-bit integers, filter after filter
+//   PAIRS              whether there are add_pair, add_pair_masked and total_of_pair: the first half of the filters
+//   meets
+//                      x, the others, of the next group, meet `other`; the panel has them in their order
 //   bytes(ints)        the low byte of each
 //   widen(p)           2 F bytes at p as 16-bit integers
 //   half(v, upper)     F of 2 F unsigned 16-bit integers as 32-bit ones
@@ -48,6 +51,7 @@ template <int F> struct Numbers {
 #if defined(__AVX2__)
 struct Bytes256 {
   static constexpr int F = 8;
+  static constexpr bool PAIRS = true;
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
@@ -77,6 +81,22 @@ struct Bytes256 {
     return add(sums, _mm256_and_si256(broadcast(x), _mm256_set1_epi64x((int64_t)mask)), w);
   }
   static ADDER_INLINE Ints total(Sums sums) { return (Ints)sums; }
+  static ADDER_INLINE Sums add_pair(Sums sums, __m256i x, __m256i other, const Word &w) {
+    const __m256 low = _mm256_castsi256_ps(_mm256_sad_epu8(x, w.low));
+    const __m256 high = _mm256_castsi256_ps(_mm256_sad_epu8(other, w.high));
+    return _mm256_sub_epi32(sums, _mm256_castps_si256(_mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0))));
+  }
+  static ADDER_INLINE Sums add_pair(Sums sums, const uint8_t *x, const uint8_t *other, const Word &w) {
+    return add_pair(sums, broadcast(x), broadcast(other), w);
+  }
+  static ADDER_INLINE Sums add_pair_masked(Sums sums, const uint8_t *x, const uint8_t *other, const Word &w,
+                                           uint64_t mask) {
+    const __m256i masks = _mm256_set1_epi64x((int64_t)mask);
+    return add_pair(sums, _mm256_and_si256(broadcast(x), masks), _mm256_and_si256(broadcast(other), masks), w);
+  }
+  static ADDER_INLINE Ints total_of_pair(Sums sums) {
+    return (Ints)_mm256_permute4x64_epi64(sums, _MM_SHUFFLE(3, 1, 2, 0));
+  }
   static ADDER_INLINE Shorts widen(const uint8_t *p) {
     return (Shorts)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
   }
@@ -95,6 +115,7 @@ struct Bytes256 {
 #if defined(__AVX512BW__)
 struct Bytes512 {
   static constexpr int F = 16;
+  static constexpr bool PAIRS = false;
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
@@ -136,6 +157,7 @@ struct Bytes512 {
 // uabd and uadalp add to eight 16-bit lanes, four for each filter, which 128 words fill.
 struct BytesNeon {
   static constexpr int F = 4;
+  static constexpr bool PAIRS = false;
   static constexpr int64_t MOST_WORDS = 65535 / (2 * 255);
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
@@ -174,6 +196,7 @@ struct BytesNeon {
 // Four filters, each in two 64-bit integers' worth of bytes: what any compiler makes of it.
 struct BytesPlain {
   static constexpr int F = 4;
+  static constexpr bool PAIRS = false;
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;

@@ -121,6 +121,27 @@ def test_speed_in_bytes():
     assert [row for row in rows if row not in text] == []
 
 
+def test_words_on_speed_in_bytes():
+    measured = [json.loads(file.read_text()) for file in sorted(ROOT.glob("benchmarks/results/int8-*.json"))]
+    single = "adder_resnet20, batch 1"
+
+    def ratios(what, runs):
+        return [n[what] for run in runs for name, n in run["networks"].items() if name != single]
+
+    def span(found):
+        return f"{min(found):.1f} to {max(found):.1f} times as fast as"
+
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{span(ratios('over conv', measured))} in float32" in readme
+    (one,) = {f"{run['networks'][single]['over conv']:.1f}" for run in measured}
+    assert f"a single image through ResNet-20 gains {one}." in readme
+    held = [run for run in measured if run["isa"] == "avx2"]
+    assert f"Held to AVX2, they are {span(ratios('over conv int8', held))} torch's convolutions in 8 bits" in readme
+    rival = {round(1 / run["networks"][single]["over conv int8 (onnxruntime)"]) for run in measured}
+    assert f"ONNX Runtime's int8 network is {rival.pop()} times as fast there" in words("results.md")
+    assert not rival
+
+
 def test_fewer_bits():
     figures = report_of("quantization")["adder_resnet20, the authors' weights"]
     said = rf"keeps {figures['8']}( %)? of( its)? {figures['float']} % at 8 bits and {figures['4']} % at 4"

@@ -6,7 +6,7 @@ import pytest
 from native_build import run
 from native_drivers import RECORDED, Driver, built, cases_from, check_instructions, instruction_sets
 
-DRIVER = Driver("int8_driver", cases=486)
+DRIVER = Driver("int8_driver", cases=488)
 
 
 @pytest.fixture

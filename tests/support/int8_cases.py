@@ -20,6 +20,10 @@ OWN = [
     case("groups_of_8", "a word a tap", (1, 32, 7, 7), (32, 8, 3, 3), 1, 1, groups=4),
     case("groups_of_4", "half a vector's filters in each group", (2, 16, 7, 7), (16, 4, 3, 3), 1, 1, groups=4),
     case("groups_of_4_stride2", "the same, pixels apart", (1, 12, 9, 9), (12, 4, 3, 3), 2, 1, groups=3),
+    case(
+        "four_filters_of_17", "groups of four filters, and words with a mask", (1, 51, 5, 5), (12, 17, 3, 3), 1, 1, 1, 3
+    ),
+    case("four_filters_dilated", "a piece for each tap", (2, 32, 9, 9), (16, 8, 3, 3), 1, 2, 2, 4),
     *(
         case(f"filters_{K}", "some of a vector's filters", (1, 8, 5, 5), (K, 8, 3, 3), 1, 1)
         for K in (1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 15, 20)
