@@ -50,6 +50,11 @@ def main() -> None:
     lines.append(
         "| CNN over adder, paper | " + " | ".join([f"{r:.0f}" for r in paper_ratios] + [""] * (layers - 3)) + " |"
     )
+    lines += [
+        "",
+        "The paper does not say how filters are drawn, how images are scaled, and more. "
+        "[Which setting gives its numbers](gradient_norm_settings.md) tries them all.",
+    ]
     write(args.report_dir, "gradient_norms", {"norms": norms, "median": median}, lines)
 
 

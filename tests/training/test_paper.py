@@ -8,6 +8,9 @@ from pathlib import Path
 
 import preloaded
 import pytest
+import timm
+import torch
+from torch import nn
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 DOCS = Path(__file__).parents[2] / "docs" / "paper"
@@ -34,6 +37,29 @@ def test_gradient_norms(tmp_path, data_dir):
     median = json.loads((tmp_path / "gradient_norms.json").read_text())["median"]
     for layer in (0, 1):
         assert median["conv"][layer] > 10 * median["adder"][layer]
+
+
+def test_settings_of_gradient_norms(monkeypatch):
+    """The zoo's own settings are one point of the grid, and the grid is whole."""
+    monkeypatch.syspath_prepend(str(PAPER))
+    import gradient_norm_settings as settings
+
+    images, labels = torch.rand(16, 1, 32, 32), torch.arange(16) % 10
+    for similarity, drawn in (("adder", "N(0, 1)"), ("conv", "torch's default")):
+        got = settings.gradients(similarity, images, labels, drawn, "1", "yes", "max", "ReLU")
+        torch.manual_seed(0)
+        model = timm.create_model("adder_lenet5_bn", similarity=similarity).train()
+        wanted = [p for p in model.parameters() if p.dim() > 1][:3]
+        for p in wanted:
+            settings.FILTERS[drawn](p.data)
+        assert [g.shape for g in got] == [p.shape for p in wanted]
+        assert all(g.norm() > 0 for g in got)
+    other = settings.changed(model, "N(0, 0.01)", "U(0, 1)", "no", "mean", "none")
+    kinds = [type(module) for module in other.modules()]
+    assert not {nn.MaxPool2d, nn.ReLU} & set(kinds)
+    assert kinds.count(nn.AvgPool2d) == 2
+    assert settings.distance([0.009, 0.012, 0.146], settings.PAPER["adder"]) == pytest.approx(1)
+    assert settings.distance([0.0, 1.0, 1.0], settings.PAPER["adder"]) == float("inf")
 
 
 @pytest.mark.slow
