@@ -7,16 +7,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torchvision import transforms
 
 from ..datasets.profiles import DIGITS
+from ..int8.layers import QuantizedAdder2d
 from ..integer.network import IntegerNetwork
 from ..integer.steps import Placed, Weighted
 from ..labels import labels_of
-from ..report import Count, Layer, Report, report
+from ..report import Count, Layer, report
 from .wasm import compiled
 
 EXAMPLES = 10
@@ -54,27 +56,28 @@ def describe(name: str, network: nn.Module, integers: IntegerNetwork, images: Te
         **_preparation(network, integers.image),
         "logit_step": integers.logit_step,
         "multiplier_free": integers.multiplier_free,
-        "costs": costs(report(network)),
+        "costs": costs(network),
         **_inside(integers),
         "examples": _text(_examples(integers, images).numpy().tobytes()),
         "wasm": _text(compiled(integers)),
     }
 
 
-def costs(counted: Report) -> dict[str, dict[str, float]]:
+def costs(network: nn.Module) -> dict[str, dict[str, float]]:
     """Operations and energy in µJ for one image, of a network and of its convolutional twin: all layers but batch norm.
 
-    A layer in bytes has its batch norm in it, which is taken out here, as for networks in floating point.
+    Those of a network in bytes are the float network's: what it does to a layer's sums stands for batch norm.
     """
-    layers = [_without_norm(layer) for layer in counted.layers if layer.kind != "norm"]
+    if any(isinstance(module, QuantizedAdder2d) for module in network.modules()):
+        config: Any = network.pretrained_cfg
+        size = config["input_size"]
+        with torch.device("meta"):
+            network = timm.create_model(config["architecture"], num_classes=network.num_classes, in_chans=size[0])
+        counted = report(network, size)
+    else:
+        counted = report(network)
+    layers = [layer for layer in counted.layers if layer.kind != "norm"]
     return {"ours": _cost(layers), "twin": _cost([_with_products(layer) for layer in layers])}
-
-
-def _without_norm(layer: Layer) -> Layer:
-    if layer.kind != "adder":
-        return layer
-    folded = layer.multiplications  # one for each element, where there is one at all: p is 1 in integer networks
-    return dataclasses.replace(layer, multiplications=0, additions=layer.additions - folded)
 
 
 def _with_products(layer: Layer) -> Layer:

@@ -18,15 +18,12 @@ static void gather_group(const struct layer *l, uint32_t *patch, const uint8_t *
   }
 }
 
-#define EACH_GROUP(run)                                                           \
-  {                                                                               \
-    const uint32_t *w = l->weight;                                                \
-    const struct filter *f = l->filter;                                           \
-    int32_t first;                                                                \
-    for (first = 0; first < l->channels; first += l->groups.channels) {           \
-      gather_group(l, patch, x, y0, x0, at, first);                               \
-      run(l, w, f, f + l->groups.filters, patch, &out);                           \
-      w += l->groups.words;                                                       \
-      f += l->groups.filters;                                                     \
-    }                                                                             \
-  }
+/* Both pointers are stepped by groups: a compiler makes a multiplication of a pointer's value behind a loop. */
+#define EACH_GROUP(l)                                                                                          \
+  const uint32_t *w, *next = (l)->weight;                                                                      \
+  const struct filter *f, *end = (l)->filter;                                                                  \
+  int32_t first;                                                                                               \
+  for (first = 0; first < (l)->channels &&                                                                     \
+                  (w = next, next += (l)->groups.words, f = end, end += (l)->groups.filters,                   \
+                  gather_group(l, patch, x, y0, x0, at, first), 1);                                            \
+       first += (l)->groups.channels)

@@ -388,74 +388,77 @@ static inline void finish(const struct layer *l, const struct filter *f, int32_t
 #ifdef NEEDS_GROUPS
 #include "groups.h"
 #else
-#define EACH_GROUP(run)                \
-  gather(l, patch, x, y0, x0, at);     \
-  run(l, l->weight, l->filter, l->filter + l->filters, patch, &out);
+/* A loop for networks without groups would cost registers, and so a fifth of all instructions on small processors. */
+#define EACH_GROUP(l)                                                  \
+  const uint32_t *w = (l)->weight;                                     \
+  const struct filter *f = (l)->filter, *const end = f + (l)->filters; \
+  gather(l, patch, x, y0, x0, at);
 #endif
 
 #ifdef NEEDS_DISTANCE
-static inline void distances_at(const struct layer *l, const uint32_t *w, const struct filter *f,
-                                const struct filter *const end, uint32_t *patch, struct output *out) {
-#if defined(USE_LANES)
-  uint32_t *const lanes = patch + l->words;
-  const int32_t sum = spread(patch, l->words, lanes, ABOVE);
-#if defined(TWO_FILTERS)
-  for (; end - f >= 2; f += 2, w += l->words + l->words) {
-    uint32_t totals[2];
-    above_of_two(lanes, w, l->words, totals);
-    finish(l, f, sum - f->sum - (int32_t)(totals[0] << 1), out);
-    finish(l, f + 1, sum - f[1].sum - (int32_t)(totals[1] << 1), out);
-  }
-#endif
-  for (; f != end; f++, w += l->words)
-    finish(l, f, sum - f->sum - (int32_t)(above_of_one(lanes, w, l->words) << 1), out);
-#elif defined(USE_DSP)
-  for (; end - f >= 2; f += 2, w += l->words + l->words) {
-    int32_t sums[2];
-    distances_of_two(patch, w, l->words, sums);
-    finish(l, f, -sums[0], out);
-    finish(l, f + 1, -sums[1], out);
-  }
-  if (f != end) finish(l, f, -distance(patch, w, l->words), out);
-#elif defined(USE_WASM)
-  while (f != end) { /* the last three one by one, each as four equal ones */
-    const uint32_t four = end - f >= 4, apart = four ? TAPS(l->words) : 0;
-    int32_t sums[4], *sum = sums;
-    distances_of_four((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words), apart, sums);
-    do {
-      finish(l, f++, -*sum++, out);
-      w += l->words;
-    } while (four && sum != sums + 4);
-  }
-#else
-  for (; f != end; f++, w += l->words)
-    finish(l, f, -distance((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words)), out);
-#endif
-}
-
 static void distances(const struct layer *l, const uint8_t *x, struct output out, uint32_t *patch) {
-  EACH_PIXEL(l, x, patch) { EACH_GROUP(distances_at) }
+  EACH_PIXEL(l, x, patch) {
+      EACH_GROUP(l) {
+#if defined(USE_LANES)
+        uint32_t *const lanes = patch + l->words;
+        const int32_t sum = spread(patch, l->words, lanes, ABOVE);
+#if defined(TWO_FILTERS)
+        for (; end - f >= 2; f += 2, w += l->words + l->words) {
+          uint32_t totals[2];
+          above_of_two(lanes, w, l->words, totals);
+          finish(l, f, sum - f->sum - (int32_t)(totals[0] << 1), &out);
+          finish(l, f + 1, sum - f[1].sum - (int32_t)(totals[1] << 1), &out);
+        }
+#endif
+        for (; f != end; f++, w += l->words)
+          finish(l, f, sum - f->sum - (int32_t)(above_of_one(lanes, w, l->words) << 1), &out);
+#elif defined(USE_DSP)
+        for (; end - f >= 2; f += 2, w += l->words + l->words) {
+          int32_t sums[2];
+          distances_of_two(patch, w, l->words, sums);
+          finish(l, f, -sums[0], &out);
+          finish(l, f + 1, -sums[1], &out);
+        }
+        if (f != end) {
+          finish(l, f, -distance(patch, w, l->words), &out);
+          f++, w += l->words;
+        }
+#elif defined(USE_WASM)
+        while (f != end) { /* the last three one by one, each as four equal ones */
+          const uint32_t four = end - f >= 4, apart = four ? TAPS(l->words) : 0;
+          int32_t sums[4], *sum = sums;
+          distances_of_four((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words), apart, sums);
+          do {
+            finish(l, f++, -*sum++, &out);
+            w += l->words;
+          } while (four && sum != sums + 4);
+        }
+#else
+        for (; f != end; f++, w += l->words)
+          finish(l, f, -distance((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words)), &out);
+#endif
+      }
+    }
   }
 }
 #endif
 
 #ifdef NEEDS_PRODUCT
-static inline void products_at(const struct layer *l, const uint32_t *w, const struct filter *f,
-                               const struct filter *const end, uint32_t *patch, struct output *out) {
-#if defined(MULTIPLIER_FREE)
-  for (; f != end; f++, w += l->words)
-    finish(l, f, product((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words)), out);
-#elif defined(USE_DSP)
-  spread(patch, l->words, patch + l->words, 0);
-  for (; f != end; f++, w += l->words) finish(l, f, product(patch + l->words, w, l->words), out);
-#else
-  for (; f != end; f++, w += l->words)
-    finish(l, f, product((const uint8_t *)patch, (const int8_t *)w, TAPS(l->words)), out);
-#endif
-}
-
 static void products(const struct layer *l, const uint8_t *x, struct output out, uint32_t *patch) {
-  EACH_PIXEL(l, x, patch) { EACH_GROUP(products_at) }
+  EACH_PIXEL(l, x, patch) {
+      EACH_GROUP(l) {
+#if defined(MULTIPLIER_FREE)
+        for (; f != end; f++, w += l->words)
+          finish(l, f, product((const uint8_t *)patch, (const uint8_t *)w, TAPS(l->words)), &out);
+#elif defined(USE_DSP)
+        spread(patch, l->words, patch + l->words, 0);
+        for (; f != end; f++, w += l->words) finish(l, f, product(patch + l->words, w, l->words), &out);
+#else
+        for (; f != end; f++, w += l->words)
+          finish(l, f, product((const uint8_t *)patch, (const int8_t *)w, TAPS(l->words)), &out);
+#endif
+      }
+    }
   }
 }
 #endif
