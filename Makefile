@@ -1,5 +1,6 @@
 # make demo    the main job on real images, from nothing but Python and make
 # make test    the test suite (make test-all: with what takes long)
+# make test-triton  the GPU kernels compiled with Triton TRITON_NEWEST=3.9.0, which is put into build/ and not installed
 # make test-python310  the oldest Python that is supported: installs and imports everything under it, needs python3.10
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
 # make driver  the CPU library's drivers without Python, into build/, for limits.py and count_instructions.py
@@ -17,12 +18,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTHON310 ?= python3.10
+TRITON_NEWEST ?= 3.9.0
 GPU_WORKERS ?= 8
 GPU_MINUTES ?= 13
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-ci test-all test-python310 test-arm test-riscv test-arm-m bench driver onnx-library dist docs figures check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-ci test-all test-triton newest-triton test-python310 test-arm test-riscv test-arm-m bench driver onnx-library dist docs figures check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -48,6 +50,16 @@ test-ci: install
 		tests/training/test_equal_batches.py "tests/hub/test_hub.py::test_every_fault_at_every_call_of_a_pull[once]" \
 		--deselect tests/ops/test_triton_aot.py::test_every_kernel_compiles \
 		--deselect tests/models/test_official.py::test_reference_and_cpu_answer_alike
+
+build/triton-$(TRITON_NEWEST)/triton: | .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target build/triton-$(TRITON_NEWEST) triton==$(TRITON_NEWEST)
+
+newest-triton:
+	@echo $(TRITON_NEWEST)
+
+test-triton: build/triton-$(TRITON_NEWEST)/triton
+	PYTHONPATH=build/triton-$(TRITON_NEWEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops/test_triton_aot.py \
+		-k "machine_code and (sm_80 or sm_90)"
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

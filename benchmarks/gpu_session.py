@@ -5,7 +5,7 @@
 
     tests       the kernels against the truth: named shapes, layers of networks, NaN and infinities, bytes, training
     benchmark   gpu.py: layers, steps, cdist
-    more tests  random shapes, mixed precisions, streams, graphs, more than 2^31 elements, the tuner
+    more-tests  random shapes, mixed precisions, streams, graphs, more than 2^31 elements, the tuner
     rivals      gpu.py: other ways to write a layer
 
 Where a command may take less than that, ``--stages`` splits them: each call's minutes go to its own stages.
@@ -31,7 +31,7 @@ from pathlib import Path
 from adder_zoo.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARES = {"tests": 0.3, "benchmark": 0.35, "more tests": 0.2, "rivals": 0.15}
+SHARES = {"tests": 0.3, "benchmark": 0.35, "more-tests": 0.2, "rivals": 0.15}
 FIRST = "named_shapes or layers_of_networks or special_values or bytes or fused or training"
 GRACE = 10  # seconds for a stage to end by itself once it is asked to
 
@@ -53,7 +53,7 @@ def stages(results: Path, minutes: float, workers: int, rehearse: bool, names: S
     commands = {
         "tests": [*tests, "-k", FIRST],
         "benchmark": [*times, "layers", "steps", "cdist", "--json", str(results / "gpu.json")],
-        "more tests": [*tests, "-k", f"not ({FIRST})"],
+        "more-tests": [*tests, "-k", f"not ({FIRST})"],
         "rivals": [*times, "rivals", "--json", str(results / "gpu-rivals.json")],
     }
     found = []
@@ -76,7 +76,7 @@ def run(wanted: list[Stage], minutes: float, results: Path, rehearse: bool = Fal
         due += 60 * minutes * stage.share
         begin = time.monotonic()
         left = max(1.0, due - (begin - start))
-        log = results / f"gpu-{stage.name.replace(' ', '-')}.log"
+        log = results / f"gpu-{stage.name}.log"
         print(f"{stage.name}: at most {left:.0f} s, output in {log}", flush=True)
         end = _run(stage.command, log, left, rehearse)
         seconds = round(time.monotonic() - begin, 1)

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozen
 
 from .layers import AdderLayer
+from .ops.registration import has_autocast
 from .precision import ADVICE, HALF, STATISTICS, half_statistics
 
 
@@ -174,7 +175,7 @@ def cast(y: Tensor, x: Tensor, weight: Tensor | None, precision: torch.dtype | N
     if y.dtype == torch.float64:
         return y
     device = y.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if has_autocast(device) and torch.is_autocast_enabled(device):
         return y.to(torch.get_autocast_dtype(device))
     return y.to(precision or half_of(weight) or x.dtype)
 

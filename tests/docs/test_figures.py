@@ -8,7 +8,16 @@ import re
 
 import pytest
 import torch
-from figures import RESULTS, WEIGHTS, int8_rows, machine_code_rows, speed_rows, whole_measurements
+from figures import (
+    RESULTS,
+    WEIGHTS,
+    int8_rows,
+    machine_code_rows,
+    speed_rows,
+    triton_rows,
+    versions_of_triton,
+    whole_measurements,
+)
 from pages import ROOT, SITE
 
 import adder_zoo
@@ -182,6 +191,28 @@ def test_machine_code():
     text = (SITE / "design/gpu-kernels.md").read_text()
     for row in machine_code_rows():
         assert f"\n{row}\n" in text
+
+
+def test_versions_of_triton():
+    """Those that were compiled: all within the limits, and the oldest is what pyproject.toml asks for."""
+    text = (SITE / "design/gpu-kernels.md").read_text()
+    for row in triton_rows():
+        assert f"\n{row}\n" in text
+    versions = versions_of_triton()
+    oldest = ".".join(next(iter(versions)).split(".")[:2])
+    assert f"triton>={oldest};" in (ROOT / "pyproject.toml").read_text()
+    for version in ("3.8.0", "3.9.0"):
+        for count in versions[version]["kernels"]:
+            if count["arch"] in ("sm_80", "sm_90") and "x16x" not in count["configuration"]:
+                name = f"{count['kernel']}.{count['configuration']} on {count['arch']}, Triton {version}"
+                assert count["spills_in_loop"] == 0, name
+                if count["kernel"] == "dx":
+                    assert count["slots"] <= 2.3, name
+                elif count["configuration"].endswith("float32"):
+                    assert count["share"] >= 0.9, name
+                elif count["configuration"].endswith("bfloat16"):
+                    assert count["share"] >= 0.88, name
+    assert not versions["3.9.0"]["fp_fusion_by_default"], "counted as Triton 3.10 will compile"
 
 
 def test_recipes_beside_a_bare_step():

@@ -1,11 +1,13 @@
 """The Triton kernel over bytes, under the interpreter: every integer and every rounding as the definition has it."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from interpreted import INTERPRETING, run_again
 
+from adder_zoo.ops import triton
 from adder_zoo.ops.geometry import Geometry
 from adder_zoo.ops.int8 import library, reference
 
@@ -35,6 +37,12 @@ if not INTERPRETING:
         x, w = torch.zeros(1, 4, 2, 2, dtype=torch.uint8), torch.zeros(1, 4, 1, 1, dtype=torch.uint8)
         with pytest.raises(RuntimeError, match="impl='triton' cannot run on cpu: "):
             library.adder2d_int8(x, w, 0, [1, 1], [0, 0, 0, 0], [1, 1], 1, "triton")
+
+    def test_the_kernels_describe_the_epilogue_as_the_operator_does():
+        """The kernels are a project of their own, so they have a description of their own."""
+        pytest.importorskip("triton")
+        theirs = [field.name for field in fields(triton.kernels().Requantise)]
+        assert theirs == [field.name.removeprefix("next_") for field in fields(reference.Epilogue)]
 
 else:
 

@@ -66,17 +66,43 @@ MACHINE_CODE = {
 }
 
 
+def _counted(kernels: list[dict[str, Any]], label: str, arch: str) -> dict[str, Any]:
+    """What was counted of the kernel of this row."""
+    kernel, layout, dtype, many = MACHINE_CODE[label]
+    found = [k for k in kernels if (k["kernel"], k["arch"]) == (kernel, arch)]
+    found = [k for k in found if k["configuration"].endswith(f"-{layout}-{dtype}")]
+    found.sort(key=lambda k: int(k["configuration"].split("x")[1]))  # filters of a tile
+    return found[-1 if many else 0]
+
+
+def versions_of_triton() -> dict[str, dict[str, Any]]:
+    """The counts by Triton's version, from benchmarks/results/sass.json and its neighbours, oldest first."""
+    records = [json.loads(path.read_text()) for path in RESULTS.glob("sass*.json")]
+    records.sort(key=lambda record: [int(part) for part in record["triton"].split(".")])
+    return {record["triton"]: record for record in records}
+
+
+def triton_rows() -> list[str]:
+    """Slots and spills in the loop on sm_90, a row for each version of Triton."""
+    labels = ("forward, more than 64 filters", "forward, up to 64", "dx, more than 64 channels", "dx, up to 64")
+    rows = []
+    for version, record in versions_of_triton().items():
+        cells = [version, "yes" if record["fp_fusion_by_default"] else "no"]
+        for label in (*labels, "forward, bfloat16, up to 64"):
+            count = _counted(record["kernels"], label, "sm_90")
+            cells.append(f"{count['slots']:.2f}, {count['spills_in_loop']}")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def machine_code_rows() -> list[str]:
     """Share, slots, registers and spills (in the loop, in all) of each kernel, from benchmarks/results/sass.json."""
     counted = json.loads((RESULTS / "sass.json").read_text())["kernels"]
     rows = []
-    for label, (kernel, layout, dtype, many) in MACHINE_CODE.items():
+    for label in MACHINE_CODE:
         cells = []
         for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
-            found = [k for k in counted if (k["kernel"], k["arch"]) == (kernel, arch)]
-            found = [k for k in found if k["configuration"].endswith(f"-{layout}-{dtype}")]
-            found.sort(key=lambda k: int(k["configuration"].split("x")[1]))  # filters of a tile
-            count = found[-1 if many else 0]
+            count = _counted(counted, label, arch)
             share = "" if arch == "gfx942" else f"{count['share']:.1%}, ".replace("%", " %")
             spills = f"{count['spills_in_loop']}/{count['spills']}"
             cells.append(f"{share}{count['slots']:.2f}, {count['registers']}, {spills}")

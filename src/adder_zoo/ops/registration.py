@@ -40,13 +40,19 @@ def operator(fake: Callable[..., Any], vmap: Callable[..., Any] | None = None) -
     return define
 
 
+@torch.compiler.assume_constant_result  # torch.compile of torch 2.10 cannot look inside
+def has_autocast(device: str) -> bool:
+    """Whether torch knows autocast for this kind of device; to ask others for it is an error."""
+    return torch.amp.is_autocast_available(device)
+
+
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, whose first argument is a tensor, run with autocast off for that tensor's kind of device."""
 
     @functools.wraps(function)
     def run(x: Tensor, *args: Any) -> Any:
         device = x.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        if not has_autocast(device) or not torch.is_autocast_enabled(device):
             return function(x, *args)
         with torch.autocast(device, enabled=False):
             return function(x, *args)
