@@ -1,6 +1,6 @@
 """Instructions, code and memory of whole networks on processors with and without a multiplier, counted in qemu.
 
-    python benchmarks/processors.py --data-dir DATA [--processors rv32i rv32im] [--write]
+    python benchmarks/processors.py --data-dir DATA [--processors rv32i rv32im] [--cmsis-nn FOLDER] [--write]
 
 LeNet-5-BN on MNIST and ResNet-20 on CIFAR-10 are exported as C three times (int8, int8 without a multiplication, and
 the convolutional twin in int8), compiled by gcc and run on real images. Every logit is held against Python's. With
@@ -24,6 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks/bare_metal"), str(ROOT / "tests/support")]
 
+import cmsis_nn  # noqa: E402
 import emulate  # noqa: E402
 from integer_images import read  # noqa: E402
 from small_networks import fitted  # noqa: E402
@@ -32,6 +33,7 @@ import adder_zoo  # noqa: E402
 
 NETWORKS = {"lenet5_bn": ("adder_lenet5_bn.mnist", "mnist"), "resnet20": ("adder_resnet20.cifar10", "cifar10")}
 KINDS = ("adder", "adder without multiplications", "convolution")
+CMSIS_NN = "convolution, CMSIS-NN"
 NO_MULTIPLIER = ("rv32i", "rv32e")
 PAGE = ROOT / "docs/deploy/processors"
 
@@ -84,6 +86,27 @@ def rows_of(network: str, kind: str, processors: list[str], data: str, count: in
     return rows
 
 
+def row_of_cmsis_nn(sources: Path, data: str, count: int = 4) -> dict:
+    """The twin of LeNet-5-BN as calls of CMSIS-NN on Cortex-M4; ends if its logits are others."""
+    integers, images = integer_network("lenet5_bn", "convolution", data)
+    images, folder = images[:count], ROOT / "build/processors/cmsis-nn"
+    unit = cmsis_nn.write(integers, images, sources.resolve(), folder, "network")
+    # It reads words by memcpy, which -ffreestanding alone would make calls of.
+    measured = emulate.measure(
+        emulate.PROCESSORS["cortex-m4"], folder, "network", images.numpy().tobytes(), count,
+        extra=[f"-I{sources.resolve() / 'Include'}", "-fbuiltin", "-O3"], libraries=["-lc"],
+    )  # fmt: skip
+    for answer, wanted in zip(measured.answers, (integers(images) / unit).tolist(), strict=True):
+        logits = [int(word) for word in answer.partition(":")[0].split()]
+        if max(abs(a - b) for a, b in zip(logits, wanted, strict=True)) > cmsis_nn.APART:
+            raise SystemExit(f"CMSIS-NN answers {logits}, which is not {wanted}")
+    return {
+        "network": "lenet5_bn", "kind": CMSIS_NN, "processor": "cortex-m4", "images": count,
+        "instructions": round(sum(measured.instructions) / count), "code_bytes": measured.code,
+        "constant_bytes": measured.constants, "memory_bytes": measured.memory,
+    }  # fmt: skip
+
+
 def page(rows: list[dict]) -> str:
     """The rows as Markdown."""
     text = (ROOT / "benchmarks/bare_metal/page.md").read_text()
@@ -100,9 +123,17 @@ def page(rows: list[dict]) -> str:
         f"| {r['network']} | {r['kind']} | {r['processor']} | {r['code_bytes']:,} | {r['constant_bytes']:,} | "
         f"{r['memory_bytes']:,} |"
         for r in rows
-        if r["processor"] in ("rv32i", "cortex-m4") and "by hand" not in r["kind"]
+        if r["processor"] in ("rv32i", "cortex-m4") and "by hand" not in r["kind"] and r["kind"] != CMSIS_NN
     ]
-    return text.replace("INSTRUCTIONS", "\n".join(lines)).replace("SIZES", "\n".join(sizes))
+    rival = cells.get(("lenet5_bn", "cortex-m4", CMSIS_NN))
+    beside = "- CMSIS-NN was not run beside it."
+    if rival:
+        beside = (
+            "- CMSIS-NN (`--cmsis-nn FOLDER` names its sources; gcc `-O3`) takes "
+            f"{rival['instructions'] / 1e6:.2f} million for the twin of LeNet-5-BN\n"
+            "  on Cortex-M4. Its logits are the twin's, within two of its coarser units."
+        )
+    return text.replace("CMSIS_NN", beside).replace("INSTRUCTIONS", "\n".join(lines)).replace("SIZES", "\n".join(sizes))
 
 
 def main() -> None:
@@ -110,6 +141,7 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="holds mnist/ and cifar10/, as the tests take them")
     parser.add_argument("--processors", nargs="+", choices=list(emulate.PROCESSORS), default=list(emulate.PROCESSORS))
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--cmsis-nn", type=Path, metavar="FOLDER", help="sources of CMSIS-NN, to count them as well")
     parser.add_argument("--write", action="store_true", help="write docs/deploy/processors.json and .md")
     options = parser.parse_args()
     try:
@@ -122,6 +154,9 @@ def main() -> None:
         for kind in KINDS:
             count = 10 if network == "lenet5_bn" else 1
             rows += rows_of(network, kind, options.processors, options.data_dir, count)
+    if options.cmsis_nn:
+        emulate.check_tools(["cortex-m4"])
+        rows.append(row_of_cmsis_nn(options.cmsis_nn, options.data_dir))
     if options.write:
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -78,9 +78,20 @@ def check_tools(processors: list[str]) -> None:
 
 
 def measure(
-    processor: Processor, folder: Path, name: str, images: bytes, count: int, defines=(), timeout=900
+    processor: Processor,
+    folder: Path,
+    name: str,
+    images: bytes,
+    count: int,
+    defines=(),
+    timeout=900,
+    extra=(),
+    libraries=(),
 ) -> Measured:
-    """Runs the network in ``folder``, as ``export_c`` wrote it, on ``count`` images."""
+    """Runs the network in ``folder``, as ``export_c`` wrote it, on ``count`` images.
+
+    ``extra`` are flags of its compilation, and ``libraries`` what it is linked with.
+    """
     values = ",".join(map(str, images))
     (folder / "images.h").write_text(
         f"#include <stdint.h>\n#define IMAGES {count}\n#define IMAGE_BYTES {len(images) // count}\n"
@@ -92,12 +103,12 @@ def measure(
     gcc = processor.prefix + "gcc"
     part, program = folder / f"{processor.name}.o", folder / f"{processor.name}.elf"
     flags = [*FLAGS, *processor.flags, *(f"-D{define}" for define in defines)]
-    _run([gcc, *flags, "-c", str(folder / f"{name}.c"), "-o", str(part)])
+    _run([gcc, *flags, *extra, "-c", str(folder / f"{name}.c"), "-o", str(part)])
     family = "riscv" if processor.prefix.startswith("riscv") else "arm"
     start = [str(HERE / "riscv.S")] if family == "riscv" else []
     _run(
         [gcc, *flags, f"-I{folder}", "-T", str(HERE / f"{family}.ld"), *start, str(HERE / "program.c"), str(part),
-         "-lgcc", "-Wl,--no-warn-rwx-segments", "-o", str(program)]
+         *libraries, "-lgcc", "-Wl,--no-warn-rwx-segments", "-o", str(program)]
     )  # fmt: skip
     printed = _run(
         [*processor.emulator, "-icount", "shift=0", "-nographic", "-monitor", "none", "-kernel", str(program)], timeout

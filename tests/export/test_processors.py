@@ -9,6 +9,7 @@ from integer_networks import integer_network
 import adder_zoo
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks/bare_metal"))
+import cmsis_nn
 import emulate
 
 
@@ -39,6 +40,12 @@ def test_products_are_seen_in_the_disassembly(tmp_path):
     for name in ("rv32i", "rv32im", "cortex-m0", "cortex-m4"):
         assert measured(name, tmp_path / "c", network, images[:1]).multiplies
     measured("rv32i", tmp_path / "c", network, images[:1], "PRODUCTS_BY_BITS")
+
+
+def test_sources_of_cmsis_nn_that_are_not_there_are_named(tmp_path):
+    network, _, images = integer_network("mixed", "conv")
+    with pytest.raises(ValueError, match=r"does not hold the sources of CMSIS-NN: .*arm_convolve_wrapper_s8.c"):
+        cmsis_nn.write(network, images, tmp_path, tmp_path / "c", "network")
 
 
 def test_missing_packages_are_named(monkeypatch):
