@@ -277,7 +277,7 @@ def test_tuner(monkeypatch):
 def test_bytes(groups, stride):
     """Sums and what follows them, to the last bit of the definition."""
     torch.manual_seed(0)
-    x = torch.randint(256, (3, 16, 17, 19), dtype=torch.uint8)
+    x = torch.randint(256, (1, 16, 4, 3) if REHEARSING else (3, 16, 17, 19), dtype=torch.uint8)
     w = torch.randint(256, (80, 16 // groups, 3, 3), dtype=torch.uint8)
     geometry = [stride, stride], [1, 1, 1, 1], [1, 1], groups
     sums = adder2d_int8(x, w, 100, *geometry, "reference")
