@@ -196,7 +196,7 @@ def test_batches_answer_as_images_do():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dataset", "count"),
-    [("adder_lenet5_bn.mnist", "mnist", 10_000), ("adder_resnet20.cifar10", "cifar10", 5_000)],
+    [("adder_lenet5_bn.mnist", "mnist", 10_000), ("adder_resnet20.cifar10", "cifar10", 10_000)],
 )
 @pytest.mark.parametrize("multiplier_free", [False, True])
 def test_accuracy_is_that_of_int8(name, dataset, count, multiplier_free, data_dir):
