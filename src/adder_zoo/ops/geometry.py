@@ -169,7 +169,7 @@ def numbers(sizes: Sequence[Any]) -> list[Any]:
 def _pair(name: str, value: int | Sequence[int], least: int) -> list[int]:
     values: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value]
     if len(values) == 1:
-        values *= 2
+        values = values * 2  # not "*=", which torch.compile of torch 2.10 does not take
     if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, (int, torch.SymInt)) for v in values):
         raise TypeError(f"adder2d: {name} must be an int or a pair of ints, got {value!r}")
     if min(values) < least:
