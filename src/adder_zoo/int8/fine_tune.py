@@ -20,10 +20,12 @@ from .quantize import Calibration, calibrated, fused_layers, listed, unreached
 def fake_quantize(model: nn.Module, calibration: Calibration, *, bits: int = 4, images: int = 512) -> nn.Module:
     """A copy of ``model`` to fine-tune for few bits: it computes in float32 with the values that bytes stand for.
 
-    Train it as any network, then call ``quantize(network.eval())``: the integers are those that training saw, and the
-    logits equal within float32 rounding. The adder layers keep their gradients (``weight_grad``, ``input_grad``), which
-    pass the rounding as it is. In a state dict each such layer has ``input_range``; a network of the same kind
-    that loads it computes in the same way.
+    Train it as any network, then call ``quantize(network.eval())``: it takes the same ranges and filters. Sums are
+    exact then, where float32 rounded them. So a value at the border of two levels may become the other one, and others
+    behind it: at 4 bits ResNet-20's logits moved by a fifth of their spread, and its accuracy by 0.3 points.
+
+    The adder layers keep their gradients (``weight_grad``, ``input_grad``), which pass the rounding as it is. In a
+    state dict each such layer has ``input_range``; a network of the same kind that loads it computes in the same way.
 
     Args:
         model: A trained float network in eval mode, as for ``quantize``. It is left as it is.
