@@ -88,7 +88,8 @@ def fine_tuned(run: Path, row: dict) -> dict:
         sys.exit(
             f"{run} was tested on {results['test_images']} images of {results['dataset']}, not as the report's row"
         )
-    return {str(config["bits"]): {"accuracy": round(accuracy, 2), "epochs": results["epochs"], "init": config["init"]}}
+    init = Path(config["init"]).name
+    return {str(config["bits"]): {"accuracy": round(accuracy, 2), "epochs": results["epochs"], "init": init}}
 
 
 def scored(args: argparse.Namespace) -> dict:
