@@ -1,6 +1,6 @@
 // y, dx and dw for 1 < p < 2: y = -sum |x - w|^p and its derivatives. See power.h for the power itself.
 //
-// It takes some twenty instructions for a tap, so nothing else is as dear, and no layer needs a tile of its own: lanes
+// It takes some 25 instructions for a tap, so nothing else is as dear, and no layer needs a tile of its own: lanes
 // are filters (y, dw) or channels (dx), also those of several groups, and what a lane reads is laid out before.
 #ifndef ADDER_POWER_KERNELS_H
 #define ADDER_POWER_KERNELS_H

@@ -88,8 +88,13 @@ def fine_tuned(run: Path, row: dict) -> dict:
         sys.exit(
             f"{run} was tested on {results['test_images']} images of {results['dataset']}, not as the report's row"
         )
-    init = Path(config["init"]).name
-    return {str(config["bits"]): {"accuracy": round(accuracy, 2), "epochs": results["epochs"], "init": init}}
+    row = {
+        "accuracy": round(accuracy, 2),
+        "with_float32_sums": round(results["test_accuracy"], 2),
+        "epochs": results["epochs"],
+        "init": Path(config["init"]).name,
+    }
+    return {str(config["bits"]): row}
 
 
 def scored(args: argparse.Namespace) -> dict:

@@ -22,7 +22,8 @@ def fake_quantize(model: nn.Module, calibration: Calibration, *, bits: int = 4, 
 
     Train it as any network, then call ``quantize(network.eval())``: it takes the same ranges and filters. Sums are
     exact then, where float32 rounded them. So a value at the border of two levels may become the other one, and others
-    behind it: at 4 bits ResNet-20's logits moved by a fifth of their spread, and its accuracy by 0.3 points.
+    behind it; with few bits this moves the logits as rounding itself does (docs/paper/quantization.json has both
+    accuracies of a 4-bit ResNet-20).
 
     The adder layers keep their gradients (``weight_grad``, ``input_grad``), which pass the rounding as it is. In a
     state dict each such layer has ``input_range``; a network of the same kind that loads it computes in the same way.

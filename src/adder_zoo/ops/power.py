@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 
-import numpy as np
-from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from . import reference
@@ -32,6 +31,9 @@ def _power(p: float, factor: float) -> _Power:
 
     It is interpolated at Chebyshev's points, which is nearly the best that a polynomial can do.
     """
+    import numpy as np  # here, to keep `import adder_zoo` quick
+    from numpy.polynomial import chebyshev
+
     points = chebyshev.chebpts1(DEGREE + 1)
     fitted = chebyshev.chebfit(points, factor * (1.5 + points / 2) ** (p - 2), DEGREE)
     coefficients = chebyshev.cheb2poly(fitted) * 2.0 ** np.arange(DEGREE + 1)
@@ -52,25 +54,24 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry, *, p: float) -> Tenso
 
 def grad_input(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, input_grad: str, *, p: float) -> Tensor:
     """dx = Σ dy·p·|w - x|^(p-1)·sgn(w - x), [N, C, H, W], in the dtype of x, whatever ``input_grad``."""
-    d, a, b = dense(dy), dense(x), dense(weight)
-    shape = native_shape(x.shape, weight.shape, geometry)
-    dx = empty(x.shape)
-    pointers = d.data_ptr(), a.data_ptr(), b.data_ptr()
-    status = library().power_grad_input(shape, *pointers, ctypes.byref(_power(p, p)), dx.data_ptr())
-    if status == NOT_FINITE:
-        return reference.grad_input(dy, x, weight, geometry, input_grad, p)
-    check_status(status)
-    return dx.to(x.dtype)
+    dx = _gradient(library().power_grad_input, x, dy, x, weight, geometry, p)
+    return reference.grad_input(dy, x, weight, geometry, input_grad, p) if dx is None else dx
 
 
 def grad_weight(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, weight_grad: str, *, p: float) -> Tensor:
     """dw = Σ dy·p·|x - w|^(p-1)·sgn(x - w), [K, C/G, R, S], in the dtype of weight, whatever ``weight_grad``."""
-    d, a, b = dense(dy), dense(x), dense(weight)
-    shape = native_shape(x.shape, weight.shape, geometry)
-    dw = empty(weight.shape)
-    pointers = d.data_ptr(), a.data_ptr(), b.data_ptr()
-    status = library().power_grad_weight(shape, *pointers, ctypes.byref(_power(p, p)), dw.data_ptr())
+    dw = _gradient(library().power_grad_weight, weight, dy, x, weight, geometry, p)
+    return reference.grad_weight(dy, x, weight, geometry, weight_grad, p) if dw is None else dw
+
+
+def _gradient(
+    kernel: Callable[..., int], of: Tensor, dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, p: float
+) -> Tensor | None:
+    """What ``kernel`` writes, in the shape and dtype of ``of``; None for numbers that it does not take."""
+    operands = dense(dy), dense(x), dense(weight)  # held while the library reads them
+    shape, answer = native_shape(x.shape, weight.shape, geometry), empty(of.shape)
+    status = kernel(shape, *(t.data_ptr() for t in operands), ctypes.byref(_power(p, p)), answer.data_ptr())
     if status == NOT_FINITE:
-        return reference.grad_weight(dy, x, weight, geometry, weight_grad, p)
+        return None
     check_status(status)
-    return dw.to(weight.dtype)
+    return answer.to(of.dtype)
