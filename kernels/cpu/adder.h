@@ -53,15 +53,10 @@ typedef struct {
   int32_t relu;               /* act: 0 nothing, 1 ReLU (a NaN stays one) */
 } adder_epilogue;
 
-/* Filters as adder_forward reads them, for those who call it often with the same ones: adder_pack writes
- * adder_packed_size floats, aligned to 64 bytes. They are good for calls with the same shape (N aside) under the
- * instruction set that packed them, and for no others. */
-ADDER_API int64_t adder_packed_size(const adder_shape *shape);
-ADDER_API void adder_pack(const adder_shape *shape, const float *w, float *packed);
 /* y = -sum |x - w|, Eq. 2. exact = 0 lets finite tiles without cancellation take 2 sum max(x, w) - sum x - sum w.
- * packed may be NULL, and then w is packed for this call; with it w is not read. epilogue may be NULL. */
-ADDER_API int adder_forward(const adder_shape *shape, const float *x, const float *w, const float *packed,
-                            const adder_epilogue *epilogue, float *y, int exact);
+ * epilogue may be NULL. */
+ADDER_API int adder_forward(const adder_shape *shape, const float *x, const float *w, const adder_epilogue *epilogue,
+                            float *y, int exact);
 /* dx = sum dy t(w - x), Eq. 6 and 7: t clamps (ADDER_CLIPPED), is the identity (ADDER_FULL) or the sign. exact = 0 lets
  * tiles take sum dy median(w, x - 1, x + 1) - x sum dy for the clamp, where all x lie in [-1, 8] after the same whole
  * number, 0 to 4, was added to x and w. */

@@ -108,13 +108,9 @@ void adder_set_adds(int adds) { adder::adds = adds < 0 ? adder::adds_are_faster(
 
 void adder_set_parallel_for(adder_parallel_for parallel_for) { adder::threads = parallel_for; }
 
-int64_t adder_packed_size(const adder_shape *shape) { return adder::current->packed_size(shape); }
-
-void adder_pack(const adder_shape *shape, const float *w, float *packed) { adder::current->pack(shape, w, packed); }
-
-int adder_forward(const adder_shape *shape, const float *x, const float *w, const float *packed,
-                  const adder_epilogue *epilogue, float *y, int exact) {
-  return adder::current->forward(shape, x, w, packed, epilogue, y, exact);
+int adder_forward(const adder_shape *shape, const float *x, const float *w, const adder_epilogue *epilogue, float *y,
+                  int exact) {
+  return adder::current->forward(shape, x, w, epilogue, y, exact);
 }
 
 int adder_grad_input(const adder_shape *shape, const float *dy, const float *x, const float *w, float *dx, int mode,

@@ -22,37 +22,25 @@
 
 namespace ADDER_NAMESPACE {
 
-inline int64_t packed_size(const adder_shape *s) {
-  const Shape shape(*s);
-  return choose_forward(shape, false).narrow ? packed_floats<Narrow>(shape) : packed_floats<Widest>(shape);
-}
-
-inline void pack(const adder_shape *s, const float *w, float *packed) {
-  const Shape shape(*s);
-  choose_forward(shape, false).narrow ? pack_filters<Narrow>(shape, w, packed) : pack_filters<Widest>(shape, w, packed);
-}
-
 template <class T>
-int run_forward(const Choice &choice, const Shape &shape, const float *x, const float *w, const float *packed,
-                const adder_epilogue *e, float *y) {
+int run_forward(const Choice &choice, const Shape &shape, const float *x, const float *w, const adder_epilogue *e,
+                float *y) {
   const bool small = choice.algorithm != Algorithm::CHANNELS;
   const Epilogue<T> epilogue(e, small ? 1 : shape.groups, small ? shape.K : shape.Kg);
-  Scratch<float> scratch(packed ? 1 : packed_floats<T>(shape));
-  if (!scratch || !epilogue.padded) return ADDER_NO_MEMORY;
-  if (!packed) pack_filters<T>(shape, w, scratch);
-  const float *const filters = packed ? packed : scratch;
+  Scratch<float> filters(packed_floats<T>(shape));
+  if (!filters || !epilogue.padded) return ADDER_NO_MEMORY;
+  pack_filters<T>(shape, w, filters);
   if (choice.algorithm == Algorithm::DEPTHWISE) return forward_depthwise<T>(shape, x, filters, epilogue, y);
   if (choice.algorithm == Algorithm::GROUPS) return forward_by_groups<T>(shape, x, filters, epilogue, y);
   return forward_by_channels<T>(shape, x, filters, epilogue, y, choice.identity);
 }
 
-inline int forward(const adder_shape *s, const float *x, const float *w, const float *packed, const adder_epilogue *e,
-                   float *y, int exact) {
+inline int forward(const adder_shape *s, const float *x, const float *w, const adder_epilogue *e, float *y, int exact) {
   if (s->N * s->P * s->Q == 0) return ADDER_OK;
   const Shape shape(*s);
   const Choice choice = choose_forward(shape, exact);
-  return choice.narrow ? run_forward<Narrow>(choice, shape, x, w, packed, e, y)
-                       : run_forward<Widest>(choice, shape, x, w, packed, e, y);
+  return choice.narrow ? run_forward<Narrow>(choice, shape, x, w, e, y)
+                       : run_forward<Widest>(choice, shape, x, w, e, y);
 }
 
 template <class T> int run_grad_input(const Choice &choice, const GradInputOperands &operands) {
@@ -123,8 +111,6 @@ inline const char *kernel(const adder_shape *s, int direction) {
 
 constexpr adder::Kernels make_table(const char *isa) {
   return {isa,
-          packed_size,
-          pack,
           forward,
           grad_input,
           grad_weight,

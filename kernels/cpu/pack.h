@@ -7,7 +7,7 @@
 
 namespace ADDER_NAMESPACE {
 
-// What adder_pack writes: panels [vectors][taps][L], then sums of w and of |w| over each row of taps,
+// Packed filters: panels [vectors][taps][L], then sums of w and of |w| over each row of taps,
 // [vectors][R][2][L]; for small groups filters [taps][lanes].
 template <class T> int64_t packed_floats(const Shape &s) {
   if (s.small_groups<T>(s.Kg)) return s.taps * ceil_div(s.K, T::L) * T::L;

@@ -22,10 +22,7 @@ extern bool adds;
 
 struct Kernels {
   const char *isa;
-  int64_t (*packed_size)(const adder_shape *);
-  void (*pack)(const adder_shape *, const float *w, float *packed);
-  int (*forward)(const adder_shape *, const float *x, const float *w, const float *packed, const adder_epilogue *,
-                 float *y, int exact);
+  int (*forward)(const adder_shape *, const float *x, const float *w, const adder_epilogue *, float *y, int exact);
   int (*grad_input)(const adder_shape *, const float *dy, const float *x, const float *w, float *dx, int mode,
                     int exact);
   int (*grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, float *dw, int mode);

@@ -2,7 +2,7 @@
 // or on one layer, to be counted.
 //
 //   driver cases FILE
-//   driver layer WHAT ISA N C H K R STRIDE [GROUPS]     WHAT: forward, exact, fused, pack, dx, dw, dw-rest, dw-sign
+//   driver layer WHAT ISA N C H K R STRIDE [GROUPS]     WHAT: forward, exact, fused, dx, dw, dw-rest, dw-sign
 #include "adder.h"
 
 #include <cmath>
@@ -39,14 +39,6 @@ struct Expected {
   }
 };
 
-// A heap block of exactly this size, aligned as the interface asks, so that a sanitizer sees its end.
-static float *aligned(int64_t floats) {
-  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-  void *memory = nullptr;
-  if (posix_memalign(&memory, 64, bytes ? bytes : 64)) std::abort();
-  return static_cast<float *>(memory);
-}
-
 static void run_case(const adder_shape &s, FILE *file, const std::string &isa, int64_t number) {
   const int64_t ny = s.N * s.P * s.Q * s.K, nx = s.N * s.H * s.W * s.C, nw = s.K * s.R * s.S * (s.C / s.groups);
   Floats x, w, dy, scale, shift, residual;
@@ -68,23 +60,20 @@ static void run_case(const adder_shape &s, FILE *file, const std::string &isa, i
   };
   for (int exact = 0; exact < 2; ++exact) {
     y.assign(ny, nan);
-    run(adder_forward(&s, x.data(), w.data(), nullptr, nullptr, y.data(), exact), "forward");
+    run(adder_forward(&s, x.data(), w.data(), nullptr, y.data(), exact), "forward");
     (exact ? y_exact : y_fast).check(y, what + (exact ? "y, exact" : "y"));
     for (int adds = 0; adds < 2; ++adds) {
       Floats again(ny, nan);
       adder_set_adds(adds);
-      run(adder_forward(&s, x.data(), w.data(), nullptr, nullptr, again.data(), exact), "forward");
+      run(adder_forward(&s, x.data(), w.data(), nullptr, again.data(), exact), "forward");
       if (std::memcmp(again.data(), y.data(), sizeof(float) * again.size())) fail(what + "additions and fma differ");
     }
     adder_set_adds(-1);
   }
-  float *const packed = aligned(adder_packed_size(&s));
-  adder_pack(&s, w.data(), packed);
   const adder_epilogue epilogue = {scale.data(), shift.data(), residual.data(), 1};
   y.assign(ny, nan);
-  run(adder_forward(&s, x.data(), nullptr, packed, &epilogue, y.data(), 0), "forward, fused");
+  run(adder_forward(&s, x.data(), w.data(), &epilogue, y.data(), 0), "forward, fused");
   fused.check(y, what + "y, fused");
-  std::free(packed);
   for (int i = 0; i < 6; ++i) { // the last three exactly
     gx.assign(nx, nan);
     run(adder_grad_input(&s, dy.data(), x.data(), w.data(), gx.data(), i % 3, i / 3), "dx");
@@ -166,22 +155,18 @@ static int run_layer(int count, char **arguments) {
   Floats x(s.N * s.H * s.W * s.C), w(s.K * s.R * s.S * (s.C / s.groups)), y(s.N * s.P * s.Q * s.K), out;
   fill(x, 1, true), fill(w, 2, false), fill(y, 3, false);
   if (what == "forward" || what == "exact")
-    return adder_forward(&s, x.data(), w.data(), nullptr, nullptr, y.data(), what == "exact");
-  if (what == "pack" || what == "fused") {
-    float *const packed = aligned(adder_packed_size(&s));
-    adder_pack(&s, w.data(), packed);
+    return adder_forward(&s, x.data(), w.data(), nullptr, y.data(), what == "exact");
+  if (what == "fused") {
     const Floats scale(s.K, 0.1f), shift(s.K, 0.5f), residual = y;
     const adder_epilogue e = {scale.data(), shift.data(), residual.data(), 1};
-    const int status = what == "pack" ? ADDER_OK : adder_forward(&s, x.data(), nullptr, packed, &e, y.data(), 0);
-    std::free(packed);
-    return status;
+    return adder_forward(&s, x.data(), w.data(), &e, y.data(), 0);
   }
   out.resize(what == "dx" ? x.size() : w.size());
   if (what == "dx") return adder_grad_input(&s, y.data(), x.data(), w.data(), out.data(), ADDER_CLIPPED, 0);
   if (what == "dw") return adder_grad_weight_product(&s, y.data(), x.data(), w.data(), out.data());
   if (what == "dw-rest") return adder_grad_weight_from_convolution(&s, y.data(), w.data(), out.data());
   if (what == "dw-sign") return adder_grad_weight(&s, y.data(), x.data(), w.data(), out.data(), ADDER_SIGN);
-  std::fprintf(stderr, "%s is none of forward, exact, fused, pack, dx, dw, dw-rest, dw-sign\n", what.c_str());
+  std::fprintf(stderr, "%s is none of forward, exact, fused, dx, dw, dw-rest, dw-sign\n", what.c_str());
   return 2;
 }
 

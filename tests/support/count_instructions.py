@@ -27,7 +27,6 @@ LAYERS = [
     "exact avx2 1 64 8 64 3 1",
     "fused avx2 1 64 8 64 3 1",
     "fused avx2 1 64 14 64 3 1 64",
-    "pack avx2 1 64 8 64 3 1",
     "dx avx2 1 16 32 16 3 1",
     "dx avx2 1 64 8 64 3 1",
     "dx avx2 8 16 32 16 3 1",
@@ -67,7 +66,6 @@ INT8_LAYERS = [
 ]
 FUNCTIONS = {
     **dict.fromkeys(("forward", "exact", "fused"), "adder_forward"),
-    "pack": "adder_pack",
     "dx": "adder_grad_input",
     "dw": "adder_grad_weight_product",
     "dw-rest": "adder_grad_weight_from_convolution",

@@ -50,17 +50,19 @@ class Library:
     """The loaded native library.
 
     Attributes:
+        path: Its file.
         isas: The instruction sets that this build and this CPU have, best first.
         threading: What runs the kernels' loops.
     """
 
     def __init__(self, path: Path):
+        self.path = path.resolve()
         self.native = native = ctypes.CDLL(str(path))
         native.adder_isa.restype = native.adder_isas.restype = c_char_p
         native.adder_use.argtypes = [c_char_p]
         shape, pointer = POINTER(NativeShape), c_void_p
         self.forward = native.adder_forward
-        self.forward.argtypes = [shape, pointer, pointer, pointer, POINTER(_Epilogue), pointer, c_int]
+        self.forward.argtypes = [shape, pointer, pointer, POINTER(_Epilogue), pointer, c_int]
         self.grad_input = native.adder_grad_input
         self.grad_weight = native.adder_grad_weight
         self.grad_input.argtypes = [shape, pointer, pointer, pointer, pointer, c_int, c_int]
@@ -136,7 +138,7 @@ def forward(
     x, weight = dense(x), dense(weight)
     shape = native_shape(x.shape, weight.shape, geometry)
     y = empty((shape.N, shape.K, shape.P, shape.Q))
-    check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, None, y.data_ptr(), exact))
+    check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, y.data_ptr(), exact))
     return y
 
 
@@ -156,7 +158,7 @@ def forward_fused(
     residual = None if residual is None else dense(residual.to(torch.float32))
     y = empty((shape.N, shape.K, shape.P, shape.Q))
     epilogue = _Epilogue(scale.data_ptr(), shift.data_ptr(), None if residual is None else residual.data_ptr(), relu)
-    check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), None, epilogue, y.data_ptr(), False))
+    check_status(library().forward(shape, x.data_ptr(), weight.data_ptr(), epilogue, y.data_ptr(), False))
     return y
 
 

@@ -191,8 +191,8 @@ void compute(const Node &node, OrtKernelContext *context) {
   int status;
   if (!node.fused() && !node.bytes()) {
     auto *to = static_cast<float *>(output(context, 0, y));
-    status = adder_forward(&shape, static_cast<const float *>(x.data), static_cast<const float *>(w.data), nullptr,
-                           nullptr, to, 0);
+    status =
+        adder_forward(&shape, static_cast<const float *>(x.data), static_cast<const float *>(w.data), nullptr, to, 0);
   } else if (!node.fused()) {
     auto *to = static_cast<int32_t *>(output(context, 0, y));
     status = adder_int8_forward(&shape, static_cast<const uint8_t *>(x.data), static_cast<const uint8_t *>(w.data),
@@ -218,8 +218,8 @@ void compute(const Node &node, OrtKernelContext *context) {
     } else {
       auto *to = static_cast<float *>(output(context, 0, y));
       const adder_epilogue after{by, plus, other, static_cast<int32_t>(node.relu)};
-      status = adder_forward(&shape, static_cast<const float *>(x.data), static_cast<const float *>(w.data), nullptr,
-                             &after, to, 0);
+      status =
+          adder_forward(&shape, static_cast<const float *>(x.data), static_cast<const float *>(w.data), &after, to, 0);
     }
   }
   running = nullptr;
