@@ -5,7 +5,6 @@
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
 # make driver  the CPU library's drivers without Python, into build/, for limits.py and count_instructions.py
 # make test-arm  the CPU library cross-compiled for aarch64, under qemu (Debian: g++-aarch64-linux-gnu qemu-user-static)
-# make onnx-library ORT_INCLUDE=FOLDER  our kernels as operators of ONNX Runtime, into build/; FOLDER has its C header
 # make test-riscv, make test-arm-m  exported networks on processors with and without a multiplier, in qemu; DATA=FOLDER
 # make dist    what PyPI takes, into dist/: the sources, and a manylinux wheel that is built from them; nothing is uploaded
 # make docs    the documentation as a site, docs/_build/html; make figures draws its pictures
@@ -24,7 +23,7 @@ GPU_MINUTES ?= 13
 
 MINUTES ?= 10
 
-.PHONY: install demo test test-ci test-all test-triton newest-triton test-python310 test-arm test-riscv test-arm-m bench driver onnx-library dist docs figures check gpu gpu-train cards kernel clean
+.PHONY: install demo test test-ci test-all test-triton newest-triton test-python310 test-arm test-riscv test-arm-m bench driver dist docs figures check gpu gpu-train cards kernel clean
 
 install: .venv/installed
 
@@ -93,10 +92,6 @@ driver: install
 		g++ -std=c++17 -O1 -fno-trapping-math -fno-math-errno -Ikernels/cpu tests/native/$$name.cpp \
 			src/adder_zoo/_native.so -Wl,-rpath,$(CURDIR)/src/adder_zoo -o build/$$name || exit 1; done
 
-onnx-library:
-	@test -n "$(ORT_INCLUDE)" || { echo "give ORT_INCLUDE=FOLDER, the include/ of a release of ONNX Runtime"; exit 1; }
-	$(PYTHON) kernels/onnx/build.py "$(ORT_INCLUDE)" -o build/libadder_onnx.so
-
 dist: install
 	rm -rf build/dist dist
 	$(BIN)/python -m build --outdir build/dist
@@ -113,7 +108,7 @@ figures: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror kernels/cpu/*.h kernels/cpu/*.cpp kernels/onnx/*.cpp tests/native/*.cpp benchmarks/*.cpp
+	$(BIN)/clang-format --dry-run --Werror kernels/cpu/*.h kernels/cpu/*.cpp tests/native/*.cpp benchmarks/*.cpp
 	$(BIN)/mypy
 	$(BIN)/vermin --quiet --no-tips --violations -t=3.10- src recipes benchmarks tests docs kernels setup.py
 	$(BIN)/vermin --quiet --no-tips --violations -t=3.9- kernels/adder2d

@@ -17,7 +17,8 @@ from setuptools.modified import newer_group
 FOLDER = "kernels/cpu"
 MACHINES = {"amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 # Floats mean what IEEE says (no -ffast-math). -fno-trapping-math and -fno-math-errno only drop exception flags and
-# errno, which nobody reads, and let loops be vectorised.
+# errno, which nobody reads, and let loops be vectorised. -Wno-maybe-uninitialized: GCC 12 warns of its own header for
+# AVX-512.
 BUILD = json.loads(Path(FOLDER, "sources.json").read_text())
 CPU = BUILD[MACHINES.get(platform.machine().lower(), "other")]
 

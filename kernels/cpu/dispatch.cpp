@@ -26,10 +26,18 @@ void *allocate(size_t bytes) {
 void release(void *memory) { std::free(memory); }
 
 static adder_parallel_for threads = nullptr;
+static thread_local adder_parallel_for threads_here = nullptr;
+
+adder_parallel_for use_here(adder_parallel_for other) {
+  const adder_parallel_for before = threads_here;
+  threads_here = other;
+  return before;
+}
 
 void parallel_for(int64_t count, int64_t grain, adder_body body, void *context) {
   if (count <= 0) return;
-  if (threads == nullptr || count <= grain || threads(0, count, grain, body, context) != 0) body(0, count, context);
+  const adder_parallel_for run = threads_here ? threads_here : threads;
+  if (run == nullptr || count <= grain || run(0, count, grain, body, context) != 0) body(0, count, context);
 }
 
 static bool runs(const Kernels &kernels) {

@@ -1,34 +1,45 @@
-// The adder layers of our ONNX files as operators of ONNX Runtime, on a CPU: kernels/cpu behind ONNX Runtime's C
-// interface.
+// The adder layers of our ONNX files as operators of ONNX Runtime: SessionOptions.register_custom_ops_library takes
+// this library.
 //
 // A runtime that knows an operator of a node's name runs that, and not the function that the file has for the node.
 // Names, shapes and attributes are as in src/adder_zoo/onnx/_functions.py: x [N, H, W, C], w [K, R, S, C/group],
-// y and residual [N, P, Q, K], which is the order that the kernels work in, so nothing is copied.
-#include <algorithm>
-#include <array>
-#include <cstdint>
-#include <exception>
-#include <memory>
-#include <string>
-#include <utility>
-#include <vector>
-
+// y and residual [N, P, Q, K], which is the order that the kernels work in, so nothing is copied. The kernels' loops
+// run on ONNX Runtime's own threads.
 #include "adder.h"
 #include "adder_int8.h"
-#include "onnxruntime_c_api.h"
+#include "onnx_runtime.h"
+#include "parallel.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
 
 namespace {
 
-constexpr auto FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-constexpr auto UINT8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-constexpr auto INT32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-constexpr uint32_t OLDEST = 17; // version of the interface that has all that is called here
+using namespace onnx_runtime;
 
-const OrtApi *api;                            // set once, when the library is loaded
-thread_local const OrtKernelContext *running; // whose threads a kernel may use
-using Shape = std::vector<int64_t>;
+const Api *api; // set when a session takes the library; the same for all, since a process has one ONNX Runtime
 
-// ---- ONNX Runtime's threads ----
+#define TRY(call)                                     \
+  do {                                                \
+    if (Status *const status = (call)) return status; \
+  } while (0)
+
+Status *refuse(const char *node, const char *message) {
+  char text[256];
+  std::snprintf(text, sizeof text, "adder_zoo: %s: %s", node, message);
+  return create_status(api, INVALID_ARGUMENT, text);
+}
+
+int64_t least(std::initializer_list<int64_t> numbers) {
+  int64_t answer = INT64_MAX;
+  for (const int64_t n : numbers) answer = n < answer ? n : answer;
+  return answer;
+}
+
+// ---- threads ----
+
+thread_local const KernelContext *running; // whose threads a kernel may use
 
 struct Pieces {
   int64_t begin, end, size;
@@ -38,260 +49,300 @@ struct Pieces {
 
 void run_piece(void *data, size_t i) {
   const Pieces &p = *static_cast<const Pieces *>(data);
-  const int64_t first = p.begin + static_cast<int64_t>(i) * p.size;
-  p.body(first, std::min(first + p.size, p.end), p.context);
+  const int64_t first = p.begin + static_cast<int64_t>(i) * p.size, last = first + p.size;
+  p.body(first, last < p.end ? last : p.end, p.context);
 }
 
-int32_t parallel_for(int64_t begin, int64_t end, int64_t grain, adder_body body, void *context) {
-  const int64_t count = end - begin, most = 64;
-  if (count <= 0) return 0;
-  const int64_t size = std::max(std::max<int64_t>(grain, 1), (count + most - 1) / most);
+int32_t on_runtime_threads(int64_t begin, int64_t end, int64_t grain, adder_body body, void *context) {
+  constexpr int64_t MOST = 64; // pieces
+  const int64_t count = end - begin, even = (count + MOST - 1) / MOST, size = grain > even ? grain : even;
   Pieces pieces{begin, end, size, body, context};
-  const auto total = static_cast<size_t>((count + size - 1) / size);
-  if (total < 2 || running == nullptr) {
-    body(begin, end, context);
-    return 0;
-  }
-  OrtStatus *status = api->KernelContext_ParallelFor(running, run_piece, total, 0, &pieces);
+  Status *const status =
+      parallel_for(api, running, run_piece, static_cast<size_t>((count + size - 1) / size), 0, &pieces);
   if (status == nullptr) return 0;
-  api->ReleaseStatus(status);
+  release_status(api, status);
   return 1;
 }
 
-// ---- errors ----
-
-// An error of ONNX Runtime's, or of ours, on its way to the caller.
-struct Failed {
-  OrtStatus *status;
+// The kernels that are called while it lives, on this thread, use the threads of ONNX Runtime.
+struct RuntimeThreads {
+  const KernelContext *const running_before = running;
+  const adder_parallel_for before = adder::use_here(on_runtime_threads);
+  explicit RuntimeThreads(const KernelContext *context) { running = context; }
+  ~RuntimeThreads() {
+    running = running_before;
+    adder::use_here(before);
+  }
 };
 
-void check(OrtStatus *status) {
-  if (status != nullptr) throw Failed{status};
-}
+// ---- operators and nodes ----
 
-[[noreturn]] void fail(const std::string &message) {
-  throw Failed{api->CreateStatus(ORT_INVALID_ARGUMENT, ("adder_zoo: " + message).c_str())};
-}
+struct Operator : CustomOperator {
+  const char *label;
+  bool fused, bytes;
+  size_t inputs, outputs;
+  ElementType taken[5], given[2];
+};
 
-// ---- a node ----
+const Operator &self(const CustomOperator *op) { return *static_cast<const Operator *>(op); }
 
 struct Node {
-  std::string name;
-  int64_t stride_h = 1, stride_w = 1, pad_top = 0, pad_bottom = 0, pad_left = 0, pad_right = 0;
-  int64_t dilation_h = 1, dilation_w = 1, group = 1;
-  int64_t relu = 0, zero_point = 0, wide = 0, narrow = 0, next_zero_point = 0, top = 0;
-  float inverse_step = 0;
+  const Operator *op;
+  int64_t stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, group;
+  int64_t relu, zero_point, wide, narrow, next_zero_point, top;
+  float inverse_step;
 
-  Node(const char *given, const OrtKernelInfo *info) : name(given) {
-    const std::pair<const char *, int64_t *> geometry[] = {
-        {"stride_h", &stride_h},     {"stride_w", &stride_w},     {"pad_top", &pad_top},
-        {"pad_bottom", &pad_bottom}, {"pad_left", &pad_left},     {"pad_right", &pad_right},
-        {"dilation_h", &dilation_h}, {"dilation_w", &dilation_w}, {"group", &group}};
-    for (const auto &[key, value] : geometry) check(api->KernelInfoGetAttribute_int64(info, key, value));
-    if (fused()) check(api->KernelInfoGetAttribute_int64(info, "relu", &relu));
-    if (bytes()) check(api->KernelInfoGetAttribute_int64(info, "zero_point", &zero_point));
-    if (fused() && bytes()) {
-      const std::pair<const char *, int64_t *> after[] = {
-          {"wide", &wide}, {"narrow", &narrow}, {"next_zero_point", &next_zero_point}, {"top", &top}};
-      for (const auto &[key, value] : after) check(api->KernelInfoGetAttribute_int64(info, key, value));
-      check(api->KernelInfoGetAttribute_float(info, "inverse_step", &inverse_step));
-    }
-    if (std::min({stride_h, stride_w, dilation_h, dilation_w, group}) < 1 ||
-        std::min({pad_top, pad_bottom, pad_left, pad_right}) < 0)
-      fail(name + " has a stride, padding, dilation or group out of range");
+  Status *read(const KernelInfo *info) {
+    struct {
+      bool wanted;
+      const char *name;
+      int64_t *value;
+    } const all[] = {
+        {true, "stride_h", &stride_h},
+        {true, "stride_w", &stride_w},
+        {true, "pad_top", &pad_top},
+        {true, "pad_bottom", &pad_bottom},
+        {true, "pad_left", &pad_left},
+        {true, "pad_right", &pad_right},
+        {true, "dilation_h", &dilation_h},
+        {true, "dilation_w", &dilation_w},
+        {true, "group", &group},
+        {op->fused, "relu", &relu},
+        {op->bytes, "zero_point", &zero_point},
+        {op->fused && op->bytes, "wide", &wide},
+        {op->fused && op->bytes, "narrow", &narrow},
+        {op->fused && op->bytes, "next_zero_point", &next_zero_point},
+        {op->fused && op->bytes, "top", &top},
+    };
+    for (const auto &each : all)
+      if (each.wanted) TRY(attribute_int64(api, info, each.name, each.value));
+    if (op->fused && op->bytes) TRY(attribute_float(api, info, "inverse_step", &inverse_step));
+    constexpr int64_t MOST = 1 << 30; // of each, so that sizes stay far from overflow
+    for (const int64_t n : {stride_h, stride_w, dilation_h, dilation_w, group})
+      if (n < 1 || n > MOST) return refuse(op->label, "a stride, dilation or group is out of range");
+    for (const int64_t n : {pad_top, pad_bottom, pad_left, pad_right})
+      if (n < 0 || n > MOST) return refuse(op->label, "a padding is out of range");
     if (zero_point < 0 || zero_point > 255 || next_zero_point < 0 || top > 255 || next_zero_point > top)
-      fail(name + " has levels that are no bytes");
+      return refuse(op->label, "a zero point or the highest level is not a byte");
+    return nullptr;
   }
-
-  bool fused() const { return name.find("Fused") != std::string::npos; }
-  bool bytes() const { return name.find("Int8") != std::string::npos; }
 };
 
 // ---- tensors ----
 
-struct Input {
-  const void *data;
-  Shape shape;
-  int64_t elements = 1;
+struct Tensor {
+  static constexpr size_t MOST = 4;
+  void *data;
+  size_t rank;
+  int64_t shape[MOST], elements;
 
-  Input(const OrtKernelContext *context, size_t i) {
-    const OrtValue *value;
-    check(api->KernelContext_GetInput(context, i, &value));
-    void *memory;
-    check(api->GetTensorMutableData(const_cast<OrtValue *>(value), &memory));
-    data = memory;
-    OrtTensorTypeAndShapeInfo *raw;
-    check(api->GetTensorTypeAndShape(value, &raw));
-    const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo *)> info(
-        raw, api->ReleaseTensorTypeAndShapeInfo);
-    size_t dimensions;
-    check(api->GetDimensionsCount(raw, &dimensions));
-    shape.resize(dimensions);
-    check(api->GetDimensions(raw, shape.data(), dimensions));
-    for (const int64_t n : shape) elements *= n;
+  Status *take(const char *node, const KernelContext *context, size_t i) {
+    const Value *value;
+    TensorInfo *info;
+    TRY(get_input(api, context, i, &value));
+    TRY(tensor_data(api, const_cast<Value *>(value), &data));
+    TRY(tensor_info(api, value, &info));
+    Status *status = dimensions_count(api, info, &rank);
+    if (!status && rank > MOST) status = refuse(node, "an input has more than 4 dimensions");
+    if (!status) status = dimensions(api, info, shape, rank);
+    release_tensor_info(api, info);
+    elements = 1;
+    for (size_t d = 0; !status && d < rank; ++d) elements *= shape[d];
+    return status;
   }
+  bool is(const int64_t (&other)[MOST]) const {
+    if (rank != MOST) return false;
+    for (size_t d = 0; d < MOST; ++d)
+      if (shape[d] != other[d]) return false;
+    return true;
+  }
+  const float *floats() const { return static_cast<const float *>(data); }
+  const uint8_t *levels() const { return static_cast<const uint8_t *>(data); }
 };
 
-void *output(OrtKernelContext *context, size_t i, const Shape &shape) {
-  OrtValue *value;
-  check(api->KernelContext_GetOutput(context, i, shape.data(), shape.size(), &value));
+template <class T> Status *give(KernelContext *context, size_t i, const int64_t *shape, size_t rank, T **data) {
+  Value *value;
   void *memory;
-  check(api->GetTensorMutableData(value, &memory));
-  return memory;
+  TRY(get_output(api, context, i, shape, rank, &value));
+  TRY(tensor_data(api, value, &memory));
+  *data = static_cast<T *>(memory);
+  return nullptr;
 }
 
-adder_shape shape_of(const Node &node, const Input &x, const Input &w) {
-  if (x.shape.size() != 4 || w.shape.size() != 4) fail(node.name + ": x and w must have 4 dimensions");
+Status *shape_of(const Node &node, const Tensor &x, const Tensor &w, adder_shape *shape) {
+  const char *const name = node.op->label;
+  if (x.rank != 4 || w.rank != 4) return refuse(name, "x and w must have 4 dimensions");
   const int64_t N = x.shape[0], H = x.shape[1], W = x.shape[2], C = x.shape[3];
-  const int64_t K = w.shape[0], R = w.shape[1], S = w.shape[2];
+  const int64_t K = w.shape[0], R = w.shape[1], S = w.shape[2], each = w.shape[3];
   // The kernels believe what they are told: what does not fit would be read beyond its end.
-  if (std::min({H, W, C, K, R, S, w.shape[3]}) < 1 || w.shape[3] * node.group != C || K % node.group != 0)
-    fail(node.name + ": the filters do not fit the channels of x");
-  if (node.bytes() && R * S * w.shape[3] > ADDER_INT8_MOST_TAPS)
-    fail(node.name + ": a filter has so many taps that a sum may overflow");
+  if (least({H, W, C, K, R, S, each}) < 1) return refuse(name, "x or w has no elements");
+  if (each * node.group != C || K % node.group != 0) return refuse(name, "the filters do not fit the channels of x");
+  if (node.op->bytes && R * S * each > ADDER_INT8_MOST_TAPS)
+    return refuse(name, "a filter has so many taps that a sum may overflow");
   const int64_t height = H + node.pad_top + node.pad_bottom - node.dilation_h * (R - 1) - 1;
   const int64_t width = W + node.pad_left + node.pad_right - node.dilation_w * (S - 1) - 1;
-  if (height < 0 || width < 0) fail(node.name + ": the kernel is larger than the padded input");
-  return {N,
-          C,
-          H,
-          W,
-          K,
-          R,
-          S,
-          height / node.stride_h + 1,
-          width / node.stride_w + 1,
-          node.group,
-          node.stride_h,
-          node.stride_w,
-          node.pad_top,
-          node.pad_left,
-          node.dilation_h,
-          node.dilation_w};
-}
-
-const float *each_filter(const Node &node, const Input &values, int64_t K) {
-  if (values.elements != K) fail(node.name + ": scale and shift must have a value for each filter");
-  return static_cast<const float *>(values.data);
-}
-
-const float *added(const Node &node, const Input &residual, const Shape &y) {
-  if (residual.elements == 0 && residual.shape != y) return nullptr;
-  if (residual.shape != y) fail(node.name + ": the residual must have the shape of the result");
-  return static_cast<const float *>(residual.data);
+  if (height < 0 || width < 0) return refuse(name, "the kernel is larger than the padded input");
+  *shape = {N,
+            C,
+            H,
+            W,
+            K,
+            R,
+            S,
+            height / node.stride_h + 1,
+            width / node.stride_w + 1,
+            node.group,
+            node.stride_h,
+            node.stride_w,
+            node.pad_top,
+            node.pad_left,
+            node.dilation_h,
+            node.dilation_w};
+  return nullptr;
 }
 
 // ---- what a node computes ----
 
-void compute(const Node &node, OrtKernelContext *context) {
-  const Input x(context, 0), w(context, 1);
-  const adder_shape shape = shape_of(node, x, w);
-  const Shape y{shape.N, shape.P, shape.Q, shape.K}, nothing{0};
-  running = context;
-  int status;
-  if (!node.fused() && !node.bytes()) {
-    auto *to = static_cast<float *>(output(context, 0, y));
-    status =
-        adder_forward(&shape, static_cast<const float *>(x.data), static_cast<const float *>(w.data), nullptr, to, 0);
-  } else if (!node.fused()) {
-    auto *to = static_cast<int32_t *>(output(context, 0, y));
-    status = adder_int8_forward(&shape, static_cast<const uint8_t *>(x.data), static_cast<const uint8_t *>(w.data),
-                                nullptr, static_cast<uint8_t>(node.zero_point), nullptr, to);
-  } else {
-    const Input scale(context, 2), shift(context, 3), residual(context, 4);
-    const float *by = each_filter(node, scale, shape.K), *plus = each_filter(node, shift, shape.K);
-    const float *other = added(node, residual, y);
-    if (node.bytes()) {
-      auto *v = static_cast<float *>(output(context, 0, node.wide ? y : nothing));
-      auto *levels = static_cast<uint8_t *>(output(context, 1, node.narrow ? y : nothing));
-      const adder_int8_epilogue after{by,
-                                      plus,
-                                      other,
-                                      static_cast<int32_t>(node.relu),
-                                      node.inverse_step,
-                                      static_cast<int32_t>(node.next_zero_point),
-                                      static_cast<int32_t>(node.top),
-                                      node.wide ? v : nullptr,
-                                      node.narrow ? levels : nullptr};
-      status = adder_int8_forward(&shape, static_cast<const uint8_t *>(x.data), static_cast<const uint8_t *>(w.data),
-                                  nullptr, static_cast<uint8_t>(node.zero_point), &after, nullptr);
-    } else {
-      auto *to = static_cast<float *>(output(context, 0, y));
-      const adder_epilogue after{by, plus, other, static_cast<int32_t>(node.relu)};
-      status =
-          adder_forward(&shape, static_cast<const float *>(x.data), static_cast<const float *>(w.data), &after, to, 0);
-    }
+// What comes behind the sums of a fused node: act(scale y + shift + residual).
+struct Behind {
+  const float *scale = nullptr, *shift = nullptr, *residual = nullptr;
+
+  Status *take(const Node &node, const KernelContext *context, const int64_t (&y)[4]) {
+    const char *const name = node.op->label;
+    Tensor by, plus, added;
+    TRY(by.take(name, context, 2));
+    TRY(plus.take(name, context, 3));
+    TRY(added.take(name, context, 4));
+    if (by.elements != y[3] || plus.elements != y[3])
+      return refuse(name, "scale and shift must have a value for each filter");
+    const bool none = added.elements == 0 && !added.is(y);
+    if (!none && !added.is(y)) return refuse(name, "the residual must have the shape of the result");
+    scale = by.floats(), shift = plus.floats(), residual = none ? nullptr : added.floats();
+    return nullptr;
   }
-  running = nullptr;
-  if (status != ADDER_OK) fail(node.name + " found no memory");
+};
+
+Status *compute_floats(const Node &node, KernelContext *context, const adder_shape &shape, const Tensor &x,
+                       const Tensor &w, const int64_t (&y)[4], int *code) {
+  Behind behind;
+  if (node.op->fused) TRY(behind.take(node, context, y));
+  float *to;
+  TRY(give(context, 0, y, 4, &to));
+  const adder_epilogue epilogue{behind.scale, behind.shift, behind.residual, static_cast<int32_t>(node.relu)};
+  *code = adder_forward(&shape, x.floats(), w.floats(), node.op->fused ? &epilogue : nullptr, to, 0);
+  return nullptr;
 }
 
-template <typename Body> OrtStatus *guarded(const Body &body) {
-  try {
-    body();
+Status *compute_levels(const Node &node, KernelContext *context, const adder_shape &shape, const Tensor &x,
+                       const Tensor &w, const int64_t (&y)[4], int *code) {
+  const auto zero_point = static_cast<uint8_t>(node.zero_point);
+  if (!node.op->fused) {
+    int32_t *to;
+    TRY(give(context, 0, y, 4, &to));
+    *code = adder_int8_forward(&shape, x.levels(), w.levels(), nullptr, zero_point, nullptr, to);
     return nullptr;
-  } catch (const Failed &failed) { return failed.status; } catch (const std::exception &error) {
-    return api->CreateStatus(ORT_FAIL, error.what());
   }
+  Behind behind;
+  TRY(behind.take(node, context, y));
+  const int64_t nothing = 0;
+  float *wide;
+  uint8_t *narrow;
+  TRY(give(context, 0, node.wide ? y : &nothing, node.wide ? 4 : 1, &wide));
+  TRY(give(context, 1, node.narrow ? y : &nothing, node.narrow ? 4 : 1, &narrow));
+  const adder_int8_epilogue epilogue{behind.scale,
+                                     behind.shift,
+                                     behind.residual,
+                                     static_cast<int32_t>(node.relu),
+                                     node.inverse_step,
+                                     static_cast<int32_t>(node.next_zero_point),
+                                     static_cast<int32_t>(node.top),
+                                     node.wide ? wide : nullptr,
+                                     node.narrow ? narrow : nullptr};
+  *code = adder_int8_forward(&shape, x.levels(), w.levels(), nullptr, zero_point, &epilogue, nullptr);
+  return nullptr;
+}
+
+Status *compute_node(const Node &node, KernelContext *context) {
+  Tensor x, w;
+  adder_shape shape;
+  TRY(x.take(node.op->label, context, 0));
+  TRY(w.take(node.op->label, context, 1));
+  TRY(shape_of(node, x, w, &shape));
+  const RuntimeThreads threads(context);
+  const int64_t y[4] = {shape.N, shape.P, shape.Q, shape.K};
+  int code = ADDER_OK;
+  TRY((node.op->bytes ? compute_levels : compute_floats)(node, context, shape, x, w, y, &code));
+  return code == ADDER_OK ? nullptr : refuse(node.op->label, "there is not enough memory");
+}
+
+Status *create_node(const CustomOperator *op, const Api *, const KernelInfo *info, void **kernel) {
+  void *const memory = std::calloc(1, sizeof(Node));
+  if (memory == nullptr) return refuse(self(op).label, "there is not enough memory");
+  Node *const node = static_cast<Node *>(memory);
+  node->op = &self(op);
+  if (Status *const status = node->read(info)) {
+    std::free(memory);
+    return status;
+  }
+  *kernel = memory;
+  return nullptr;
 }
 
 // ---- operators, as ONNX Runtime asks for them ----
 
-struct Operator : OrtCustomOp {
-  const char *name;
-  std::vector<ONNXTensorElementDataType> inputs, outputs;
-
-  static const Operator &self(const OrtCustomOp *op) { return *static_cast<const Operator *>(op); }
-
-  Operator(const char *given, std::vector<ONNXTensorElementDataType> in, std::vector<ONNXTensorElementDataType> out)
-      : OrtCustomOp{}, name(given), inputs(std::move(in)), outputs(std::move(out)) {
-    version = OLDEST;
-    GetName = [](const OrtCustomOp *op) { return self(op).name; };
-    GetExecutionProviderType = [](const OrtCustomOp *) -> const char * { return nullptr; };
-    GetInputTypeCount = [](const OrtCustomOp *op) { return self(op).inputs.size(); };
-    GetInputType = [](const OrtCustomOp *op, size_t i) { return self(op).inputs[i]; };
-    GetOutputTypeCount = [](const OrtCustomOp *op) { return self(op).outputs.size(); };
-    GetOutputType = [](const OrtCustomOp *op, size_t i) { return self(op).outputs[i]; };
-    GetInputCharacteristic = [](const OrtCustomOp *, size_t) { return INPUT_OUTPUT_REQUIRED; };
-    GetOutputCharacteristic = [](const OrtCustomOp *, size_t) { return INPUT_OUTPUT_REQUIRED; };
-    GetInputMemoryType = [](const OrtCustomOp *, size_t) { return OrtMemTypeDefault; };
-    GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const OrtCustomOp *) { return 1; };
-    GetVariadicInputHomogeneity = GetVariadicOutputHomogeneity = [](const OrtCustomOp *) { return 1; };
-    GetStartVersion = GetEndVersion = [](const OrtCustomOp *) { return 1; };
-    CreateKernelV2 = [](const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *info, void **kernel) {
-      return guarded([&] { *kernel = new Node(self(op).name, info); });
-    };
-    KernelComputeV2 = [](void *kernel, OrtKernelContext *context) {
-      return guarded([&] { compute(*static_cast<const Node *>(kernel), context); });
-    };
-    KernelDestroy = [](void *kernel) { delete static_cast<Node *>(kernel); };
-  }
-};
-
-OrtStatus *add_all(OrtSessionOptions *options) {
-  static const std::array<Operator, 4> operators{
-      Operator{"Adder2d", {FLOAT, FLOAT}, {FLOAT}},
-      Operator{"Adder2dFused", {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, {FLOAT}},
-      Operator{"Adder2dInt8", {UINT8, UINT8}, {INT32}},
-      Operator{"Adder2dInt8Fused", {UINT8, UINT8, FLOAT, FLOAT, FLOAT}, {FLOAT, UINT8}},
+Operator describe(const char *label, bool fused, bool bytes) {
+  const ElementType number = bytes ? UINT8 : FLOAT;
+  Operator op{};
+  op.label = label, op.fused = fused, op.bytes = bytes;
+  op.inputs = fused ? 5 : 2, op.outputs = fused && bytes ? 2 : 1;
+  for (size_t i = 0; i < 5; ++i) op.taken[i] = i < 2 ? number : FLOAT;
+  op.given[0] = bytes && !fused ? INT32 : FLOAT, op.given[1] = UINT8;
+  op.name = [](const CustomOperator *o) { return self(o).label; };
+  op.provider = [](const CustomOperator *) -> const char * { return nullptr; };
+  op.input_count = [](const CustomOperator *o) { return self(o).inputs; };
+  op.input_type = [](const CustomOperator *o, size_t i) { return self(o).taken[i]; };
+  op.output_count = [](const CustomOperator *o) { return self(o).outputs; };
+  op.output_type = [](const CustomOperator *o, size_t i) { return self(o).given[i]; };
+  op.input_is_optional = op.output_is_optional = op.input_memory = [](const CustomOperator *, size_t) { return 0; };
+  op.least_variadic_inputs = op.least_variadic_outputs = [](const CustomOperator *) { return 1; };
+  op.variadic_inputs_alike = op.variadic_outputs_alike = [](const CustomOperator *) { return 1; };
+  op.first_version = op.last_version = [](const CustomOperator *) { return 1; };
+  op.create_kernel = create_node;
+  op.compute = [](void *kernel, KernelContext *context) {
+    return compute_node(*static_cast<const Node *>(kernel), context);
   };
-  return guarded([&] {
-    static OrtCustomOpDomain *domain = [] { // lives as long as the sessions that use it: to the end
-      OrtCustomOpDomain *made;
-      check(api->CreateCustomOpDomain("ai.adder_zoo", &made));
-      for (const Operator &op : operators) check(api->CustomOpDomain_Add(made, &op));
-      return made;
-    }();
-    check(api->AddCustomOpDomain(options, domain));
-  });
+  op.destroy_kernel = [](void *kernel) { std::free(kernel); };
+  return op;
 }
+
+const Operator operators[] = {
+    describe("Adder2d", false, false),
+    describe("Adder2dFused", true, false),
+    describe("Adder2dInt8", false, true),
+    describe("Adder2dInt8Fused", true, true),
+};
 
 } // namespace
 
 // What SessionOptions.register_custom_ops_library calls.
-extern "C" ADDER_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
-  api = base->GetApi(OLDEST);
-  if (api == nullptr) return nullptr; // an ONNX Runtime before 1.17, in which there is nothing to report an error by
-  adder_set_parallel_for(parallel_for);
-  return add_all(options);
+extern "C" ADDER_API onnx_runtime::Status *RegisterCustomOps(onnx_runtime::SessionOptions *options,
+                                                             const onnx_runtime::ApiBase *base) {
+  const Api *const table = base->get_api(VERSION);
+  if (table == nullptr) {
+    char text[128];
+    std::snprintf(text, sizeof text, "adder_zoo: its kernels need ONNX Runtime 1.17 or newer, not %s",
+                  base->get_version());
+    return create_status(base->get_api(1), FAIL, text); // every version has a first table
+  }
+  __atomic_store_n(&api, table, __ATOMIC_RELEASE);
+  static Domain *domain = nullptr; // lives as long as the sessions that use it: to the end
+  Domain *known = __atomic_load_n(&domain, __ATOMIC_ACQUIRE);
+  if (known == nullptr) {
+    Domain *made;
+    TRY(create_domain(table, "ai.adder_zoo", &made));
+    for (const Operator &op : operators) TRY(add_to_domain(table, made, &op));
+    // Another thread may have been quicker; then this one is left unused.
+    if (__atomic_compare_exchange_n(&domain, &known, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) known = made;
+  }
+  return add_domain(table, options, known);
 }

@@ -16,6 +16,10 @@ void release(void *memory);
 
 void parallel_for(int64_t count, int64_t grain, adder_body body, void *context);
 
+// What runs the loops of kernels that this thread calls from now on; null: what adder_set_parallel_for named. Returns
+// what did so before.
+adder_parallel_for use_here(adder_parallel_for threads);
+
 // Whether AVX2 sums maxima faster by additions than by fma(., 1). Intel's cores from Golden Cove on add on a port
 // without maxima; AMD's add on the ports without fma.
 extern bool adds;

@@ -17,7 +17,7 @@ from .integer.c.folder import export_c
 from .integer.lower import to_integers
 from .layers import Adder2d, AdderLinear, adder_parameters
 from .norms import float32_norms
-from .onnx import export_onnx, onnx_session, onnx_translation_table
+from .onnx import export_onnx, onnx_library_path, onnx_session, onnx_translation_table
 from .ops.backends import implementations
 from .optim import AdderSGD
 from .report import report
@@ -39,6 +39,7 @@ __all__ = [
     "implementations",
     "models",
     "nearest",
+    "onnx_library_path",
     "onnx_session",
     "onnx_translation_table",
     "push_to_hub",

@@ -11,7 +11,8 @@ import pytest
 import truth
 from shapes import NAMED, random_cases
 
-from adder_zoo.onnx import _bodies, _functions, _session
+from adder_zoo import onnx_library_path
+from adder_zoo.onnx import _bodies, _functions
 from adder_zoo.ops.geometry import Geometry
 from adder_zoo.ops.int8.reference import Epilogue
 
@@ -50,11 +51,7 @@ def run(function, inputs, types, kernels="functions"):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if kernels == "native":
-        _session._register()
-        model = onnx.load_from_string(data)
-        _session._exact_steps(model)
-        data = model.SerializeToString()
-        options.register_custom_ops_library(_session.get_library_path())
+        options.register_custom_ops_library(onnx_library_path())
     return onnxruntime.InferenceSession(data, options).run(None, inputs)
 
 

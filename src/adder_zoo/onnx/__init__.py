@@ -15,7 +15,7 @@ from torch import nn
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["export_onnx", "onnx_session", "onnx_translation_table"]
+__all__ = ["export_onnx", "onnx_library_path", "onnx_session", "onnx_translation_table"]
 
 
 def export_onnx(
@@ -95,7 +95,7 @@ def onnx_translation_table() -> dict[Any, Callable[..., Any]]:
 def onnx_session(path: str | Path, options: Any = None, **kwargs: Any) -> InferenceSession:
     """An ``onnxruntime.InferenceSession`` in which our native kernels compute the adder layers of a file.
 
-    The kernels run on torch's threads (``torch.set_num_threads``), the other layers on ONNX Runtime's.
+    All layers run on ONNX Runtime's threads (``options.intra_op_num_threads``).
 
     Args:
         path: A file of ``export_onnx``.
@@ -103,15 +103,35 @@ def onnx_session(path: str | Path, options: Any = None, **kwargs: Any) -> Infere
         kwargs: Of ``InferenceSession``. ``providers`` is the CPU's if it is not given.
 
     Raises:
-        ImportError: onnxruntime or onnxruntime-extensions is missing; the message has the command that installs it.
+        ImportError: onnxruntime is missing; the message has the command that installs it.
         OSError: the native library was not built.
         ValueError: the file has no adder layer that the kernels take: float64, p other than 1, or written without
             functions.
     """
-    _require("onnx", "onnxruntime", "onnxruntime_extensions")
+    _require("onnx", "onnxruntime")
     from . import _session
 
     return _session.session(Path(path), options, **kwargs)
+
+
+def onnx_library_path() -> str:
+    """The file of our native kernels as operators of ONNX Runtime, 1.17 or newer.
+
+    ``onnx_session`` takes it by itself. It is for programs with sessions of their own: in Python
+    ``SessionOptions.register_custom_ops_library``, in C ``RegisterCustomOpsLibrary_V2``. The file needs nothing but
+    the C library, so it can be copied to where there is no Python.
+
+    Raises:
+        OSError: the native library was not built.
+
+    Example:
+        >>> import adder_zoo
+        >>> adder_zoo.onnx_library_path().endswith(".so")
+        True
+    """
+    from ..ops.cpu import library
+
+    return str(library().path)
 
 
 class OnnxError(RuntimeError):

@@ -31,23 +31,12 @@ INT8_NODES = ("Adder2dInt8", "Adder2dInt8Fused")
 
 
 def geometry_attributes(geometry: Geometry) -> dict[str, int]:
-    """A geometry as attributes of a node: numbers only, for that is what Python operators of ONNX Runtime read."""
+    """A geometry as attributes of a node: a number each, as ONNX Runtime hands them to a kernel."""
     names = (
         "stride_h", "stride_w", "pad_top", "pad_bottom", "pad_left", "pad_right", "dilation_h", "dilation_w", "group",
     )  # fmt: skip
     values = (*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups)
     return dict(zip(names, values, strict=True))
-
-
-def geometry_of(attributes: Mapping[str, int]) -> Geometry:
-    """The geometry in a node's attributes."""
-    a = attributes
-    return Geometry(
-        (a["stride_h"], a["stride_w"]),
-        (a["pad_top"], a["pad_bottom"], a["pad_left"], a["pad_right"]),
-        (a["dilation_h"], a["dilation_w"]),
-        a["group"],
-    )
 
 
 def plain(layer: Layer) -> ir.Function:
