@@ -81,6 +81,21 @@ def qlinearconv(x: Tensor, weight: Tensor, padding: int, groups: int, threads: i
     return lambda: run(None, feed)
 
 
+def export_twin(twin: nn.Module, images: Tensor, path: Path) -> None:
+    torch.onnx.export(twin, (images,), path, input_names=["x"], dynamo=True, external_data=False, verbose=False)
+
+
+def onnxruntime_float_twin(twin: nn.Module, images: Tensor, threads: int) -> Callable[[], Any]:
+    """The convolutional network in float32 in ONNX Runtime."""
+    images = images.contiguous()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "float.onnx")
+        export_twin(twin, images, path)
+        run = session(str(path), threads).run
+    feed = {"x": images.numpy()}
+    return lambda: run(None, feed)
+
+
 def onnxruntime_twin(twin: nn.Module, images: Tensor, calibration: Tensor, threads: int) -> Callable[[], Any]:
     """The convolutional network in int8 by ``onnxruntime.quantization.quantize_static`` (QDQ, a scale a filter)."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -96,7 +111,7 @@ def onnxruntime_twin(twin: nn.Module, images: Tensor, calibration: Tensor, threa
     images = images.contiguous()
     with tempfile.TemporaryDirectory() as folder:
         path, quantised = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        torch.onnx.export(twin, (images,), path, input_names=["x"], dynamo=True, external_data=False, verbose=False)
+        export_twin(twin, images, path)
         quantize_static(
             path, quantised, Images(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8, per_channel=True,

@@ -45,6 +45,7 @@ NORMS_1D = (nn.BatchNorm1d, norms.BatchNorm1d)  # behind an AdderLinear
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 IN_PLACE_ADDITIONS = (operator.iadd, "add_")
 RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+RELUS6 = (F.relu6,)
 
 
 def fuse(model: nn.Module) -> nn.Module:

@@ -1,15 +1,17 @@
 """Letting bytes go from layer to layer: the network is traced with ``torch.fx``, and its layers are told what to emit.
 
 Where the output of a layer goes to other such layers it stays bytes: scale, shift, shortcut, ReLU and the rounding to
-the next layer's range are one pass behind the sum. Max pooling, ReLU and changes of shape on the way take the bytes as
-they are: the largest of rounded values is the rounded largest. A value that is also added as a shortcut, or that
-another kind of layer reads, average pooling say, is kept in float32 beside the bytes.
+the next layer's range are one pass behind the sum. Max pooling and changes of shape on the way take the bytes as they
+are: the largest of rounded values is the rounded largest. A ReLU or ReLU6 that alone reads a layer, also behind those,
+becomes part of the layer: it gives the same before them. A value that is also added as a shortcut, or that another kind
+of layer reads, average pooling say, is kept in float32 beside the bytes.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from timm.layers import get_notrace_functions
 from torch import Tensor, fx, nn
 
-from ..fuse import NOTHING, RELUS, Folded, Tracer, writes
+from ..fuse import NOTHING, RELUS, RELUS6, Folded, Tracer, writes
 from .folding import fold_into_convolutions
 from .layers import QuantizedAdder2d, Range
 from .network import QuantizedNetwork
@@ -96,9 +98,48 @@ def _connected(model: nn.Module) -> QuantizedNetwork | None:
         return None  # a layer that is called twice has one output for two uses
     fold_into_convolutions(model, graph)
     for node in quantised:
+        _take_activations(graph, model, node, quantised)
+    for node in quantised:
         _connect_output(graph, model, node, quantised)
     graph.lint()
     return QuantizedNetwork.of(model, graph)
+
+
+def _take_activations(
+    graph: fx.Graph, model: nn.Module, node: fx.Node, quantised: dict[fx.Node, QuantizedAdder2d]
+) -> None:
+    """Makes each ReLU and ReLU6 that alone follows the layer a part of it, behind max pooling and new shapes too."""
+    value = node
+    while True:
+        readers = [user for user in value.users if not _asks_for_shape(user)]
+        if len(readers) != 1:
+            return
+        (user,) = readers
+        ceiling = _ceiling(model, user)
+        if ceiling is None:
+            if not (_passes_bytes(model, user) and user.args[:1] == (value,)):
+                return
+            value = user
+        elif ceiling == math.inf or _goes_on_as_bytes(model, node, quantised):
+            quantised[node].activate(ceiling)
+            user.replace_all_uses_with(value)
+            graph.erase_node(user)
+        else:
+            return
+
+
+def _ceiling(model: nn.Module, node: fx.Node) -> float | None:
+    """What a ReLU lets through at most, infinity or the 6 of ReLU6; None for another node."""
+    if node.op == "call_module":
+        return {nn.ReLU: math.inf, nn.ReLU6: 6.0}.get(type(model.get_submodule(str(node.target))))  # type: ignore[call-overload]
+    return math.inf if node.target in RELUS else 6.0 if node.target in RELUS6 else None
+
+
+def _goes_on_as_bytes(model: nn.Module, node: fx.Node, quantised: dict[fx.Node, QuantizedAdder2d]) -> bool:
+    """Whether all that reads a layer's output can have it in bytes, and in one range."""
+    ways = [_ways(model, node, user, quantised) for user in node.users if not _asks_for_shape(user)]
+    ranges = {quantised[reader].input_range for way in ways for reader in _readers(way or [], quantised)}
+    return None not in ways and len(ranges) == 1
 
 
 def _connect_output(
@@ -193,11 +234,11 @@ def _asks_for_shape(node: fx.Node) -> bool:
 def _passes_bytes(model: nn.Module, node: fx.Node) -> bool:
     """Whether a node commutes with rounding to bytes."""
     if node.op != "call_module":
-        return node.target in (*SHAPES, *RELUS)
+        return node.target in (*SHAPES, *RELUS, *RELUS6)
     module: Any = model.get_submodule(str(node.target))
     if type(module) in (nn.MaxPool2d, MaxPoolOfBytes):
         return not (module.return_indices or module.ceil_mode)
-    return type(module) in (nn.ReLU, nn.Flatten, nn.Unflatten)
+    return type(module) in (nn.ReLU, nn.ReLU6, nn.Flatten, nn.Unflatten)
 
 
 def _take_bytes(
@@ -212,6 +253,6 @@ def _take_bytes(
         options = (module.kernel_size, module.stride, module.padding, module.dilation)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, MaxPoolOfBytes(*options).eval())
-    elif type(module) is nn.ReLU or (module is None and node.target in RELUS):
-        node.op, node.target, node.kwargs = "call_function", torch.clamp, {"min": covered.zero_point}
-        node.args = node.args[:1]
+    elif (ceiling := _ceiling(model, node)) is not None:
+        node.op, node.target, node.args = "call_function", torch.clamp, node.args[:1]
+        node.kwargs = {"min": covered.zero_point, "max": covered.level(ceiling)}

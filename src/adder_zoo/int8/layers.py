@@ -70,8 +70,18 @@ class Range:
 
     def levels(self, x: Tensor) -> Tensor:
         """``x``, float32, as bytes."""
-        as_bytes = levels if torch.compiler.is_compiling() else int8_levels  # a compiler makes its own pass of it
+        compiles = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        as_bytes = levels if compiles else int8_levels  # a compiler makes its own pass of it
         return as_bytes(x, 1 / self.step, self.zero_point, self.top)
+
+    def level(self, value: float) -> int:
+        """The level that a value is rounded to."""
+        return _level(self, value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _level(covered: Range, value: float) -> int:
+    return int(levels(torch.tensor([value]), 1 / covered.step, covered.zero_point, covered.top))
 
 
 class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
@@ -98,6 +108,7 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
     shift: Tensor
     ranges: Tensor
     takes_bytes = False  # whether the layer before it hands on bytes in its range
+    ceiling = math.inf  # what the ReLU lets through; 6 for ReLU6, and then bytes alone are emitted
 
     def __init__(self, layer: FusedAdder2d, input_range: Range) -> None:
         super().__init__()
@@ -124,6 +135,10 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
         """What ``forward`` returns: float32, bytes in the next layer's range, or both as a pair."""
         self.wide, self.next_range = wide, next_range
         self.ranges = self._ranges()
+
+    def activate(self, ceiling: float) -> None:
+        """Takes in a ReLU that follows the layer and lets ``ceiling`` through at most."""
+        self.relu, self.ceiling = True, min(self.ceiling, ceiling)
 
     def take_bytes(self) -> None:
         """Lets ``forward`` take uint8 levels of ``input_range``."""
@@ -212,14 +227,15 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
                 residual = residual.expand(shape)
             else:
                 later, residual = residual, None
+        top = out.top if self.ceiling == math.inf else out.level(self.ceiling)
         wide, narrow = adder2d_int8_fused(
             x, self._filters(), self.input_range.zero_point, self.scale, self.shift, residual,
-            self.relu and later is None, self.wide or later is not None, 1 / out.step, out.zero_point, out.top,
+            self.relu and later is None, self.wide or later is not None, 1 / out.step, out.zero_point, top,
             self.next_range is not None, *geometry.arguments, self.impl or "auto",
         )  # fmt: skip
         if later is not None:
             wide = (wide + later).relu_() if self.relu else wide + later
-            narrow = out.levels(wide)
+            narrow = out.levels(wide.clamp(max=self.ceiling))
         # Bare sums stay float32 whatever the network is in, as a float layer's do.
         if self.normed and (self.casts or self.precision) and (self.wide or later is not None):
             wide = cast(wide, wide, None, self.precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,17 +10,15 @@ from typing import Any
 import torch
 from timm.layers import BatchNormAct2d, get_notrace_functions
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from .. import norms
-from ..fuse import ADDITIONS, NOTHING, RELUS, Folded, FusedAdder2d, Tracer
+from ..fuse import ADDITIONS, NOTHING, RELUS, RELUS6, Folded, FusedAdder2d, Tracer
 from ..int8.layers import QuantizedAdder2d
 from ..layers import AdderLayer, AdderLinear
 from ..models._staged import require_images_of_size
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, norms.BatchNorm1d, norms.BatchNorm2d)
 NORMS_WITH_ACTIVATION = (BatchNormAct2d, norms.BatchNormAct2d)
-RELUS6 = (F.relu6, "relu6")
 RESHAPES = (nn.Flatten, nn.Unflatten)
 WEIGHTED = (QuantizedAdder2d, AdderLinear, nn.Conv2d, nn.Linear)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -206,7 +205,7 @@ class _Reader:
         layer = Layer(str(node.target), module, self.values[node.args[0]], Value(str(node.target)))  # type: ignore[index]
         last = node
         if isinstance(module, QuantizedAdder2d):
-            layer.relu = module.relu
+            layer.relu, layer.most = module.relu, None if module.ceiling == math.inf else module.ceiling
             if len(node.args) > 1 or "residual" in node.kwargs:
                 shortcut = node.args[1] if len(node.args) > 1 else node.kwargs["residual"]
                 layer.shortcut = self.values[shortcut] if shortcut is not None else None  # type: ignore[index]
