@@ -178,7 +178,7 @@ def page() -> str:
         ]
         for row in record["rows"]:
             times = row["milliseconds"]
-            cells = [f"{times[way]:.3g}" if way in times else "" for way in WAYS]
+            cells = [f"{times[way]:.{3 if times[way] < 1 else 1}f}" if way in times else "" for way in WAYS]
             speed, against = (f"{times[other] / times['native']:.2f}" for other in ("torch", "conv"))
             name = row["network"].removeprefix("adder_")
             lines.append(f"| {name} | {row['form']} | {row['batch']} | {' | '.join(cells)} | {speed} | {against} |")

@@ -11,6 +11,7 @@ import torch
 from figures import (
     RESULTS,
     WEIGHTS,
+    benchmark,
     int8_rows,
     machine_code_rows,
     speed_rows,
@@ -149,6 +150,11 @@ def test_words_on_speed_in_bytes():
     rival = {round(1 / run["networks"][single]["over conv int8 (onnxruntime)"]) for run in measured}
     assert f"ONNX Runtime's int8 network is {rival.pop()} times as fast there" in words("results.md")
     assert not rival
+
+
+def test_speed_in_onnx_runtime():
+    pytest.importorskip("onnxruntime")
+    assert (SITE / "deploy/onnx_speed.md").read_text() == benchmark("onnx_speed").page()
 
 
 def test_fewer_bits():
