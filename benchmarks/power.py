@@ -2,7 +2,8 @@
 
     python benchmarks/power.py [--threads 2] [--isa avx2] [--repeats 9] [--json FILE]
 
-Both take turns within one process; a figure is a ratio of medians: 8.0 means eight times as long. "eager" is the same
+Both take turns within one process; a figure is a ratio of medians: 8.0 means eight times as long. "backward" is both
+gradients, which such p computes in one pass and p = 1 in two. "dx" and "dw" are one of them alone. "eager" is the
 forward in plain PyTorch, which computes such p where there is no native library.
 """
 
@@ -39,13 +40,17 @@ def compare(N: int, C: int, H: int, K: int, R: int, repeats: int) -> dict[str, f
         "forward, p": lambda: power.forward(x, weight, geometry, p=P),
         "dx, p": lambda: power.grad_input(dy, x, weight, geometry, "full", p=P),
         "dw, p": lambda: power.grad_weight(dy, x, weight, geometry, "full", p=P),
+        "backward, p": lambda: power.gradients(dy, x, weight, geometry, p=P),
         "eager, p": lambda: reference.forward(x[:EAGER_IMAGES], weight, geometry, P),
     }
     times = interleaved(calls, repeats)
     ratios = {name: round(times[f"{name}, p"] / times[name], 1) for name in ("forward", "dx", "dw")}
-    step = sum(times[f"{name}, p"] for name in ratios) / sum(times[name] for name in ratios)
+    backward = times["dx"] + times["dw"]
+    step = (times["forward, p"] + times["backward, p"]) / (times["forward"] + backward)
     eager = times["eager, p"] * N / EAGER_IMAGES / times["forward"]
-    return ratios | {"step": round(step, 1), "eager forward": round(eager)}
+    return ratios | {
+        "backward": round(times["backward, p"] / backward, 1), "step": round(step, 1), "eager forward": round(eager)
+    }  # fmt: skip
 
 
 def main() -> None:

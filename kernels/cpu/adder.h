@@ -88,6 +88,11 @@ ADDER_API int adder_power_grad_input(const adder_shape *shape, const float *dy, 
                                      const adder_power *power, float *dx);
 ADDER_API int adder_power_grad_weight(const adder_shape *shape, const float *dy, const float *x, const float *w,
                                       const adder_power *power, float *dw);
+/* Both derivatives in one pass, for the sign (power is NULL: dx as with ADDER_SIGN and dw as Eq. 4) or for 1 < p < 2.
+ * ADDER_UNSUITED, and nothing written, where groups are smaller than a vector or do not fill vectors, or with signs
+ * channels are few; ADDER_NOT_FINITE as above. Then call the functions for one. */
+ADDER_API int adder_gradients(const adder_shape *shape, const float *dy, const float *x, const float *w,
+                              const adder_power *power, float *dx, float *dw);
 
 enum { ADDER_FORWARD = 0, ADDER_GRAD_INPUT = 1, ADDER_GRAD_WEIGHT = 2 }; /* direction */
 /* Which kernel a shape takes under the current instruction set (ADDER_CLIPPED, ADDER_FULL), for measurements. */

@@ -152,5 +152,10 @@ int adder_power_grad_weight(const adder_shape *shape, const float *dy, const flo
   return adder::current->power_grad_weight(shape, dy, x, w, power, dw);
 }
 
+int adder_gradients(const adder_shape *shape, const float *dy, const float *x, const float *w, const adder_power *power,
+                    float *dx, float *dw) {
+  return adder::current->gradients(shape, dy, x, w, power, dx, dw);
+}
+
 const char *adder_kernel(const adder_shape *shape, int direction) { return adder::current->kernel(shape, direction); }
 }

@@ -103,6 +103,9 @@ int power_grad_input(const adder_shape *, const float *dy, const float *x, const
                      float *dx);
 int power_grad_weight(const adder_shape *, const float *dy, const float *x, const float *w, const adder_power *,
                       float *dw);
+// dx and dw of signs or powers, in power_*.cpp as well: see both_gradients.h.
+int gradients(const adder_shape *, const float *dy, const float *x, const float *w, const adder_power *, float *dx,
+              float *dw);
 
 inline const char *kernel(const adder_shape *s, int direction) {
   const int mode = direction == ADDER_GRAD_WEIGHT ? ADDER_FULL : ADDER_CLIPPED;
@@ -119,6 +122,7 @@ constexpr adder::Kernels make_table(const char *isa) {
           power_forward,
           power_grad_input,
           power_grad_weight,
+          gradients,
           kernel};
 }
 

@@ -37,6 +37,8 @@ struct Kernels {
                           float *dx);
   int (*power_grad_weight)(const adder_shape *, const float *dy, const float *x, const float *w, const adder_power *,
                            float *dw);
+  int (*gradients)(const adder_shape *, const float *dy, const float *x, const float *w, const adder_power *, float *dx,
+                   float *dw);
   const char *(*kernel)(const adder_shape *, int direction);
 };
 

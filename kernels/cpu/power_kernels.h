@@ -5,6 +5,7 @@
 #ifndef ADDER_POWER_KERNELS_H
 #define ADDER_POWER_KERNELS_H
 
+#include "both_gradients.h"
 #include "plan.h"
 #include "power.h"
 #include "shape.h"
@@ -278,6 +279,28 @@ int power_grad_weight(const adder_shape *shape, const float *dy, const float *x,
   patches.pack(w, panels);
   PowerGradWeight<Widest> kernel(patches, dy, panels, of, dw);
   return launch(kernel);
+}
+
+// The derivative of the power of w - x.
+template <class T> struct PowerOfDifference : Power<T> {
+  static constexpr float FACTOR = 1.f;
+  using Power<T>::Power;
+  ADDER_INLINE typename T::V operator()(typename T::V w, typename T::V x) const { return Power<T>::operator()(w - x); }
+};
+
+int gradients(const adder_shape *shape, const float *dy, const float *x, const float *w, const adder_power *power,
+              float *dx, float *dw) {
+  const Geometry s(*shape);
+  if (power) {
+    if (!power_takes(s, x, w)) return ADDER_NOT_FINITE;
+    return both_gradients<Widest>(shape, dy, x, w, PowerOfDifference<Widest>(*power), dx, dw);
+  }
+  if (!all_within<Widest>(x, s.N * s.H * s.W * s.C, FLT_MAX) || !all_within<Widest>(w, s.K * s.taps, FLT_MAX))
+    return ADDER_NOT_FINITE;
+  // The kernels for one of the gradients know better what to do with few channels; with powers they do not.
+  if (2 * s.C < ceil_div(s.C, Narrow::L) * Narrow::L) return ADDER_UNSUITED;
+  if (s.C <= Narrow::L) return both_gradients<Narrow>(shape, dy, x, w, SignOfDifference<Narrow>(), dx, dw);
+  return both_gradients<Widest>(shape, dy, x, w, SignOfDifference<Widest>(), dx, dw);
 }
 
 } // namespace ADDER_NAMESPACE

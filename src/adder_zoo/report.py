@@ -53,6 +53,11 @@ def _adder2d_grad_flops(dy_shape: Any, x_shape: Any, w_shape: Any, *args: Any, *
     return 2 * prod(dy_shape) * prod(w_shape[1:])
 
 
+@register_flop_formula(torch.ops.adder_zoo.adder2d_gradients)
+def _adder2d_both_grads_flops(dy_shape: Any, x_shape: Any, w_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * _adder2d_grad_flops(dy_shape, x_shape, w_shape)
+
+
 @dataclass(frozen=True)
 class Layer:
     """One operation of a network on one image.

@@ -85,6 +85,12 @@ static void run_case(const adder_shape &s, FILE *file, const std::string &isa, i
     run(adder_grad_weight(&s, dy.data(), x.data(), w.data(), gw.data(), modes[i]), "dw");
     dw[i].check(gw, what + "dw, mode " + std::to_string(modes[i]));
   }
+  gx.assign(nx, nan), gw.assign(nw, nan);
+  const int taken = adder_gradients(&s, dy.data(), x.data(), w.data(), nullptr, gx.data(), gw.data());
+  if (taken == ADDER_OK) {
+    dx[ADDER_SIGN].check(gx, what + "dx, with dw");
+    dw[1].check(gw, what + "dw, with dx");
+  } else if (taken != ADDER_UNSUITED) run(taken, "both gradients");
   gw.assign(nw, nan);
   const int status = adder_grad_weight_product(&s, dy.data(), x.data(), w.data(), gw.data());
   if (status == ADDER_OK) dw[0].check(gw, what + "dw, product");
@@ -166,7 +172,11 @@ static int run_layer(int count, char **arguments) {
   if (what == "dw") return adder_grad_weight_product(&s, y.data(), x.data(), w.data(), out.data());
   if (what == "dw-rest") return adder_grad_weight_from_convolution(&s, y.data(), w.data(), out.data());
   if (what == "dw-sign") return adder_grad_weight(&s, y.data(), x.data(), w.data(), out.data(), ADDER_SIGN);
-  std::fprintf(stderr, "%s is none of forward, exact, fused, dx, dw, dw-rest, dw-sign\n", what.c_str());
+  if (what == "both-signs") {
+    Floats gradient(x.size());
+    return adder_gradients(&s, y.data(), x.data(), w.data(), nullptr, gradient.data(), out.data());
+  }
+  std::fprintf(stderr, "%s is none of forward, exact, fused, dx, dw, dw-rest, dw-sign, both-signs\n", what.c_str());
   return 2;
 }
 

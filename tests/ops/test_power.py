@@ -50,10 +50,16 @@ def check(x, weight, dy, geometry, p, what):
     dy_numbers, where = dy.double().numpy(), Geometry.of(*geometry)
     true = truth.forward(*numbers, *geometry, p=p)
     assert_within(power.forward(x, weight, where, p=p), true, bound(true), f"y of {what}")
+    both = power.gradients(dy, x, weight, where, p=p)
     true = truth.grad_input(dy_numbers, *numbers, *geometry, p=p)
     assert_within(power.grad_input(dy, x, weight, where, "full", p=p), true, bound(true), f"dx of {what}")
+    if both is not None:
+        assert_within(both[0], true, bound(true), f"dx of {what}, with dw")
     true = truth.grad_weight(dy_numbers, *numbers, *geometry, p=p)
     assert_within(power.grad_weight(dy, x, weight, where, "full", p=p), true, bound(true), f"dw of {what}")
+    if both is not None:
+        assert_within(both[1], true, bound(true), f"dw of {what}, with dx")
+    assert both is not None or where.groups > 1 or max(x.abs().max(), weight.abs().max()) > 2.0**60
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
@@ -106,6 +112,12 @@ def test_no_difference_is_exactly_zero(p):
     assert not power.grad_weight(dy, x, weight, geometry, "full", p=p).any()
 
 
+def adder_grad(x, weight, dy, which):
+    """The gradient of one of the operands, where the other one needs none."""
+    operands = [t.clone().requires_grad_(i == which) for i, t in enumerate((x, weight))]
+    return torch.autograd.grad(adder2d(*operands, padding=1, p=1.5), operands[which], dy)[0]
+
+
 def test_adder2d_takes_it_by_itself():
     """Autograd through the kernels; half precision; the same bits on any number of threads."""
     x, weight, dy, geometry = operands("3x3")
@@ -119,8 +131,9 @@ def test_adder2d_takes_it_by_itself():
             dx, dw = torch.autograd.grad(y, (a, b), dy)
             a, b = a.detach(), b.detach()
             assert torch.equal(y, power.forward(a, b, where, p=1.5))
-            assert torch.equal(dx, power.grad_input(dy, a, b, where, "full", p=1.5))
-            assert torch.equal(dw, power.grad_weight(dy, a, b, where, "full", p=1.5))
+            assert all(map(torch.equal, (dx, dw), power.gradients(dy, a, b, where, p=1.5)))
+            assert torch.equal(adder_grad(a, b, dy, 0), power.grad_input(dy, a, b, where, "full", p=1.5))
+            assert torch.equal(adder_grad(a, b, dy, 1), power.grad_weight(dy, a, b, where, "full", p=1.5))
             assert (y.dtype, dx.dtype, dw.dtype) == (torch.float32, dtype, dtype)
     finally:
         torch.set_num_threads(before)

@@ -45,6 +45,7 @@ LAYERS = [
     "dw avx2 1 64 14 64 3 1 64",
     "dw-rest avx2 8 256 14 64 1 1",
     "dw-sign avx2 4 1 32 6 5 1",
+    "both-signs avx2 1 64 8 64 3 1",
 ]
 # The same of the operator on bytes, which is a driver of its own; callgrind knows no AVX-512.
 INT8_LAYERS = [
@@ -70,6 +71,7 @@ FUNCTIONS = {
     "dw": "adder_grad_weight_product",
     "dw-rest": "adder_grad_weight_from_convolution",
     "dw-sign": "adder_grad_weight",
+    "both-signs": "adder_gradients",
     **dict.fromkeys(("int8", "int8-wide"), "adder_int8_forward"),
     "int8-pack": "adder_int8_pack",
     "int8-levels": "adder_int8_levels",

@@ -70,6 +70,8 @@ class Backend:
         grad_input: dx; mode as ``input_grad``.
         grad_weight: dw; mode as ``weight_grad``.
         refusal: Why it cannot compute for this x and p although it is available; None if it can.
+        gradients: dx and dw in one pass, where both are derivatives: with signs for p = 1, or 1 < p < 2. It gives None
+            for what it does not take. None: there is no such function.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Backend:
     grad_input: Gradient
     grad_weight: Gradient
     refusal: Callable[[Tensor, float], str | None]
+    gradients: Callable[[Tensor, Tensor, Tensor, Geometry], tuple[Tensor, Tensor] | None] | None = None
 
 
 def implementations() -> dict[str, Implementation]:
@@ -143,6 +146,7 @@ def _with_power(backend: Backend, module: ModuleType, p: float) -> Backend:
         forward_fused=functools.partial(reference.forward_then_epilogue, forward),
         grad_input=functools.partial(module.grad_input, p=p),
         grad_weight=functools.partial(module.grad_weight, p=p),
+        gradients=functools.partial(module.gradients, p=p) if module is power else None,
     )
 
 
@@ -223,7 +227,16 @@ REFERENCE = Backend(
     reference.grad_weight,
     _takes_anything,
 )
-CPU = Backend("cpu", _probe_cpu, cpu.forward, cpu.forward_fused, cpu.grad_input, cpu.grad_weight, _needs_a_cpu)
+CPU = Backend(
+    "cpu",
+    _probe_cpu,
+    cpu.forward,
+    cpu.forward_fused,
+    cpu.grad_input,
+    cpu.grad_weight,
+    _needs_a_cpu,
+    cpu.gradients,
+)
 # The same kernels without the identities that save operations: every difference x - w is formed and rounded once.
 # Forward takes some 1.5 times as long, dx 1.2 times, dw many times. What it buys: no more rounding than in a plain
 # sum of the differences, also where x and w share a large offset.

@@ -76,6 +76,15 @@ def grad_weight(
     return dw.unflatten(0, (B, -1)), 0
 
 
+def gradients(
+    operator: Any, B: int, in_dims: tuple, dy: Tensor, x: Tensor, weight: Tensor, *rest: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Of each by itself: the layouts that suit them differ."""
+    dx, x_dim = grad_input(lambda *args: operator(*args)[0], B, in_dims, dy, x, weight, *rest)
+    dw, w_dim = grad_weight(lambda *args: operator(*args)[1], B, in_dims, dy, x, weight, *rest)
+    return (dx, dw), (x_dim, w_dim)
+
+
 def _first(t: Tensor, dim: int | None, B: int) -> Tensor:
     """t of each sample, [B, ...]; one that is the same for all is not copied."""
     return t.movedim(dim, 0) if dim is not None else t.expand(B, *t.shape)

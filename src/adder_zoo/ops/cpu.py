@@ -15,6 +15,7 @@ import functools
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,8 @@ class Library:
         self.power_forward.argtypes = [shape, pointer, pointer, pointer, pointer]
         self.power_grad_input = native.adder_power_grad_input
         self.power_grad_weight = native.adder_power_grad_weight
+        self.gradients = native.adder_gradients
+        self.gradients.argtypes = [shape, pointer, pointer, pointer, pointer, pointer, pointer]
         for gradient in (self.power_grad_input, self.power_grad_weight):
             gradient.argtypes = [shape, pointer, pointer, pointer, pointer, pointer]
         self.kernel = native.adder_kernel
@@ -219,6 +222,24 @@ def grad_weight(
     )
     check_status(status)
     return dw.to(dtype)
+
+
+def gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, power: Any = None
+) -> tuple[Tensor, Tensor] | None:
+    """dx and dw in one pass, each in its operand's dtype: with signs, or of the ``power`` (adder_power in adder.h).
+
+    None where the kernels for one of them have to do it: groups smaller than a vector, numbers that are not finite.
+    """
+    a, b, c = dense(dy), dense(x), dense(weight)
+    shape = native_shape(x.shape, weight.shape, geometry)
+    dx, dw = empty(x.shape), empty(weight.shape)
+    pointers = (t.data_ptr() for t in (a, b, c))
+    status = library().gradients(shape, *pointers, power, dx.data_ptr(), dw.data_ptr())
+    if status in (UNSUITED, NOT_FINITE):
+        return None
+    check_status(status)
+    return dx.to(x.dtype), dw.to(weight.dtype)
 
 
 def kernels(

@@ -1,8 +1,9 @@
-"""The operator and its two gradients as ``torch.library`` operators, so that compile, export and opcheck see them.
+"""The operator and its gradients as ``torch.library`` operators, so that compile, export and opcheck see them.
 
     adder_zoo::adder2d              forward, Eq. 2; its autograd calls the other two
     adder_zoo::adder2d_grad_input   Eq. 6 and 7
     adder_zoo::adder2d_grad_weight  Eq. 5 (or 4)
+    adder_zoo::adder2d_gradients    both at once, where both are derivatives: Eq. 4 with its counterpart, or p > 1
 
 ``functional.adder2d`` checks what a user hands in; these take normalised arguments: stride and dilation as pairs,
 padding as (top, bottom, left, right), ``impl`` a name or "auto".
@@ -93,6 +94,33 @@ def adder2d_grad_weight(
     return dw.contiguous(memory_format=memory_format(weight))
 
 
+def _fake_gradients(dy, x, weight, stride, padding, dilation, groups, p, impl):
+    dx = x.new_empty(x.shape).contiguous(memory_format=memory_format(x))
+    return dx, weight.new_empty(weight.shape).contiguous(memory_format=memory_format(weight))
+
+
+@operator(_fake_gradients, batching.gradients)
+def adder2d_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    p: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    geometry = Geometry.of(stride, padding, dilation, groups)
+    geometry.check_operands(x, weight, dy)
+    backend = resolve(impl, x, p)
+    both = backend.gradients and backend.gradients(dy, x, weight, geometry)
+    if both is None:
+        both = backend.grad_input(dy, x, weight, geometry, "sign"), backend.grad_weight(dy, x, weight, geometry, "sign")
+    dx, dw = both
+    return dx.contiguous(memory_format=memory_format(x)), dw.contiguous(memory_format=memory_format(weight))
+
+
 def _setup_context(ctx, inputs, output):
     x, weight, *ctx.options = inputs
     ctx.save_for_backward(x, weight)
@@ -102,6 +130,10 @@ def _backward(ctx, dy):
     x, weight = ctx.saved_tensors
     *geometry, weight_grad, input_grad, p, impl = ctx.options
     dx = dw = None
+    derivatives = 1 < p < 2 or (p == 1 and (weight_grad, input_grad) == ("sign", "sign"))
+    if derivatives and all(ctx.needs_input_grad[:2]):
+        dx, dw = adder2d_gradients(dy, x, weight, *geometry, p, impl)
+        return dx, dw, *[None] * len(ctx.options)
     if ctx.needs_input_grad[0]:
         dx = adder2d_grad_input(dy, x, weight, *geometry, input_grad, p, impl)
     if ctx.needs_input_grad[1]:
@@ -119,3 +151,4 @@ def _no_second_derivative(ctx, *grads):
 register_autograd(LIBRARY, "adder2d", _backward, _setup_context)
 register_autograd(LIBRARY, "adder2d_grad_input", _no_second_derivative)
 register_autograd(LIBRARY, "adder2d_grad_weight", _no_second_derivative)
+register_autograd(LIBRARY, "adder2d_gradients", _no_second_derivative)

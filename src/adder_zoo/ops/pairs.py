@@ -2,6 +2,7 @@
 
     adder_zoo::cdist       d[b, n, m] = Σ_i |x[b, n, i] - y[b, m, i]|
     adder_zoo::cdist_grad  its derivative by x or by y, with sgn(0) = 0
+    adder_zoo::cdist_grads  both at once
 
 Each batch is an adder layer with a 1x1 kernel: the rows of x are pixels, the rows of y are filters. So they run on the
 kernels of ``adder2d``, and nothing larger than inputs and output is held. Without kernels (float64, other devices)
@@ -86,6 +87,34 @@ def cdist_grad(dy: Tensor, x: Tensor, y: Tensor, by_y: bool, impl: str) -> Tenso
     return result
 
 
+def _fake_cdist_grads(dy, x, y, impl):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, y))
+
+
+def _vmap_cdist_grads(operator: Any, B: int, in_dims: tuple, *args: Any) -> tuple[tuple, tuple[int, int]]:
+    dy, x, y = (_samples_first(t, dim, B) for t, dim in zip(args[:3], in_dims[:3], strict=True))
+    dx, dy_ = operator(dy.flatten(0, 1), x.flatten(0, 1), y.flatten(0, 1), *args[3:])
+    return (dx.unflatten(0, x.shape[:2]), dy_.unflatten(0, x.shape[:2])), (0, 0)
+
+
+@operator(_fake_cdist_grads, _vmap_cdist_grads)
+def cdist_grads(dy: Tensor, x: Tensor, y: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    _check(x, y)
+    backend = _backend(impl, x)
+    if backend is not None and backend.gradients is not None and dy.numel() and x.shape[2]:
+        dx, dy_ = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, y))
+        for batch in range(len(x)):
+            points = _points(x[batch]), _points(y[batch])
+            found = backend.gradients(dy[batch, :, :, None, None], *points, POINTS)
+            if found is None:
+                break
+            for negative, result in zip(found, (dx, dy_), strict=True):  # a layer's output is the negative distance
+                torch.neg(negative.flatten(1), out=result[batch])
+        else:
+            return dx, dy_
+    return cdist_grad(dy, x, y, False, impl), cdist_grad(dy, x, y, True, impl)
+
+
 def _setup_context(ctx, inputs, output):
     x, y, ctx.impl = inputs
     ctx.save_for_backward(x, y)
@@ -93,6 +122,8 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, dy):
     x, y = ctx.saved_tensors
+    if all(ctx.needs_input_grad[:2]):
+        return *cdist_grads(dy, x, y, ctx.impl), None
     dx = cdist_grad(dy, x, y, False, ctx.impl) if ctx.needs_input_grad[0] else None
     return dx, cdist_grad(dy, x, y, True, ctx.impl) if ctx.needs_input_grad[1] else None, None
 
@@ -103,6 +134,7 @@ def _no_second_derivative(ctx, *grads):
 
 register_autograd(LIBRARY, "cdist", _backward, _setup_context)
 register_autograd(LIBRARY, "cdist_grad", _no_second_derivative)
+register_autograd(LIBRARY, "cdist_grads", _no_second_derivative)
 
 
 def _backend(impl: str, x: Tensor) -> Backend | None:

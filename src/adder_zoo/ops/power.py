@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from . import reference
+from . import cpu, reference
 from .cpu import NOT_FINITE, check_status, dense, empty, library, native_shape
 from .geometry import Geometry
 
@@ -62,6 +62,11 @@ def grad_weight(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, weigh
     """dw = Σ dy·p·|x - w|^(p-1)·sgn(x - w), [K, C/G, R, S], in the dtype of weight, whatever ``weight_grad``."""
     dw = _gradient(library().power_grad_weight, weight, dy, x, weight, geometry, p)
     return reference.grad_weight(dy, x, weight, geometry, weight_grad, p) if dw is None else dw
+
+
+def gradients(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *, p: float) -> tuple[Tensor, Tensor] | None:
+    """dx and dw of ``grad_input`` and ``grad_weight`` in one pass; None where they have to do it."""
+    return cpu.gradients(dy, x, weight, geometry, ctypes.byref(_power(p, p)))
 
 
 def _gradient(
