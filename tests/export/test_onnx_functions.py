@@ -190,4 +190,5 @@ def test_functions_of_different_layers_have_different_names():
             layer.geometry, **{name: 5 if name == "groups" else (5,) * len(getattr(layer.geometry, name))}
         )
         layers.append(dataclasses.replace(layer, geometry=changed))
+    layers.append(dataclasses.replace(layer, p=1.25 + 1e-9))
     assert len({one.key for one in layers}) == len(layers)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from adder_zoo import onnx_library_path
+from adder_zoo import Adder2d, export_onnx, onnx_library_path, onnx_session
 from adder_zoo.ops import reference
 from adder_zoo.ops.geometry import Geometry
 
@@ -184,3 +184,54 @@ def test_the_kernel_runs_in_the_place_of_the_function():
     np.testing.assert_allclose(y, -np.abs(x[..., None, :] - w[:, 0, 0]).sum(-1), atol=1e-5)
     with pytest.raises(Exception, match="Adder2d"):
         onnxruntime.InferenceSession(model_of("Adder2d", inputs), providers=PROVIDERS)
+
+
+@pytest.fixture(scope="module")
+def layer_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "layer ö.onnx"
+    torch.manual_seed(0)
+    export_onnx(torch.nn.Sequential(Adder2d(3, 4, 3)).eval(), path, (3, 5, 5), check=False)
+    return path
+
+
+IMAGES = {"images": np.random.default_rng(0).standard_normal((2, 3, 5, 5), np.float32)}
+
+
+def test_options_can_be_given_again(layer_file):
+    options = onnxruntime.SessionOptions()
+    answers = [onnx_session(layer_file, options).run(None, IMAGES)[0] for _ in range(3)]
+    assert np.array_equal(answers[0], answers[2])
+    again = onnxruntime.InferenceSession(str(layer_file), options, providers=PROVIDERS)
+    assert np.array_equal(again.run(None, IMAGES)[0], answers[0])
+
+
+def test_options_that_have_the_library_by_hand(layer_file):
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(onnx_library_path())
+    with pytest.raises(ValueError, match="takes it once"):
+        onnx_session(layer_file, options)
+
+
+@pytest.mark.parametrize("form", ["ONNX", "ORT"])
+def test_what_a_session_saved(layer_file, tmp_path, form):
+    options, saved = onnxruntime.SessionOptions(), tmp_path / f"saved.{form.lower()}"
+    options.optimized_model_filepath = str(saved)
+    options.add_session_config_entry("session.save_model_format", form)
+    (wanted,) = onnx_session(layer_file, options).run(None, IMAGES)
+    (got,) = onnx_session(saved).run(None, IMAGES)
+    assert np.array_equal(got, wanted)
+
+
+def test_what_no_session_takes(layer_file, tmp_path):
+    data = layer_file.read_bytes()
+    assert onnx_session(data).run(None, IMAGES)[0].shape == (2, 4, 3, 3)
+    with pytest.raises(TypeError, match=r"must be onnxruntime\.SessionOptions, got dict"):
+        onnx_session(layer_file, {})
+    with pytest.raises(ValueError, match="not a model in ONNX"):
+        onnx_session(b"no model at all")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "saved.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(data, options, providers=PROVIDERS)  # its layers are standard operators
+    with pytest.raises(ValueError, match="no adder layer that the native kernels take"):
+        onnx_session(tmp_path / "saved.ort")

@@ -33,7 +33,8 @@ def export_onnx(
     """Writes a network for inference as an ONNX file, runs it in ONNX Runtime and compares its answers.
 
     Each adder layer is a node of the domain ``ai.adder_zoo``. The file has a function for it whose body is standard
-    operators, so any runtime that knows functions runs it. In ``onnx_session`` our native kernels take its place.
+    operators, so any runtime that knows functions and their overloads runs it: ONNX Runtime from 1.27 on. Others say
+    that they do not. In ``onnx_session`` our native kernels take its place.
 
     How images are prepared, the names of the classes and where the weights are from lie in the file's metadata, under
     the names of timm's ``pretrained_cfg``; what is not text is JSON there.
@@ -92,30 +93,32 @@ def onnx_translation_table() -> dict[Any, Callable[..., Any]]:
     return Translator().table()
 
 
-def onnx_session(path: str | Path, options: Any = None, **kwargs: Any) -> InferenceSession:
+def onnx_session(path: str | Path | bytes, options: Any = None, **kwargs: Any) -> InferenceSession:
     """An ``onnxruntime.InferenceSession`` in which our native kernels compute the adder layers of a file.
 
     All layers run on ONNX Runtime's threads (``options.intra_op_num_threads``).
 
     Args:
-        path: A file of ``export_onnx``.
-        options: ``onnxruntime.SessionOptions``; the kernels are added to them.
+        path: A file of ``export_onnx``, or its bytes. Also what such a session saved
+            (``options.optimized_model_filepath``), as ONNX or in ONNX Runtime's own format.
+        options: ``onnxruntime.SessionOptions``; the kernels are added to them. They can be given again.
         kwargs: Of ``InferenceSession``. ``providers`` is the CPU's if it is not given.
 
     Raises:
         ImportError: onnxruntime is missing; the message has the command that installs it.
         OSError: the native library was not built.
+        TypeError: ``options`` are something else.
         ValueError: the file has no adder layer that the kernels take: float64, p other than 1, or written without
-            functions.
+            functions; or it is not ONNX; or the library was added to the options by hand.
     """
     _require("onnx", "onnxruntime")
     from . import _session
 
-    return _session.session(Path(path), options, **kwargs)
+    return _session.session(path if isinstance(path, bytes) else Path(path), options, **kwargs)
 
 
 def onnx_library_path() -> str:
-    """The file of our native kernels as operators of ONNX Runtime, 1.17 or newer.
+    """The file of our native kernels as operators of ONNX Runtime: 1.18 or newer for files of ``export_onnx``.
 
     ``onnx_session`` takes it by itself. It is for programs with sessions of their own: in Python
     ``SessionOptions.register_custom_ops_library``, in C ``RegisterCustomOpsLibrary_V2``. The file needs nothing but

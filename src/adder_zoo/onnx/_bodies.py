@@ -56,7 +56,7 @@ class Layer:
             size, f"k{K}x{R}x{S}x{Cg}", f"s{_dots(g.stride)}", f"p{_dots(g.padding)}", f"d{_dots(g.dilation)}",
             f"g{g.groups}", self.dtype.name.lower(),
         ]  # fmt: skip
-        parts += [f"e{self.p:g}"] if self.p != 1 else []
+        parts += [f"e{self.p!r}"] if self.p != 1 else []
         parts += [f"z{self.pad_value}"] if self.pad_value else []
         parts += ["single"] if self.single else []
         return "_".join(parts)

@@ -25,7 +25,7 @@ from ..fuse import FusedAdder2d, fuse
 from ..int8.layers import QuantizedAdder2d
 from ..layers import AdderLayer
 from ..precision import HALF
-from . import OnnxError
+from . import OnnxError, _functions
 from ._functions import DOMAIN, OPSET, VERSION
 from ._translate import Translator
 
@@ -128,12 +128,15 @@ def _model(network: nn.Module, images: Tensor, options: Options) -> ir.Model:
         raise OnnxError(_reason(error, network, images)) from error
     assert program is not None
     model = program.model
-    for function in functions.values():
-        function.graph.opset_imports[""] = options.opset
     model.functions.update(functions)
     if functions:
         model.opset_imports[DOMAIN] = VERSION
     onnxscript.optimizer.optimize(model, inline=False)
+    guarded = _functions.guarded(list(model.functions.values()))
+    model.functions.clear()
+    model.functions.update({function.identifier(): function for function in guarded})
+    for function in guarded:
+        function.graph.opset_imports[""] = options.opset
     model.producer_name, model.producer_version = "adder_zoo", __version__
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         node.metadata_props.clear()  # paths of this machine

@@ -9,6 +9,9 @@
 Shapes: x [N, H, W, C], w [K, R, S, C/group], scale and shift [K], residual and the results [N, P, Q, K]. What is
 absent has no elements. Each layer's function has a body for its own sizes; ``overload`` tells them apart. A runtime
 with a native kernel of the same name takes that in the function's place and reads the attributes.
+
+A runtime that does not look at ``overload`` (ONNX Runtime before 1.27, ONNX's reference) would run one layer's body for
+all of them, and where their shapes agree give a wrong answer. ``guarded`` makes that an error.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ DOMAIN, VERSION = "ai.adder_zoo", 1
 OPSET = 18  # of ONNX: what the bodies are written in, and torch writes in at first
 FLOAT_NODES = ("Adder2d", "Adder2dFused")
 INT8_NODES = ("Adder2dInt8", "Adder2dInt8Fused")
+# What such a runtime says that it does not have.
+IGNORES_OVERLOADS = "ThisRuntimeIgnoresOverloadsOfFunctions_OnnxRuntimeSince1_27_KnowsThem"
 
 
 def geometry_attributes(geometry: Geometry) -> dict[str, int]:
@@ -132,3 +137,34 @@ def _function(
     declared = [ir.AttrFloat32(k, v) if isinstance(v, float) else ir.AttrInt64(k, v) for k, v in attributes.items()]
     function = ir.Function(DOMAIN, name, key, graph=graph, attributes=declared)
     return function
+
+
+def guarded(functions: Sequence[ir.Function]) -> list[ir.Function]:
+    """``functions``, and where several have one name, a first and a last one of that name, which no node calls.
+
+    A runtime that keeps one function for each name keeps one of these two, and then asks for an operator that nobody
+    has. The operator's name is the message.
+    """
+    named: dict[str, list[ir.Function]] = {}
+    for function in functions:
+        named.setdefault(function.name, []).append(function)
+    several = [group[0] for group in named.values() if len(group) > 1]
+    first, last = ([_guard(function, end) for function in several] for end in ("guard_first", "guard_last"))
+    return [*first, *functions, *last]
+
+
+def _guard(like: ir.Function, overload: str) -> ir.Function:
+    inputs = [ir.Value(name=value.name) for value in like.inputs]
+    b = Builder(f"t{i}" for i in itertools.count())
+    unknown = b.op(IGNORES_OVERLOADS, inputs, domain=DOMAIN)
+    results = [b.Cast(unknown, to=_type(like.name, value.name)) for value in like.outputs]  # or types are at fault
+    for result, named in zip(results, like.outputs, strict=True):
+        result.name = named.name
+    graph = ir.Graph(inputs, results, nodes=b.nodes, opset_imports={"": OPSET, DOMAIN: VERSION}, name=overload)
+    return ir.Function(DOMAIN, like.name, overload, graph=graph, attributes=list(like.attributes.values()))
+
+
+def _type(function: str, output: str | None) -> ir.DataType:
+    if output == "narrow":
+        return ir.DataType.UINT8
+    return ir.DataType.INT32 if function == "Adder2dInt8" else ir.DataType.FLOAT
