@@ -106,6 +106,7 @@ class HubServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body waits until the client has acknowledged the headers: 40 ms a call
     hub: HubServer
 
     def log_message(self, *args: Any) -> None:
