@@ -21,7 +21,7 @@ COMMANDS = [
     ["push", str(RUN), "org/one", "--revision", "next"],
     ["push", str(RUN), "org/one", "--create-pr"],
     ["push", "--all", "zoo"],
-    ["push", "--all", "zoo"],
+    ["push", "--all", "zoo", "--json"],
     ["list", "--hub", "zoo"],
     ["list", "--hub", "zoo", "--json"],
     ["list", "--hub", "zoo", "--card"],
@@ -34,7 +34,6 @@ COMMANDS = [
     ["push", "--help"],
     ["push", str(RUN), "org/one", "--dry-run", "--json"],
     ["push", str(RUN), "org/one", "--json"],
-    ["push", "--all", "zoo", "--json"],
 ]
 
 
@@ -43,7 +42,7 @@ def test_commands(tmp_path):
     with HubServer(tmp_path / "hub") as hub:
         said = scenario(hub, tmp_path / "home", "commands", *map(json.dumps, lines), HF_TOKEN=WRITE_TOKEN)
         out = [answer["output"] for answer in said]
-        assert [answer["status"] for answer in said] == [0] * 10 + [1, 2, 2, 2, 1, 2, 0, 0, 0, 0], said
+        assert [answer["status"] for answer in said] == [0] * 10 + [1, 2, 2, 2, 1, 2, 0, 0, 0], said
         assert re.search(r"model\.safetensors +252,136\n", out[0])
         assert "model-index:" in out[0]
         assert out[1].startswith(f"org/one: pushed, {hub.url}/org/one/commit/")
@@ -70,7 +69,9 @@ def test_commands(tmp_path):
         assert set(kernel.refs) == {"main", "v1"}
         assert "zoo/adder2d" in kernel.files("v1")["README.md"].decode()
         page = hub.repository("zoo/README", "spaces").files()["README.md"].decode()
-        assert out[6].count("up to date") == len(shipped) + 4
+        assert out[5].count(": pushed, ") == len(shipped) + 4
+        everything = json.loads(out[6])
+        assert [row["pushed"] for row in everything] == [False] * (len(shipped) + 4), "a second push changed something"
 
         assert [line.split()[0] for line in out[7].splitlines()[2:]] == [f"zoo/{name}" for name in shipped]
         rows = json.loads(out[8])
@@ -86,11 +87,10 @@ def test_commands(tmp_path):
         assert "no finished run" in out[14]
         assert "Examples:" in out[16]
         assert "HF_TOKEN" in out[16]
-        dry, again, everything = (json.loads(text) for text in out[17:])
+        dry, again = (json.loads(text) for text in out[17:])
         assert [dry["dry_run"], dry["pushed"], dry["url"], dry["card"][:4]] == [True, False, None, "---\n"]
         assert set(dry["files"]) == RUN_FILES
         assert [again[key] for key in ("repo_id", "branch", "dry_run", "pushed")] == ["org/one", "main", False, False]
-        assert len(everything) == len(shipped) + 4
         assert [row["branch"] for row in everything if row["repo_id"] == "zoo/adder2d"] == ["v1", "main"]
         (row,) = (row for row in everything if row["branch"] == "collection")
         assert [row["repo_id"], row["url"]] == [slug, f"{hub.url}/collections/{slug}"]
@@ -149,7 +149,7 @@ def test_commands_without_a_hub(tmp_path):
         assert f"{repository}: fetching config.json failed" in answer["output"]
         assert "cannot be reached" in answer["output"]
         assert "half changed" not in answer["output"]
-        assert answer["seconds"] < 10
+    assert max(answer["seconds"] for answer in said) < 10
     assert said[2]["status"] == 0  # the list is that of the package, with a warning
     assert "warning: ADDER_ZOO_HUB_ORG is set" in said[2]["output"]
 

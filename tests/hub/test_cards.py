@@ -156,8 +156,7 @@ def test_code_runs(tmp_path):
     Image.fromarray(images[3].squeeze().numpy()).save(tmp_path / "image.png")
     files = [str(FOLDER / f"{name}.md") for name in SHIPPED]
     with HubServer(tmp_path / "hub") as server:
-        push = json.dumps(["push", "--all", ORGANISATION])
-        scenario(server, tmp_path / "one", "commands", push, HF_TOKEN=WRITE_TOKEN)
+        scenario(server, tmp_path / "one", "push_shipped", ORGANISATION, HF_TOKEN=WRITE_TOKEN)
         for name in SHIPPED:
             notebook = server.repository(f"{ORGANISATION}/{name}").files()["notebook.ipynb"]
             files.append(str(tmp_path / f"{name}.ipynb"))

@@ -178,10 +178,10 @@ def test_metadata_is_read_by_kernels(built):
 @pytest.mark.parametrize("expression", [QUICK, pytest.param("", marks=pytest.mark.slow)], ids=["some", "all"])
 def test_kernels_from_elsewhere_pass_the_tests_of_the_installed_ones(built, tmp_path, expression):
     with HubServer(tmp_path / "hub") as hub:
-        publish = json.dumps(["push", "--all", ORGANISATION])
         old = {"build/torch-cuda/left_over.py": b"of an earlier version", "torch-ext/old.py": b""}
         hub.add(f"{ORGANISATION}/adder2d", old, "kernels")
-        scenario(hub, tmp_path / "one", "commands", publish, HF_TOKEN=WRITE_TOKEN)
+        pushed = scenario(hub, tmp_path / "one", "push_kernels", ORGANISATION, HF_TOKEN=WRITE_TOKEN)
+        assert pushed == [["v1", True], ["main", True]]
         again = {"TRITON_INTERPRET": "1"}
         said = scenario(hub, tmp_path / "two", "kernels_from_elsewhere", built, ORGANISATION, expression, **again)
         assert any(f"/kernels/{ORGANISATION}/adder2d/resolve/" in call for call in hub.calls)

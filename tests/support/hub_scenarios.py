@@ -8,7 +8,6 @@ for seconds, and its patience is short.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import io
 import itertools
@@ -32,8 +31,10 @@ from torch import nn
 import adder_zoo
 from adder_zoo.cli import main as command_line
 from adder_zoo.cli._common import create
-from adder_zoo.hub import cards, patience
+from adder_zoo.cli.push import _push_kernels
+from adder_zoo.hub import cards, kernel_project, patience, snippets
 from adder_zoo.hub import push as pushing
+from adder_zoo.hub.records import shipped
 
 ENDPOINT = os.environ.get("HF_ENDPOINT", "")
 SIZES = {"adder_lenet5_bn": (1, 32, 32), "adder_resnet20": (3, 32, 32), "adder_resnet50": (3, 64, 64)}
@@ -41,10 +42,26 @@ KINDS = ("401", "403", "404", "429", "500", "cut", "lost", "checksum", "slow", "
 
 
 def hurry() -> None:
-    sleep, counts = time.sleep, functools.cache(cards.counts)
+    sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 0.02))
-    cards.counts = counts  # always of the same folder
     patience.PATIENCE = 0.6
+
+
+def know_the_network() -> None:
+    """Finds out once what a card tells of operations and shapes, where all pushes are of the same network."""
+
+    def once(function):
+        known = {}
+
+        def remembered(folder, *args):
+            of = args[-1:]  # the similarity, or what to find shapes of
+            if of not in known:
+                known[of] = function(folder, *args)
+            return known[of]
+
+        return remembered
+
+    cards.counts, snippets._shapes = once(cards.counts), once(snippets._shapes)
 
 
 def server(path: str, body: object = None) -> object:
@@ -109,11 +126,12 @@ def wrapped(model: nn.Module, how: str) -> nn.Module:
 WRAPPINGS = ("plain", "channels_last", "compiled", "partly compiled", "accelerate", "ddp", "compiled ddp")
 
 
-def push_networks(folder: str) -> dict:
+def push_networks(folder: str, which: str) -> dict:
+    """All wrappings of LeNet, and of ResNet-20 if ``which`` is "all"; other networks as they are."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
     pushed = {}
     for name in SIZES:
-        for how in WRAPPINGS if name != "adder_resnet50" else ("plain",):
+        for how in WRAPPINGS if which in (name, "all") and name != "adder_resnet50" else ("plain",):
             model = network(name)
             repo_id = f"org/{name}-{how.replace(' ', '-')}"
             torch.save(logits(model, name), Path(folder) / f"{repo_id.replace('/', '--')}.pt")
@@ -207,8 +225,9 @@ def race(run: str) -> dict:
 
 
 def push_faults(run: str, times: str, every: str) -> list:
-    """Every fault at every call of a push, or every fifth of these pairs; then the same push without it."""
+    """Every fault at every call of a push, or one of them at each; then the same push without it."""
     hurry()
+    know_the_network()
     numbers = itertools.count()
     server("/_calls")
     adder_zoo.push_to_hub(run, "org/clean")
@@ -220,7 +239,7 @@ def push_faults(run: str, times: str, every: str) -> list:
     for i, call in enumerate(calls):
         method, _, path = call.partition(" ")
         branch = "next" if "next" in path or "/branch/" in path else None
-        for kind in KINDS if every == "every" else KINDS[i % 5 :: 5]:
+        for kind in KINDS if every == "every" else [KINDS[(i - 2) % len(KINDS)]]:  # the commit's answer is lost
             repo_id = f"faults/n{next(numbers)}"
             pattern = path.replace("org/clean", repo_id)
             for part, any_of_it in (("_lfs", "_lfs/"), ("resolve", f"{repo_id}/resolve/.*{path.rpartition('/')[2]}")):
@@ -405,6 +424,20 @@ def commands_of_an_organisation(images: str, *lines: str) -> dict:
     said["missing"] = commands(json.dumps(["predict", "adder_resnet110", images]))
     said["missing calls"] = server("/_calls")
     return said
+
+
+def push_shipped(organisation: str) -> None:
+    """The networks of ``adder-zoo push --all``, without what goes up beside them."""
+    for name, folder, _, twin in shipped():
+        adder_zoo.push_to_hub(folder, f"{organisation}/{name}", twin=twin)
+
+
+def push_kernels(organisation: str) -> list:
+    """The kernels of ``adder-zoo push --all``: to which branch, and whether that changed anything."""
+    pushed: list = []
+    options = {"private": None, "create_pr": False, "dry_run": False, "commit_message": None}
+    _push_kernels(kernel_project.source(), organisation, options, lambda done, to: pushed.append([to, done.changed]))
+    return pushed
 
 
 def use_cards(*cards: str) -> list:

@@ -12,7 +12,7 @@ import click
 from .. import hub
 from ..hub import kernel_project
 from ..hub.cards import headline
-from ..hub.index import render_shipped
+from ..hub.index import index_of_shipped
 from ..hub.records import shipped
 from ..report import table
 from ._common import json_option, write_json
@@ -138,7 +138,7 @@ def _push_all(organisation: str, options: dict[str, Any], quiet: bool) -> list[t
         note(hub.collect(organisation, notes, private=private, dry_run=options["dry_run"]), COLLECTION)
     _push_kernels(project, organisation, options, note)
     with tempfile.TemporaryDirectory() as scratch:
-        page = render_shipped(organisation)["README.md"]
+        page = index_of_shipped(organisation)
         message = options["commit_message"] or "Update the table of models"
         space = {**options, "commit_message": message}
         note(hub.push_folder(scratch, f"{organisation}/README", repo_type="space", readme=page, **space))

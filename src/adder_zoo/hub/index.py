@@ -52,12 +52,16 @@ On a GPU an adder network gains nothing.
 
 def render_shipped(organisation: str = ORGANISATION) -> dict[str, str]:
     """The cards of every checkpoint in the package and the index, README.md, by file name."""
-    found = shipped()
-    rendered = {
-        f"{name}.md": render(folder, f"{organisation}/{name}", results, twin) for name, folder, results, twin in found
+    cards = {
+        f"{name}.md": render(folder, f"{organisation}/{name}", results, twin)
+        for name, folder, results, twin in shipped()
     }
-    rows = [{**row(folder, *rest), "model": name} for name, folder, *rest in found]
-    return {**rendered, "README.md": index(organisation, rows)}
+    return {**cards, "README.md": index_of_shipped(organisation)}
+
+
+def index_of_shipped(organisation: str) -> str:
+    """The page of an organisation that has every checkpoint in the package, and nothing else."""
+    return index(organisation, ({**row(folder, *rest), "model": name} for name, folder, *rest in shipped()))
 
 
 def write_shipped(folder: str | Path) -> None:

@@ -19,6 +19,7 @@ from huggingface_hub import (
     RepoCard,
     constants,
     get_hf_file_metadata,
+    get_session,
     get_token,
     hf_hub_url,
 )
@@ -33,7 +34,7 @@ from .download import download_if_there
 from .errors import HubError, explained
 from .evaluation import eval_results
 from .merge import merge
-from .patience import within_patience
+from .patience import Pulse, within_patience
 from .records import CARD_FILE, RUN_FILES, TWIN_FILE, find_twin
 from .save import save_pretrained
 from .snippets import snippets
@@ -362,8 +363,16 @@ def repositories_of(author: str, token: str | None = None) -> list[str]:
 
 def _found(author: str, token: str | None, tag: str | None) -> list[Any]:
     api = HfApi(token=token, library_name="adder_zoo", library_version=__version__)
+
+    def ask(pulse: Pulse) -> list[Any]:
+        # Raises at once where nobody answers; to list models, huggingface_hub tries for half a minute.
+        one = {"author": author, "limit": 1}
+        get_session().get(f"{constants.ENDPOINT}/api/models", params=one, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        pulse.beat()
+        return list(api.list_models(author=author, filter=tag))
+
     with explained(author, token, pushing=False):
-        found = within_patience(lambda pulse: list(api.list_models(author=author, filter=tag)), author)
+        found = within_patience(ask, author)
     return sorted(found, key=lambda info: info.id)
 
 
