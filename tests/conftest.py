@@ -60,6 +60,15 @@ def _seeds():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    """A test that leaves torch with more threads, as a recipe does, makes those after it many times slower."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder that holds mnist/, cifar10/, ... as downloaded."""
@@ -103,10 +112,8 @@ def impl(request):
 @pytest.fixture
 def threads():
     """One thread: for shapes as small as these, more would wait for each other most of the time."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+    return torch.set_num_threads
 
 
 @pytest.fixture
@@ -115,7 +122,5 @@ def alone():
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)
-    threads = torch.get_num_threads()
     yield
     AcceleratorState._reset_state(True)
-    torch.set_num_threads(threads)
