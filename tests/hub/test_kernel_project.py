@@ -22,7 +22,7 @@ from adder_zoo.paths import commit
 pytest.importorskip("triton")
 pytest.importorskip("kernels")
 # What of tests/test_triton*.py runs with the kernels from the Hub by default; the slow test runs all of it.
-QUICK = "layer_for_kernelize or errors or memory_format or repeated_runs or plain and nan"
+QUICK = "layer_for_kernelize or errors or memory_format or plain and nan"
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_kernels_from_elsewhere_pass_the_tests_of_the_installed_ones(built, tmp_
     check_commands(said["commands"])
     assert said["tests"]["own status"] == 0, said
     assert said["tests"]["status"] == 0, said
-    assert said["tests"]["passed"] >= (18 if expression else 120)
+    assert said["tests"]["passed"] >= (16 if expression else 90)
 
 
 def check_commands(said):

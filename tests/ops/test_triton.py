@@ -31,7 +31,9 @@ if not INTERPRETING:
 else:
     # Shapes whose reason a quicker one shares.
     SLOW = {f"layout_{name}" for name in ("expanded", "offset", "permuted", "transposed")}
-    SLOW |= {"channels_5_31", "channels_31_5"}
+    SLOW |= {f"channels_{c}_{k}" for c, k in ((5, 31), (31, 5), (3, 33), (16, 16), (17, 15))}
+    SLOW |= {f"pixels_{q}" for q in (2, 5, 11, 13, 15)}
+    SLOW |= {"depthwise", "depthwise_stride2", "groups_ragged", "kernel4_stride2_phases", "kernel_beyond_image"}
 
     def named():
         for i, shape in enumerate(NAMED):

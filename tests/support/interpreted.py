@@ -15,7 +15,8 @@ REHEARSING = INTERPRETING and os.environ.get("ADDER_ZOO_REHEARSE_GPU") == "1"  #
 
 def run_again(file: Path, which: str) -> None:
     """The tests of ``file`` that the marker expression selects."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", which, str(file)]
+    without = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # its report alone takes a second
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *without, "-m", which, str(file)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=2400, cwd=file.parents[2]
