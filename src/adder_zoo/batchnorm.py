@@ -84,9 +84,11 @@ def _take_statistics(model: nn.Module, norms: list[_BatchNorm], batches: Iterabl
         for m in norms:
             m.reset_running_stats()
             m.momentum = None  # torch's way to say the plain average
-        for batch in batches if norms else ():
-            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-            count += 1
+        # Each layer asks for its count then, so a compiled network would be compiled in pieces, for every batch.
+        with torch.compiler.set_stance("force_eager"):
+            for batch in batches if norms else ():
+                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                count += 1
     finally:
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum

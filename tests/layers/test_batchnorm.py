@@ -144,3 +144,21 @@ def test_a_model_without_batch_norm_is_left_alone():
     layer = nn.Linear(2, 2)
     with reestimated_batch_norm(layer, []) as same:
         assert same is layer
+
+
+def test_a_compiled_network_is_not_compiled_again_for_it():
+    """The plain average makes torch's batch norm ask for a number at each batch, which breaks a graph at each layer."""
+    torch._dynamo.reset()
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    model = nn.Sequential(Adder2d(3, 4, 3), nn.BatchNorm2d(4), Adder2d(4, 5, 1), nn.BatchNorm2d(5))
+    x = torch.randn(2, 3, 8, 8)
+    model.compile(backend=count)
+    model.train()(x)
+    assert len(compiled) == 1
+    with reestimated_batch_norm(model, [x, x + 1]):
+        assert len(compiled) == 1

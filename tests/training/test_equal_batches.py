@@ -30,7 +30,7 @@ def uncut(tmp_path_factory):
 
 
 def assert_equal_but_for_rounding(one, other):
-    """Rounding is 1e-16 in float64, grown by 6 updates; gradients not averaged change two tensors of three by 1e-2.
+    """Rounding is 1e-16 in float64, grown by 6 updates; gradients not averaged change most tensors by 1e-5 or more.
 
     At a small learning rate six updates reach the last layer only.
     """

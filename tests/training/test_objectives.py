@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from recipe_runs import SMALL
 from torch import nn
 
 import adder_zoo
@@ -114,18 +115,8 @@ def test_exponent_falls_from_2_to_1():
 
 
 def test_l2_to_l1_ends_as_an_adder_network(alone, tmp_path, monkeypatch):
-    flags = [
-        "--dataset",
-        "fashion_mnist",
-        "--data-dir",
-        "sample",
-        "--cpu",
-        "--limit-batches",
-        "2",
-        "--batch-size",
-        "16",
-    ]
-    flags += ["--epochs", "2", "--bn-batches", "1", "--l2-to-l1", "2", "--model-ema", "--output-dir", str(tmp_path)]
+    flags = [*SMALL, "--limit-batches", "2", "--batch-size", "16", "--epochs", "2", "--bn-batches", "1"]
+    flags += ["--l2-to-l1", "2", "--model-ema", "--output-dir", str(tmp_path)]
     measured = []
     measure = Evaluator.__call__
 
