@@ -17,8 +17,8 @@ from adder_zoo.datasets import DataError
 from adder_zoo.training import RecipeError, parse_settings
 
 IMAGENET = [
-    "--model", "adder_resnet20", "--img-size", "32", "--num-classes", "3", "--batch-size", "6", "--bn-batches", "1",
-    "--epochs", "2", "--cpu", "--threads", "1", "--report-to", "none", "--checkpointing-steps", "1", "--aa", "rand-m5",
+    "--model", "adder_mobilenetv3_small_050", "--img-size", "32", "--num-classes", "3", "--batch-size", "6",
+    "--bn-batches", "1", "--epochs", "2", "--cpu", "--threads", "1", "--report-to", "none", "--checkpointing-steps", "1", "--aa", "rand-m5",
     "--reprob", "0.5", "--color-jitter", "0.2",
 ]  # fmt: skip
 
@@ -27,7 +27,11 @@ def test_imagenet_goes_on_to_the_same_weights_whoever_loads_the_images(alone, tm
     argv = [*IMAGENET, "--data-dir", str(photographs)]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     results = imagenet.main([*argv, "--workers", "0", "--output-dir", str(whole)])
-    assert (results["model"], results["train_images"], results["test_images"]) == ("adder_resnet18.in1k", 18, 6)
+    assert (results["model"], results["train_images"], results["test_images"]) == (
+        "adder_mobilenetv3_small_050.in1k",
+        18,
+        6,
+    )
     assert results["test_top5_accuracy"] == 100  # of three classes
     named = timm.create_model(f"local-dir:{whole}").pretrained_cfg["label_names"]
     assert list(named) == sorted(folder.name for folder in (photographs / "train").iterdir())
