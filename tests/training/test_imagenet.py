@@ -18,8 +18,8 @@ from adder_zoo.training import RecipeError, parse_settings
 
 IMAGENET = [
     "--model", "adder_mobilenetv3_small_050", "--img-size", "32", "--num-classes", "3", "--batch-size", "6",
-    "--bn-batches", "1", "--epochs", "2", "--cpu", "--threads", "1", "--report-to", "none", "--checkpointing-steps", "1", "--aa", "rand-m5",
-    "--reprob", "0.5", "--color-jitter", "0.2",
+    "--bn-batches", "1", "--epochs", "2", "--cpu", "--threads", "1", "--report-to", "none",
+    "--checkpointing-steps", "1", "--aa", "rand-m5", "--reprob", "0.5", "--color-jitter", "0.2",
 ]  # fmt: skip
 
 

@@ -94,7 +94,7 @@ ONE_MACHINE = ("--num_machines", "1", "--machine_rank", "0", "--num_processes", 
 @pytest.mark.parametrize(
     ("file", "flags", "kind", "precision"),
     [
-        ("one_gpu", (), "NO", "bf16"),
+        pytest.param("one_gpu", (), "NO", "bf16", marks=pytest.mark.slow),  # a part of what fsdp goes through
         # As two processes of torchrun above.
         pytest.param("two_cpus", ("--multi_gpu",), "MULTI_CPU", "no", marks=pytest.mark.slow),
         # The same as each other where there is no GPU, and all but the same as two_cpus.
