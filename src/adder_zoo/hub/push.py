@@ -366,7 +366,7 @@ def _found(author: str, token: str | None, tag: str | None) -> list[Any]:
 
     def ask(pulse: Pulse) -> list[Any]:
         # Raises at once where nobody answers; to list models, huggingface_hub tries for half a minute.
-        one = {"author": author, "limit": 1}
+        one: dict[str, str] = {"author": author, "limit": "1"}
         get_session().get(f"{constants.ENDPOINT}/api/models", params=one, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         pulse.beat()
         return list(api.list_models(author=author, filter=tag))
