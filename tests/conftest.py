@@ -31,7 +31,11 @@ def missing_here() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Takes out what cannot run on this machine at all; one line at the end says what that was."""
+    """Long tests first; what cannot run on this machine at all is taken out, and one line at the end says what.
+
+    A worker that has no tests left takes from the end of another's list, where the short ones are then.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     missing = missing_here()
 
     def can_run(item):

@@ -37,6 +37,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.long
 def test_commands(tmp_path):
     lines = [[word.replace("FOLDER", str(tmp_path)) for word in line] for line in COMMANDS]
     with HubServer(tmp_path / "hub") as hub:

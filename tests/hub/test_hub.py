@@ -32,6 +32,7 @@ def home(tmp_path):
 
 
 @pytest.mark.parametrize("which", ["adder_lenet5_bn", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_a_fresh_process_gets_the_same_logits(tmp_path, which):
     with HubServer(tmp_path / "hub") as hub:
         pushed = scenario(hub, tmp_path / "one", "push_networks", tmp_path, which, HF_TOKEN=WRITE_TOKEN)
@@ -139,6 +140,7 @@ SLOW = pytest.mark.slow
     [(1, "one"), pytest.param(1, "every", marks=SLOW), pytest.param(1000, "every", marks=SLOW)],
     ids=["once, one at each", "once", "for good"],
 )
+@pytest.mark.long
 def test_every_fault_at_every_call_of_a_push(tmp_path, times, which):
     with HubServer(tmp_path / "hub") as hub:
         settings = {"HF_TOKEN": WRITE_TOKEN, "TALKATIVE": "1"}

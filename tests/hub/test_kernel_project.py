@@ -176,6 +176,7 @@ def test_metadata_is_read_by_kernels(built):
 
 
 @pytest.mark.parametrize("expression", [QUICK, pytest.param("", marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.long
 def test_kernels_from_elsewhere_pass_the_tests_of_the_installed_ones(built, tmp_path, expression):
     with HubServer(tmp_path / "hub") as hub:
         old = {"build/torch-cuda/left_over.py": b"of an earlier version", "torch-ext/old.py": b""}

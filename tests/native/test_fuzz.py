@@ -82,6 +82,7 @@ def finite(a):
     modes=st.tuples(st.sampled_from(["full", "sign"]), st.sampled_from(["clipped", "full", "sign"])),
     isa=st.integers(0, 2),
 )
+@pytest.mark.long
 def test_fuzz(native, case, seed, specials, scale, modes, isa):
     """Within the bound where a sum fits into float32; NaN and infinities exactly where the equations have them."""
     isas = cpu.library().isas

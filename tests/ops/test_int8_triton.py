@@ -29,6 +29,7 @@ CASES = {
 
 if not INTERPRETING:
 
+    @pytest.mark.long
     def test_under_the_interpreter():
         pytest.importorskip("triton")
         run_again(HERE, "not slow")

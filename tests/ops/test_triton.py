@@ -24,6 +24,7 @@ SLOW_RANDOM = [c for c in random_cases(140, seed=8, work=100_000) if taps(c) > 6
 if not INTERPRETING:
 
     @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+    @pytest.mark.long
     def test_shapes_under_the_interpreter(which):
         pytest.importorskip("triton")
         run_again(HERE, which)

@@ -40,6 +40,7 @@ SPECIAL = [
 if not INTERPRETING:
 
     @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+    @pytest.mark.long
     def test_special_cases_under_the_interpreter(which):
         pytest.importorskip("triton")
         run_again(Path(__file__), which)

@@ -46,6 +46,7 @@ def test_two_processes_do_what_one_does(uncut, tmp_path):
     assert_equal_but_for_rounding(uncut, frozen(tmp_path, *flags, launcher=launcher))
 
 
+@pytest.mark.long
 def test_accumulated_batches_do_what_a_large_one_does(uncut, tmp_path):
     flags = ("--batch-size", "4", "--gradient-accumulation-steps", "4", "--limit-batches", "24")
     assert_equal_but_for_rounding(uncut, frozen(tmp_path, *flags))

@@ -15,6 +15,7 @@ from recipe_runs import PATIENCE, RECIPE, SUPPORT, run, start, wait_for
 from adder_zoo.training import RecipeError, launch
 
 
+@pytest.mark.long
 def test_two_processes_share_the_work(tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     code, _, err = run(tmp_path, "--max-steps", "20", "--batch-size", "128", launcher=launcher)
@@ -36,6 +37,7 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
         launch.make_accelerator(mnist.Config(cpu=True))
 
 
+@pytest.mark.long
 def test_end_of_the_launcher_stops_the_run(tmp_path):
     """`accelerate launch` ends at a SIGTERM and leaves its process behind."""
     launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1")
@@ -104,6 +106,7 @@ ONE_MACHINE = ("--num_machines", "1", "--machine_rank", "0", "--num_processes", 
     ],
     ids=["one_gpu", "two_cpus", "eight_gpus", "nodes", "fsdp"],
 )
+@pytest.mark.long
 def test_accelerate_launches_its_files(file, flags, kind, precision):
     """On CPUs, two processes instead of eight and sixty-four; everything else is as in the file, FSDP included."""
     launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0")

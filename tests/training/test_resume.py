@@ -23,6 +23,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_killed_run_goes_on_to_the_same_weights(finished, tmp_path):
     process = start(tmp_path, "--epochs", "3")
     deadline = time.monotonic() + PATIENCE
