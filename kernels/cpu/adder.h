@@ -74,10 +74,11 @@ ADDER_API int adder_grad_weight_product(const adder_shape *shape, const float *d
 ADDER_API int adder_grad_weight_from_convolution(const adder_shape *shape, const float *dy, const float *w, float *dw);
 
 /* 1 < p < 2: y = -sum |x - w|^p, and its derivatives dx = sum dy p |w - x|^(p-1) sgn(w - x) and
- * dw = sum dy p |x - w|^(p-1) sgn(x - w). exponent is p - 2; the polynomial sum coefficients[i] (m - 1.5)^i is to be
- * m^(p-2) for 1 <= m < 2, and p times that for the derivatives. ADDER_NOT_FINITE, and nothing written, if an x or w is
- * not finite or beyond 2^60. */
+ * dw = sum dy p |x - w|^(p-1) sgn(x - w). The polynomial sum coefficients[i] (m - 1.5)^i stands for a power of m,
+ * 1 <= m < 2: of degree 6 and for m^p, with p as exponent, forwards; of degree 9 and for p m^(p-2), with p - 2 as
+ * exponent, for the derivatives. ADDER_NOT_FINITE, and nothing written, if an x or w is not finite or beyond 2^60. */
 #define ADDER_POWER_DEGREE 9
+#define ADDER_POWER_FORWARD_DEGREE 6
 typedef struct {
   double exponent;
   float coefficients[ADDER_POWER_DEGREE + 1];

@@ -1,6 +1,6 @@
 // y, dx and dw for 1 < p < 2: y = -sum |x - w|^p and its derivatives. See power.h for the power itself.
 //
-// It takes some 25 instructions for a tap, so nothing else is as dear, and no layer needs a tile of its own: lanes
+// It takes some 20 instructions for a tap, so nothing else is as dear, and no layer needs a tile of its own: lanes
 // are filters (y, dw) or channels (dx), also those of several groups, and what a lane reads is laid out before.
 #ifndef ADDER_POWER_KERNELS_H
 #define ADDER_POWER_KERNELS_H
@@ -76,12 +76,12 @@ template <class T> struct Patches : Geometry {
 template <class T> struct PowerForward : Patches<T> {
   static constexpr int64_t BLOCK = 8; // vectors of a task
   const float *panels;
-  const Power<T> &power;
+  const AddPower<T> &add;
   float *y;
   Flag failed;
 
-  PowerForward(const Patches<T> &patches, const float *panels_, const Power<T> &power_, float *y_)
-      : Patches<T>(patches), panels(panels_), power(power_), y(y_) {}
+  PowerForward(const Patches<T> &patches, const float *panels_, const AddPower<T> &add_, float *y_)
+      : Patches<T>(patches), panels(panels_), add(add_), y(y_) {}
 
   int64_t blocks() const { return ceil_div(this->filters.vectors, BLOCK); }
   int64_t tasks() const { return this->N * this->P * blocks(); }
@@ -100,8 +100,7 @@ template <class T> struct PowerForward : Patches<T> {
           const float *const w = panels + v * this->taps * T::L;
           V total = T::set(0.f), sum = total;
           this->each_tap(v, patch, this->taps, [&](int64_t t, V x) ADDER_LAMBDA_INLINE {
-            const V d = x - T::load(w + t * T::L);
-            sum = T::fma(power(d), d, sum);
+            sum = add(x - T::load(w + t * T::L), sum);
             if (t % CHAIN == CHAIN - 1) total = total + sum, sum = T::set(0.f);
           });
           alignas(64) float lanes[T::L];
@@ -115,11 +114,12 @@ template <class T> struct PowerForward : Patches<T> {
 
 template <class T> struct PowerGradWeight : Patches<T> {
   const float *dy, *panels;
-  const Power<T> &power;
+  const DerivativeOfPower<T> &power;
   float *dw;
   Flag failed;
 
-  PowerGradWeight(const Patches<T> &patches, const float *dy_, const float *panels_, const Power<T> &power_, float *dw_)
+  PowerGradWeight(const Patches<T> &patches, const float *dy_, const float *panels_, const DerivativeOfPower<T> &power_,
+                  float *dw_)
       : Patches<T>(patches), dy(dy_), panels(panels_), power(power_), dw(dw_) {}
 
   int64_t tasks() const { return this->filters.vectors * this->R; }
@@ -160,13 +160,13 @@ template <class T> struct PowerGradInput : Geometry {
   static constexpr int64_t BLOCK = 4; // vectors of a task
   const float *dy, *x;
   float *panels;
-  const Power<T> &power;
+  const DerivativeOfPower<T> &power;
   float *dx;
   Lanes<T> channels;
   Flag failed;
 
-  PowerGradInput(const Geometry &s, const float *dy_, const float *x_, float *panels_, const Power<T> &power_,
-                 float *dx_)
+  PowerGradInput(const Geometry &s, const float *dy_, const float *x_, float *panels_,
+                 const DerivativeOfPower<T> &power_, float *dx_)
       : Geometry(s), dy(dy_), x(x_), panels(panels_), power(power_), dx(dx_), channels(C, Cg) {}
 
   int64_t blocks() const { return ceil_div(channels.vectors, BLOCK); }
@@ -247,7 +247,7 @@ int power_forward(const adder_shape *shape, const float *x, const float *w, cons
   const Geometry s(*shape);
   if (!power_takes(s, x, w)) return ADDER_NOT_FINITE;
   const Patches<Widest> patches(s, x);
-  const Power<Widest> of(*power);
+  const AddPower<Widest> of(*power);
   Scratch<float> panels(patches.filters.vectors * s.taps * Widest::L);
   if (!panels) return ADDER_NO_MEMORY;
   patches.pack(w, panels);
@@ -259,7 +259,7 @@ int power_grad_input(const adder_shape *shape, const float *dy, const float *x, 
                      const adder_power *power, float *dx) {
   const Geometry s(*shape);
   if (!power_takes(s, x, w)) return ADDER_NOT_FINITE;
-  const Power<Widest> of(*power);
+  const DerivativeOfPower<Widest> of(*power);
   PowerGradInput<Widest> kernel(s, dy, x, nullptr, of, dx);
   Scratch<float> panels(kernel.panel_floats());
   if (!panels) return ADDER_NO_MEMORY;
@@ -273,7 +273,7 @@ int power_grad_weight(const adder_shape *shape, const float *dy, const float *x,
   const Geometry s(*shape);
   if (!power_takes(s, x, w)) return ADDER_NOT_FINITE;
   const Patches<Widest> patches(s, x);
-  const Power<Widest> of(*power);
+  const DerivativeOfPower<Widest> of(*power);
   Scratch<float> panels(patches.filters.vectors * s.taps * Widest::L);
   if (!panels) return ADDER_NO_MEMORY;
   patches.pack(w, panels);
@@ -282,10 +282,12 @@ int power_grad_weight(const adder_shape *shape, const float *dy, const float *x,
 }
 
 // The derivative of the power of w - x.
-template <class T> struct PowerOfDifference : Power<T> {
+template <class T> struct PowerOfDifference : DerivativeOfPower<T> {
   static constexpr float FACTOR = 1.f;
-  using Power<T>::Power;
-  ADDER_INLINE typename T::V operator()(typename T::V w, typename T::V x) const { return Power<T>::operator()(w - x); }
+  using DerivativeOfPower<T>::DerivativeOfPower;
+  ADDER_INLINE typename T::V operator()(typename T::V w, typename T::V x) const {
+    return DerivativeOfPower<T>::operator()(w - x);
+  }
 };
 
 int gradients(const adder_shape *shape, const float *dy, const float *x, const float *w, const adder_power *power,
