@@ -335,9 +335,7 @@ class _Fuser:
         parameters = inspect.signature(module.forward).parameters.values()
         if len(parameters) != 1 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
             return None
-        if any(m._forward_hooks or m._forward_pre_hooks or self.places[id(m)] > 1 for m in parts):
-            return None
-        if any("forward" in vars(m) for m in parts):
+        if any(is_changed(m) or self.places[id(m)] > 1 for m in parts):
             return None
         try:
             graph = Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(module)
@@ -459,6 +457,11 @@ def is_constant(module: nn.Module | None, layer: nn.Module | None) -> bool:
 def is_adder(module: nn.Module | None) -> bool:
     """Whether a module is an adder layer as it comes, with exponent 1."""
     return type(module) in (Adder2d, Adder2dSame, AdderLinear) and getattr(module, "p", None) == 1
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether a module may do something else than its class: it has hooks, or a forward of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _other(addition: fx.Node, value: fx.Node) -> int | None:

@@ -99,6 +99,78 @@ def test_other_ranges_can_be_loaded(between):
         assert torch.equal(copy.deepcopy(network)(X), network(X))
 
 
+class Bare(nn.Module):
+    """Two layers without batch norm, and a module of each kind that could be left out between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.c = adder_zoo.Adder2d(4, 4, 3, padding=1), adder_zoo.Adder2d(4, 4, 3, padding=1)
+        nn.init.constant_(self.a.bias, 45.0)
+        self.relu, self.relu6, self.pool = nn.ReLU(), nn.ReLU6(), nn.MaxPool2d(2)
+        self.flatten, self.dropout, self.identity = nn.Flatten(), nn.Dropout(), nn.Identity()
+        self.between = between
+        self.eval()
+
+    def forward(self, x):
+        return self.c(self.between(self, self.a(x)))
+
+
+FOUR = X[:, :4]
+SEEN = {
+    "relu": lambda m, y: m.relu(y),
+    "relu6": lambda m, y: m.relu6(y),
+    "pool": lambda m, y: m.relu(m.pool(y)),
+    "flatten": lambda m, y: m.flatten(m.relu(y)).reshape(-1, 4, 8, 8),
+    "dropout": lambda m, y: m.dropout(m.relu(y)),
+    "identity": lambda m, y: m.relu(m.identity(y)),
+}
+
+
+def float_between(model, network):
+    """The same layers in bytes, in the network's own code."""
+    alone = copy.deepcopy(model)
+    for name in ("a", "c"):
+        layer = copy.deepcopy(network.get_submodule(name))
+        layer.emit(True, None)
+        layer.relu, layer.ceiling = False, math.inf
+        setattr(alone, name, layer)
+    return alone
+
+
+@pytest.mark.parametrize("change", ["hook", "pre-hook", "forward", "bounds"])
+@pytest.mark.parametrize("name", SEEN)
+def test_a_module_that_does_more_than_its_class_stays(name, change):
+    model = Bare(SEEN[name])
+    module = getattr(model, name)
+    if change == "hook":
+        module.register_forward_hook(lambda module, images, y: y * 0.5)
+    elif change == "pre-hook":
+        module.register_forward_pre_hook(lambda module, images: (images[0] - 2,))
+    elif change == "forward":
+        module.forward = lambda x: type(module).forward(module, x) * 0.5
+    elif name == "relu6":
+        module.min_val = -1.0
+    with torch.no_grad():
+        network = adder_zoo.quantize(model, FOUR)
+        assert torch.equal(network(FOUR), float_between(model, network)(FOUR))
+
+
+def test_windows_of_padding_alone():
+    """What max pooling with dilation makes of them is below 0, and a ReLU behind it makes 0 of that."""
+    model = nn.Sequential(adder_zoo.Adder2d(4, 4, 3, padding=1), nn.MaxPool2d(2, 1, 1, dilation=9), nn.ReLU()).eval()
+    with torch.no_grad():
+        assert model[:2](FOUR).max() == -math.inf
+        assert adder_zoo.quantize(model, FOUR)(FOUR).abs().max() == 0
+
+
+def test_a_view_as_another_dtype_is_of_floats():
+    model = Bare(lambda m, y: F.relu(y.contiguous().view(torch.int32)).view(dtype=torch.float32))
+    with torch.no_grad():
+        network = adder_zoo.quantize(model, FOUR)
+        assert torch.equal(network(FOUR), float_between(model, network)(FOUR))
+
+
 def test_a_network_with_relu6_hands_on_bytes():
     """MobileNetV2: float32 is made where a shortcut needs it and nowhere else."""
     torch.manual_seed(0)

@@ -128,6 +128,20 @@ def test_layers_without_an_integer_form_are_named(layers, named):
         adder_zoo.to_integers(model, images, mean=[MEAN], std=[STD])
 
 
+@pytest.mark.parametrize("change", ["hook", "forward", "bounds"])
+def test_a_module_that_does_more_than_its_class_is_named(change):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4, act_layer=nn.ReLU6), nn.Flatten(), nn.Linear(144, 2))
+    module = model.eval()[1].act
+    if change == "hook":
+        module.register_forward_hook(lambda module, images, y: y * 2)
+    elif change == "forward":
+        module.forward = lambda x: x * 2
+    else:
+        module.max_val = 4.0
+    with pytest.raises(NoIntegerForm, match=r"1 (has hooks or a forward of its own|is a ReLU6 from 0\.0 to 4\.0)"):
+        adder_zoo.to_integers(model, pixels(4, 3, 8, 8), mean=[MEAN], std=[STD])
+
+
 @pytest.mark.parametrize("flattened", [nn.Flatten(), nn.Sequential(nn.ReLU(), nn.Flatten()), nn.Sequential()])
 def test_a_map_that_becomes_a_row_keeps_its_order(flattened):
     """A linear layer reads maps of several pixels as torch does, channels first."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from timm.layers import get_notrace_functions
 from torch import Tensor, fx, nn
 
-from ..fuse import NOTHING, RELUS, RELUS6, Folded, Tracer, writes
+from ..fuse import NOTHING, RELUS, RELUS6, Folded, Tracer, is_changed, writes
 from .folding import fold_into_convolutions
 from .layers import QuantizedAdder2d, Range
 from .network import QuantizedNetwork
@@ -86,7 +86,7 @@ def _connected(model: nn.Module) -> QuantizedNetwork | None:
     except Exception:  # whatever a forward raises when it meets a proxy
         return None
     for node in list(graph.nodes):
-        if node.op == "call_module" and type(model.get_submodule(str(node.target))) in (*NOTHING, Folded):
+        if node.op == "call_module" and _kind(model, node) in (*NOTHING, Folded):
             node.replace_all_uses_with(node.all_input_nodes[0])  # given by place or by name
             graph.erase_node(node)
     quantised: dict[fx.Node, QuantizedAdder2d] = {}
@@ -117,7 +117,7 @@ def _take_activations(
         (user,) = readers
         ceiling = _ceiling(model, user)
         if ceiling is None:
-            if not (_passes_bytes(model, user) and user.args[:1] == (value,)):
+            if not (_passes_bytes(model, user) and user.args[:1] == (value,)) or _has_gaps(model, user):
                 return
             value = user
         elif ceiling == math.inf or _goes_on_as_bytes(model, node, quantised):
@@ -131,8 +131,23 @@ def _take_activations(
 def _ceiling(model: nn.Module, node: fx.Node) -> float | None:
     """What a ReLU lets through at most, infinity or the 6 of ReLU6; None for another node."""
     if node.op == "call_module":
-        return {nn.ReLU: math.inf, nn.ReLU6: 6.0}.get(type(model.get_submodule(str(node.target))))  # type: ignore[call-overload]
+        module: Any = model.get_submodule(str(node.target))
+        if _kind(model, node) is nn.ReLU6:  # which somebody may have given other bounds
+            return 6.0 if (module.min_val, module.max_val) == (0.0, 6.0) else None
+        return math.inf if _kind(model, node) is nn.ReLU else None
     return math.inf if node.target in RELUS else 6.0 if node.target in RELUS6 else None
+
+
+def _kind(model: nn.Module, node: fx.Node) -> type | None:
+    """The class of the module that a node calls; None where hooks or a forward of its own make something else of it."""
+    module = model.get_submodule(str(node.target))
+    return None if is_changed(module) else type(module)
+
+
+def _has_gaps(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a node is max pooling with windows so wide that all of one may be padding, which is below 0."""
+    module: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return isinstance(module, nn.MaxPool2d) and _pair(module.dilation) != (1, 1)
 
 
 def _goes_on_as_bytes(model: nn.Module, node: fx.Node, quantised: dict[fx.Node, QuantizedAdder2d]) -> bool:
@@ -234,11 +249,15 @@ def _asks_for_shape(node: fx.Node) -> bool:
 def _passes_bytes(model: nn.Module, node: fx.Node) -> bool:
     """Whether a node commutes with rounding to bytes."""
     if node.op != "call_module":
+        given = (*node.args, *node.kwargs.values())
+        if any(isinstance(argument, torch.dtype) for argument in given):
+            return False  # x.view(dtype) is about bytes, but others
         return node.target in (*SHAPES, *RELUS, *RELUS6)
     module: Any = model.get_submodule(str(node.target))
-    if type(module) in (nn.MaxPool2d, MaxPoolOfBytes):
+    kind = _kind(model, node)
+    if kind in (nn.MaxPool2d, MaxPoolOfBytes):
         return not (module.return_indices or module.ceil_mode)
-    return type(module) in (nn.ReLU, nn.ReLU6, nn.Flatten, nn.Unflatten)
+    return kind in (nn.Flatten, nn.Unflatten) or _ceiling(model, node) is not None
 
 
 def _take_bytes(

@@ -14,7 +14,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame, get_notrace_functions
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..fuse import NOTHING, Tracer, is_constant
+from ..fuse import NOTHING, Tracer, is_changed, is_constant
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -57,7 +57,7 @@ def _called_once(model: nn.Module, calls: Counter[Any], node: fx.Node) -> nn.Mod
     if node.op != "call_module" or calls[node.target] > 1 or len(node.all_input_nodes) != 1:
         return None
     module = model.get_submodule(str(node.target))
-    return None if module._forward_hooks or module._forward_pre_hooks else module
+    return None if is_changed(module) else module
 
 
 @torch.no_grad()

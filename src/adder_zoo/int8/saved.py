@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..architecture import creation_args, input_channels, named_as
-from ..fuse import FusedAdder2d, fuse, fused_layer, is_adder
+from ..fuse import FusedAdder2d, fuse, fused_layer, is_adder, is_changed
 from ..inference import for_inference
 from ..layers import AdderLayer
 from .connect import connect
@@ -72,7 +72,7 @@ def fused_for_bytes(model: nn.Module) -> nn.Module:
         return fused_layer(fused)
     bare: dict[nn.Module, FusedAdder2d] = {}  # a layer that stands in two places stays one
     for name, module in list(fused.named_modules(remove_duplicate=False)):
-        if name and is_adder(module) and not (module._forward_hooks or module._forward_pre_hooks):
+        if name and is_adder(module) and not is_changed(module):
             assert isinstance(module, AdderLayer)
             parent, _, child = name.rpartition(".")
             setattr(fused.get_submodule(parent), child, bare.setdefault(module, fused_layer(module)))

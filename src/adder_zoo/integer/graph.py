@@ -12,7 +12,7 @@ from timm.layers import BatchNormAct2d, get_notrace_functions
 from torch import Tensor, fx, nn
 
 from .. import norms
-from ..fuse import ADDITIONS, NOTHING, RELUS, RELUS6, Folded, FusedAdder2d, Tracer
+from ..fuse import ADDITIONS, NOTHING, RELUS, RELUS6, Folded, FusedAdder2d, Tracer, is_changed
 from ..int8.layers import QuantizedAdder2d
 from ..layers import AdderLayer, AdderLinear
 from ..models._staged import require_images_of_size
@@ -133,6 +133,7 @@ class _Reader:
         self.found, self.pairs = ranges.found, ranges.pairs
         network: Network | None = None
         for node in self.model.graph.nodes:
+            self._check_changes(node)
             if node in self.done:
                 continue
             if node.op == "placeholder":
@@ -167,6 +168,16 @@ class _Reader:
             yield Layer(str(node.target), module, self.values[node.args[0]], self.values[node])  # type: ignore[index]
         else:
             self._refuse(node, module, target)
+
+    def _check_changes(self, node: fx.Node) -> None:
+        """Refuses a module that does something else than its class says, or in which one does."""
+        if node.op != "call_module":
+            return
+        for module in self.modules[str(node.target)].modules():
+            if is_changed(module):
+                raise NoIntegerForm(f"{node.target} has hooks or a forward of its own, which have no integer form")
+            if type(module) is nn.ReLU6 and (module.min_val, module.max_val) != (0.0, 6.0):
+                raise NoIntegerForm(f"{node.target} is a ReLU6 from {module.min_val} to {module.max_val}")
 
     def _refuse(self, node: fx.Node, module: nn.Module | None, target: str) -> None:
         if isinstance(module, (FusedAdder2d, AdderLayer)):
