@@ -57,6 +57,7 @@ MATH = {
     *(f"v_{name}_f16" for name in ("add", "sub", "subrev", "max")),
     *(f"v_pk_{name}_{type}" for name in ("add", "sub", "fma", "mul", "max") for type in ("f32", "f16")),
 }
+POWER = 1.5  # stands for every p between 1 and 2
 SPILLS = ("LDL", "STL", "scratch_load", "scratch_store")
 
 
@@ -85,40 +86,42 @@ class Count:
         return f"{self.kernel}.{self.configuration}"
 
 
-def launches(hip: bool = False, networks=tuple(NETWORKS), batch: int = 32, dtypes=None, formats=None) -> Iterator:
+def launches(
+    hip: bool = False, networks=tuple(NETWORKS), batch: int = 32, dtypes=None, formats=None, p: float = 1.0
+) -> Iterator:
     """(direction, layer, launch) for each launch of a training step, on "meta" tensors."""
     formats = formats or (torch.contiguous_format, torch.channels_last)
     for network in networks:
         for layer in NETWORKS[network]():
             for memory_format in formats:
                 for dtype in dtypes or (torch.float32, torch.float16, torch.bfloat16):
-                    for direction, launch in plans(layer, batch, dtype, memory_format, hip):
-                        yield direction, layer, launch
+                    for direction, launch in plans(layer, batch, dtype, memory_format, hip, p):
+                        yield direction if p == 1 else f"power-{direction}", layer, launch
 
 
-def plans(layer: Layer, batch: int, dtype, memory_format, hip: bool = False) -> Iterator:
-    """(direction, launch) of one layer: forward, dx and what looks through dw."""
+def plans(layer: Layer, batch: int, dtype, memory_format, hip: bool = False, p: float = 1.0) -> Iterator:
+    """(direction, launch) of one layer: forward, dx and, for p = 1, what looks through dw, otherwise dw itself."""
     names = ("forward", "grad_input", "grad_weight")
     forward, grad_input, grad_weight = (sys.modules[f"{kernels().__name__}.{name}"] for name in names)
     x_shape, w_shape = (batch, layer.C, layer.H, layer.H), (layer.K, layer.C, layer.R, layer.R)
-    half = dtype == torch.float16
+    half = dtype == torch.float16 and p == 1
     last = torch.channels_last if dtype.itemsize < 4 else memory_format  # as the launcher has it
     x = torch.empty(x_shape, dtype=dtype, device="meta", memory_format=last)
     weight = torch.empty(w_shape, dtype=dtype, device="meta")
     g = forward.Geometry.of(x, weight, (layer.stride,) * 2, (layer.padding,) * 4, (1, 1), 1)
     y = torch.empty((g.N, g.K, g.P, g.Q), device="meta", memory_format=memory_format)
-    kind = forward.variant(x, half, g.C, hip)
-    yield "forward", forward.plan(x, forward.packed(weight, g, kind, half), y, g, None, hip)
-    w, raw = grad_input.packed(weight, g, grad_input.variant(y, g.K, hip), True), weight.float()
+    kind = forward.variant(x, half, g.C, hip, p)
+    yield "forward", forward.plan(x, forward.packed(weight, g, kind, half), y, g, None, hip, p)
+    w, raw = grad_input.packed(weight, g, grad_input.variant(y, g.K, hip, p), p == 1), weight.float()
     total, dx = torch.empty(g.N, g.G, g.P, g.Q, device="meta"), torch.empty_like(x)
-    yield "dx", grad_input.plan(y, x, w, dx, raw, total, w, g, "saturated", hip)
-    yield "dw", grad_weight.plan(y, x, weight, torch.empty(w_shape, device="meta"), g, "full", True, 1)
+    yield "dx", grad_input.plan(y, x, w, dx, raw, total, w, g, "saturated", hip, p)
+    yield "dw", grad_weight.plan(y, x, weight, torch.empty(w_shape, device="meta"), g, "full", p == 1, 1, hip, p)
 
 
 def describe(direction: str, launch) -> tuple[str, str]:
     """Name of the kernel, and of its configuration."""
     c, dtype = launch.constants, str(launch.arguments["x_ptr"].dtype).removeprefix("torch.")
-    if direction == "dw":
+    if direction.endswith("dw"):
         return direction, f"{c['BLOCK_M']}x{c['BLOCK_K']}x{c['BLOCK_C']}-{dtype}"
     layout = "channels_last" if c["LAST"] else "nchw"
     return direction, f"{c['BLOCK_M']}x{c['BLOCK_N']}x{c['COLUMNS']}-{layout}-{dtype}"
@@ -134,6 +137,11 @@ def distinct(hip: bool = False, **options) -> dict[tuple[str, str], object]:
         twin = sum(k == kernel and c.startswith(configuration) for k, c in named)
         named[kernel, configuration + (f"-{twin + 1}" if twin else "")] = launch
     return named
+
+
+def everything(hip: bool = False) -> dict[tuple[str, str], object]:
+    """``distinct`` for p = 1 and, by the names of power-..., for 1 < p < 2."""
+    return distinct(hip) | distinct(hip, p=POWER)
 
 
 def compile_for(launch, arch: str):
@@ -154,7 +162,7 @@ def count(names: tuple[str, str], launch, arch: str, out: Path | None = None) ->
         file.write_bytes(binary.asm["hsaco" if hip else "cubin"])
         operations, loops, registers = _read_amd(binary.asm["amdgcn"]) if hip else _read_nvidia(file)
     c, threads = launch.constants, launch.num_warps * TARGETS[arch].warp_size
-    size = c["BLOCK_M"] * (c["BLOCK_K"] * c["BLOCK_C"] if names[0] == "dw" else c["BLOCK_N"] * c["COLUMNS"])
+    size = c["BLOCK_M"] * (c["BLOCK_K"] * c["BLOCK_C"] if names[0].endswith("dw") else c["BLOCK_N"] * c["COLUMNS"])
     first, last = _hot(operations, loops)
     body = operations[first : last + 1]
     mix = collections.Counter(body)
@@ -237,7 +245,7 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     counts = []
     for arch in options.arch:
-        for names, launch in distinct(arch.startswith("gfx")).items():
+        for names, launch in everything(arch.startswith("gfx")).items():
             if not options.only or ".".join(names).startswith(tuple(options.only)):
                 counts.append(count(names, launch, arch, options.out))
     print(table(counts))

@@ -64,8 +64,8 @@ def adder2d(
             pixel at the bottom and right; stride 1 only).
         groups: Number of groups that C and K are divided into.
         weight_grad, input_grad, p: As above.
-        impl: None chooses. For p < 2 by device: on a CPU "cpu", on a GPU "triton" (p = 1 only), anywhere else and for
-            float64 "reference"; for p = 2 "convolution". A name asks for that implementation and raises where it cannot
+        impl: None chooses. For p < 2 by device: on a CPU "cpu", on a GPU "triton", anywhere else and for float64
+            "reference"; for p = 2 "convolution". A name asks for that implementation and raises where it cannot
             run; see ``adder_zoo.implementations()``. "exact" is "cpu" without the identities that save operations there
             and cost up to nine times the rounding; for p = 1.
 

@@ -98,12 +98,13 @@ def resolve(impl: str, x: Tensor, p: float) -> Backend:
     backend = _choose(x, p) if impl == "auto" else _asked_for(impl, x, p)
     if p == 1 or backend is CONVOLUTION:
         return backend
-    return _with_power(backend, power if backend is CPU else reference, p)
+    modules = {"cpu": power, "triton": triton}
+    return _with_power(backend, modules.get(backend.name, reference), p)
 
 
 def _asked_for(impl: str, x: Tensor, p: float) -> Backend:
     backend = BACKENDS[impl]
-    if p != 1 and impl not in ("reference", "cpu") and not (impl == "convolution" and p == 2):
+    if not _computes(impl, p):
         raise RuntimeError(f"adder2d: impl={impl!r} cannot compute p = {p}; leave impl=None or ask for 'reference'")
     found = backend.probe()
     if not found.available:
@@ -114,15 +115,22 @@ def _asked_for(impl: str, x: Tensor, p: float) -> Backend:
     return backend
 
 
+def _computes(impl: str, p: float) -> bool:
+    """Whether the implementation has this p, of 1 <= p <= 2."""
+    if impl in ("cpu", "triton"):
+        return p < 2
+    return impl == "reference" or p == (2 if impl == "convolution" else 1)
+
+
 def _choose(x: Tensor, p: float) -> Backend:
     if p == 2:
         return CONVOLUTION
     if x.dtype != torch.float64:
         if x.device.type == "cpu" and CPU.probe().available:
             return CPU
-        if x.device.type == "cuda" and p == 1 and TRITON.probe().available:
+        if x.device.type == "cuda" and TRITON.probe().available:
             return TRITON
-        if x.device.type != "cpu" and p == 1:
+        if x.device.type != "cpu":
             _warn_of_eager_torch(x.device.type)
     return REFERENCE
 

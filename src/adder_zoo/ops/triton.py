@@ -21,9 +21,9 @@ from .geometry import Geometry
 NAME = "adder_zoo.kernels"
 
 
-def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """y = -Σ|x - w| (Eq. 2), [N, K, P, Q], float32: the launcher in the kernels' ``forward.py``."""
-    return kernels().adder2d_forward(x, weight, *geometry.arguments)
+def forward(x: Tensor, weight: Tensor, geometry: Geometry, *, p: float = 1.0) -> Tensor:
+    """y = -Σ|x - w|^p (Eq. 2 for p = 1), [N, K, P, Q], float32: the launcher in the kernels' ``forward.py``."""
+    return kernels().adder2d_forward(x, weight, *geometry.arguments, p)
 
 
 def forward_fused(
@@ -39,14 +39,16 @@ def forward_fused(
     return kernels().adder2d_forward_fused(x, weight, scale, shift, residual, *geometry.arguments, relu)
 
 
-def grad_input(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, input_grad: str) -> Tensor:
-    """dx (Eq. 6 and 7, or its variants), [N, C, H, W], in the dtype of x: ``grad_input.py`` of the kernels."""
-    return kernels().adder2d_grad_input(dy, x, weight, *geometry.arguments, input_grad)
+def grad_input(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, input_grad: str, *, p: float = 1.0) -> Tensor:
+    """dx (Eq. 6 and 7, a variant, or for p > 1 the derivative), [N, C, H, W], in the dtype of x: ``grad_input.py``."""
+    return kernels().adder2d_grad_input(dy, x, weight, *geometry.arguments, input_grad, p)
 
 
-def grad_weight(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, weight_grad: str) -> Tensor:
-    """dw (Eq. 5 or 4), [K, C/G, R, S], in the dtype of weight: ``grad_weight.py`` of the kernels."""
-    return kernels().adder2d_grad_weight(dy, x, weight, *geometry.arguments, weight_grad)
+def grad_weight(
+    dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, weight_grad: str, *, p: float = 1.0
+) -> Tensor:
+    """dw (Eq. 5 or 4, or the derivative for p > 1), [K, C/G, R, S], in the dtype of weight: ``grad_weight.py``."""
+    return kernels().adder2d_grad_weight(dy, x, weight, *geometry.arguments, weight_grad, p)
 
 
 def kernels() -> ModuleType:

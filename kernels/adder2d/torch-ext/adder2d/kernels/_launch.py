@@ -23,6 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._power import signed_power
+
 INT32_MAX = 2**31 - 1
 HIP = torch.version.hip is not None
 RECENT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)  # they lay 16-bit tiles out differently
@@ -95,9 +97,9 @@ class Launch:
     """A kernel with its arguments and configuration.
 
     Attributes:
-        kernel: The ``triton.jit`` function. None of its integers is specialised: a network needs few compilations.
+        kernel: The ``triton.jit`` function. None of its numbers is specialised: a network needs few compilations.
         tiles: Programs by configuration: what ``constants`` say, to the size of the one-dimensional grid.
-        arguments: Tensors and integers by name, in the kernel's order.
+        arguments: Tensors, integers and floats by name, in the kernel's order.
         constants: ``tl.constexpr`` arguments by name.
         registers: Limit for a thread, on NVIDIA, so that as many blocks as planned share a multiprocessor.
         contract: Whether a product and a sum may become one operation with one rounding. It is said at each launch:
@@ -151,7 +153,7 @@ class Launch:
                 small = hip and value.untyped_storage().nbytes() <= INT32_MAX
                 attributes[(i,)] = [["tt.divisibility", 16], *([["tt.pointer_range", 32]] if small else [])]
             else:
-                signature[name] = "i32" if abs(value) <= INT32_MAX else "i64"
+                signature[name] = "fp32" if isinstance(value, float) else "i32" if abs(value) <= INT32_MAX else "i64"
         signature.update(dict.fromkeys(self.constants, "constexpr"))
         signature = {name: signature[name] for name in self.kernel.arg_names}
         return self.kernel, signature, self.constants, attributes
@@ -268,9 +270,14 @@ def finish(
 
 
 @triton.jit
-def transfer(z, MODE: tl.constexpr):
-    """What the input gradient makes of z = w - x, and the weight gradient of z = x - w; a NaN stays one."""
-    if MODE == "clipped":
+def transfer(z, exponent, MODE: tl.constexpr):
+    """What the input gradient makes of z = w - x, and the weight gradient of z = x - w; a NaN stays one.
+
+    ``exponent`` is for the powers alone: |z|^exponent·sgn(z).
+    """
+    if MODE == "power" or MODE == "approximate power":
+        return signed_power(z, exponent, MODE)
+    elif MODE == "clipped":
         return tl.clamp(z, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
     elif MODE == "sign":
         sign = tl.where(z > 0, 1.0, 0.0) - tl.where(z < 0, 1.0, 0.0)

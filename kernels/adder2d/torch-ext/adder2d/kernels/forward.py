@@ -6,6 +6,8 @@
     M = N·P·Q output pixels; a program has BLOCK_M of them and BLOCK_N filters
     a column of the reduction is one (r, s, c); a step has COLUMNS of them, of one tap (r, s)
 
+The same for Σ|x - w|^p, 1 < p < 2 (arXiv 2105.14202): ``_power.py`` has the term and its error.
+
 Two zeros are kept apart: padding of the image is x = 0 and adds -|w|; the tail of a tile adds nothing.
 
 At inference a scale, a shift (batch norm's), a residual and a ReLU follow while the sums are in registers.
@@ -43,6 +45,7 @@ from ._launch import (
     vector,
     wide,
 )
+from ._power import power, term
 
 # (BLOCK_M, BLOCK_N, COLUMNS, warps, stages, registers). 128 registers let 16 warps share a multiprocessor.
 _CONFIGS = {
@@ -61,6 +64,10 @@ _CONFIGS = {
     "many filters, half": (64, 64, 32, 4, 2, 128) if RECENT else (64, 64, 16, 4, 2, 168),
     "few filters, half": (64, 64, 32, 4, 2, 128) if RECENT else (64, 64, 16, 4, 2, 168),
     "very few filters, half": (128, 16, 16, 4, 3, None),
+    # Where 1 < p < 2: logarithms and powers take most of the time, and registers while they are on their way.
+    "many filters, power": (64, 64, 8, 4, 2, 128),
+    "few filters, power": (64, 64, 8, 4, 2, 128),
+    "very few filters, power": (128, 16, 16, 4, 3, None),
     # AMD has no asynchronous copies to hide, and registers enough for 8 columns of each tile.
     "many filters, AMD": (128, 128, 8, 8, 2, None),
     "few filters, AMD": (128, 64, 8, 4, 2, None),
@@ -78,7 +85,7 @@ _INTEGERS = [
     *("M", "H", "W", "P", "Q", "Kg", "Cg", "R", "S", "stride_h", "stride_w", "pad_top", "pad_left"),
     *("dilation_h", "dilation_w", "stride_xn", "stride_xc", "stride_xh", "stride_xw"),
     *("stride_yn", "stride_yk", "stride_yp", "stride_yq", "stride_split", "tiles_n", "tiles_per_group"),
-    *("steps_per_split", "never"),
+    *("steps_per_split", "never", "exponent"),
     *EPILOGUE_INTEGERS,
 ]
 
@@ -90,10 +97,11 @@ def _adder2d_fwd_kernel(
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_yn, stride_yk, stride_yp, stride_yq, stride_split,
     stride_en, stride_ek, stride_ep, stride_eq,
-    tiles_n, tiles_per_group, steps_per_split, never,
+    tiles_n, tiles_per_group, steps_per_split, never, exponent,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, DEPTH: tl.constexpr,
     LAST: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, EVEN: tl.constexpr, HALF: tl.constexpr,
     WIDEN: tl.constexpr, FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
+    TERM: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
@@ -181,6 +189,10 @@ def _adder2d_fwd_kernel(
                 for u in tl.static_range(chain * 16 + 1, min(chain * 16 + 16, COLUMNS)):
                     part += tl.abs(xs[u][:, None] - ws[u][None, :])
                 acc += part.to(tl.float32)
+        elif TERM != "difference":
+            for u in tl.static_range(COLUMNS):
+                d = ws[u][:, None].to(tl.float32) - xs[u][None, :].to(tl.float32)
+                acc = tl.fma(tl.abs(d), power(d, exponent, TERM), acc)
         else:
             for u in tl.static_range(COLUMNS):
                 # [BLOCK_N, BLOCK_M]
@@ -214,7 +226,9 @@ def _adder2d_fwd_kernel(
     tl.store(y_ptr + split * stride_split + y_offset, y, inside)
 
 
-_tuned = triton.autotune(_TUNED, key=["M", "Cg", "Kg", "R", "S", "stride_h"], cache_results=True)(_adder2d_fwd_kernel)
+_tuned = triton.autotune(_TUNED, key=["M", "Cg", "Kg", "R", "S", "stride_h", "TERM"], cache_results=True)(
+    _adder2d_fwd_kernel
+)
 
 
 def configuration(geometry: Geometry, variant: str) -> tuple[int, int, int, int, int, int | None]:
@@ -227,10 +241,10 @@ def configuration(geometry: Geometry, variant: str) -> tuple[int, int, int, int,
     return block_m, block_n, power_of_2(g.Cg, 1, depth), warps, stages, registers
 
 
-def variant(x: Tensor, half: bool, C: int, hip: bool = HIP) -> str:
-    """Which configurations are for this input; ``half``: both operands are float16."""
-    if hip or half:
-        return "AMD" if hip else "half"
+def variant(x: Tensor, half: bool, C: int, hip: bool = HIP, p: float = 1.0) -> str:
+    """Which configurations are for this input; ``half``: both operands are float16, and p is 1."""
+    if hip or half or p > 1:
+        return "AMD" if hip else "half" if half else "power"
     return "bfloat16" if x.dtype == torch.bfloat16 else "channels last" if channels_last(x, C) else ""
 
 
@@ -243,13 +257,22 @@ def packed(weight: Tensor, geometry: Geometry, variant: str, half: bool) -> Tens
 
 
 def plan(
-    x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, epilogue: Epilogue | None = None, hip: bool = HIP
+    x: Tensor,
+    w: Tensor,
+    y: Tensor,
+    geometry: Geometry,
+    epilogue: Epilogue | None = None,
+    hip: bool = HIP,
+    p: float = 1.0,
 ) -> Launch:
-    """The launch that computes ``y`` [N, K, P, Q], or parts [splits, N, K, P, Q] of it, from ``packed`` filters."""
+    """The launch that computes ``y`` [N, K, P, Q], or parts [splits, N, K, P, Q] of it, from ``packed`` filters.
+
+    For p > 1 the filters are float32, whatever x is.
+    """
     g = geometry
     M = g.N * g.P * g.Q
     half = w.dtype == torch.float16
-    block_m, block_n, depth, warps, stages, registers = configuration(g, variant(x, half, g.C, hip))
+    block_m, block_n, depth, warps, stages, registers = configuration(g, variant(x, half, g.C, hip, p))
     tiles_per_group = triton.cdiv(g.Kg, block_n)
     splits = y.shape[0] if y.dim() == 5 else 1
     one = y[0] if y.dim() == 5 else y
@@ -263,12 +286,14 @@ def plan(
             **strides("x", "nchw", x), **strides("y", "nkpq", one), "stride_split": y.stride(0) if y.dim() == 5 else 0,
             "tiles_n": g.G * tiles_per_group, "tiles_per_group": tiles_per_group,
             "steps_per_split": triton.cdiv(g.R * g.S * triton.cdiv(g.Cg, depth), splits), "never": 0,
+            "exponent": p - 1.0,
         },
         {
             "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages, "DEPTH": 1 if hip else 16,
             "LAST": last, "VECTOR": vector(x, g.Cg) if last and even else 1, "BITS": g.R * g.S <= 31, "EVEN": even,
             "HALF": half, "WIDEN": not half and not RECENT, **Epilogue.constants(epilogue),
             "WIDE": wide(x, y, *([epilogue.residual] if epilogue and epilogue.residual is not None else [])),
+            "TERM": term(p, "difference", hip or interpreting()),
         },
         warps,
         stages,
@@ -284,8 +309,9 @@ def adder2d_forward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    p: float = 1.0,
 ) -> Tensor:
-    """y = -Σ|x - w| (Eq. 2).
+    """y = -Σ|x - w|^p (Eq. 2 for p = 1).
 
     Args:
         x: [N, C, H, W], float32, float16 or bfloat16, any strides. Half precision is read channels_last, and copied to
@@ -294,15 +320,17 @@ def adder2d_forward(
         stride, dilation: (height, width).
         padding: (top, bottom, left, right).
         groups: Divides C and K.
+        p: From 1 to below 2. The kernels take p - 1 at run time: all p above 1 share one compilation.
 
     Returns:
         [N, K, P, Q], float32 whatever the input's precision, channels_last where x is.
 
         Where x and weight are both float16, chains of at most 16 terms are added up in float16 and these in float32: y
         is off by at most 17·2^-11 of itself (0.8 %, when all errors add up; some 0.05 % as they fall), and infinite
-        where a chain exceeds 65504. All other precisions are widened first, and off by float32's rounding alone.
+        where a chain exceeds 65504. All other precisions, and all for p > 1, are widened first, and off by float32's
+        rounding alone; ``_power.py`` has that of a power.
     """
-    return _forward(x, weight, stride, padding, dilation, groups, None)
+    return _forward(x, weight, stride, padding, dilation, groups, None, p)
 
 
 def adder2d_forward_fused(
@@ -334,7 +362,7 @@ def adder2d_forward_fused(
             raise ValueError(f"tensors are on {x.device} and {t.device}; move one of them")
     epilogue = Epilogue(scale.float().contiguous(), shift.float().contiguous(), residual, relu)
     check(x, weight, *others)
-    return _forward(x, weight, stride, padding, dilation, groups, epilogue)
+    return _forward(x, weight, stride, padding, dilation, groups, epilogue, 1.0)
 
 
 def _forward(
@@ -345,27 +373,28 @@ def _forward(
     dilation: Sequence[int],
     groups: int,
     epilogue: Epilogue | None,
+    p: float,
 ) -> Tensor:
     check(x, weight)
     geometry = g = Geometry.of(x, weight, stride, padding, dilation, groups)
     y = torch.empty((g.N, g.K, g.P, g.Q), dtype=torch.float32, device=x.device, memory_format=memory_format(x))
     if small_groups.fits(g.G, g.Kg):
-        small_groups.plan_forward(x, weight, y, geometry, epilogue).run()
+        small_groups.plan_forward(x, weight, y, geometry, epilogue, p=p).run()
         return y
     if x.element_size() < 4 and not channels_last(x, g.C):
         x = x.contiguous(memory_format=torch.channels_last)
-    half = x.dtype == weight.dtype == torch.float16
-    kind = variant(x, half, g.C)
+    half = p == 1 and x.dtype == weight.dtype == torch.float16
+    kind = variant(x, half, g.C, p=p)
     w = packed(weight, geometry, kind, half)
     block_m, _, depth, *_ = configuration(geometry, kind)
     programs = triton.cdiv(g.N * g.P * g.Q, block_m) * w.shape[0] * w.shape[1]
     splits = parts(programs, g.R * g.S * triton.cdiv(g.Cg, depth), processors(x.device))
     if splits == 1:
-        plan(x, w, y, geometry, epilogue).run()
+        plan(x, w, y, geometry, epilogue, p=p).run()
         return y
     partial = torch.empty((splits, *y.shape), dtype=y.dtype, device=y.device).as_strided(
         (splits, *y.shape), (y.numel(), *y.stride())
     )
-    plan(x, w, partial, geometry).run()
+    plan(x, w, partial, geometry, p=p).run()
     torch.sum(partial, 0, out=y)
     return y if epilogue is None else epilogue.apply(y)

@@ -3,7 +3,8 @@
     dx[n, c, h, w] = Σ_{k,r,s} dy[n, k, p, q]·HT(w[k, c, r, s] - x[n, c, h, w])
     for the (p, q) with p·stride_h + r·dilation_h - pad_top = h and q·stride_w + s·dilation_w - pad_left = w
 
-HT clamps to [-1, 1]: a surrogate for the sign, which the derivative would be. Also w - x itself ("full") and the sign.
+HT clamps to [-1, 1]: a surrogate for the sign, which the derivative would be. Also w - x itself ("full") and the sign;
+for 1 < p < 2 the derivative, with p·|w - x|^(p-1)·sgn(w - x) for HT (``_power.py``).
 
     x, dx [N, C, H, W]    w [K, Cg, R, S]    dy [N, K, P, Q]    G groups, Cg = C / G, Kg = K / G
     a column of the reduction is one (r, s, k); a step has COLUMNS of them, of one tap (r, s)
@@ -51,6 +52,7 @@ from ._launch import (
     vector,
     wide,
 )
+from ._power import term
 from .small_groups import phase_pixels, phase_taps, phases
 
 MODES = ("clipped", "full", "sign")
@@ -63,6 +65,9 @@ _CONFIGS = {
     "many channels, channels last": (128, 128, 32, 16, 2, 128),
     "few channels, channels last": (64, 64, 32, 4, 2, 128),
     "very few channels, channels last": (128, 16, 16, 4, 3, None),
+    "many channels, power": (64, 64, 16, 4, 2, 128),  # 1 < p < 2, as in forward.py
+    "few channels, power": (64, 64, 16, 4, 2, 128),
+    "very few channels, power": (128, 16, 16, 4, 3, None),
     # AMD has no asynchronous copies to hide, and spills with 64 of each.
     "many channels, AMD": (128, 64, 8, 8, 2, None),
     "few channels, AMD": (128, 64, 8, 8, 2, None),
@@ -81,7 +86,7 @@ _INTEGERS = [
     *("dilation_h", "dilation_w", "stride_yn", "stride_yk", "stride_yp", "stride_yq"),
     *("stride_xn", "stride_xc", "stride_xh", "stride_xw", "stride_wk", "stride_wc", "stride_wr", "stride_ws"),
     *("stride_dxn", "stride_dxc", "stride_dxh", "stride_dxw", "stride_split", "pixels", "tiles_n", "tiles_per_group"),
-    *("phases_h", "phases_w", "step_r", "step_s", "splits", "never"),
+    *("phases_h", "phases_w", "step_r", "step_s", "splits", "never", "exponent"),
 ]
 
 
@@ -93,13 +98,14 @@ def _adder2d_bwd_dx_kernel(
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_wk, stride_wc, stride_wr, stride_ws,
     stride_dxn, stride_dxc, stride_dxh, stride_dxw, stride_split,
-    pixels, tiles_n, tiles_per_group, phases_h, phases_w, step_r, step_s, splits, never,
+    pixels, tiles_n, tiles_per_group, phases_h, phases_w, step_r, step_s, splits, never, exponent,
     MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
     DEPTH: tl.constexpr, LAST: tl.constexpr, VECTOR: tl.constexpr, BITS: tl.constexpr, EVEN: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     SATURATED: tl.constexpr = MODE == "saturated"
     EXACT: tl.constexpr = "clipped" if SATURATED else MODE
+    POWER: tl.constexpr = MODE == "power" or MODE == "approximate power"
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
     tiles_m = tl.cdiv(pixels, BLOCK_M)
@@ -205,7 +211,7 @@ def _adder2d_bwd_dx_kernel(
         dys = columns(dy, COLUMNS, BLOCK_M)
         ws = columns(wv, COLUMNS, BLOCK_N)
         for u in tl.static_range(COLUMNS):  # [BLOCK_N, BLOCK_M]
-            ht = tl.clamp(ws[u][:, None] - x, 0.0, 1.0) if SATURATED else transfer(ws[u][:, None] - x, EXACT)
+            ht = tl.clamp(ws[u][:, None] - x, 0.0, 1.0) if SATURATED else transfer(ws[u][:, None] - x, exponent, EXACT)
             # By name: from 3.10 on Triton makes no fma of a product and a sum by itself.
             acc = tl.fma(tl.broadcast_to(dys[u][None, :], (BLOCK_N, BLOCK_M)), ht, acc)
         k0 += COLUMNS
@@ -248,13 +254,15 @@ def _adder2d_bwd_dx_kernel(
             r = r_first + t // s_count * step_r
             s = s_first + t % s_count * step_s
             wv = tl.load(raw_tile + k * stride_wk + r * stride_wr + s * stride_ws, (c_of_group < Cg) & (k < Kg), 0.0)
-            acc += tl.where(met, dy * transfer(wv - x, EXACT), 0.0)
+            acc += tl.where(met, dy * transfer(wv - x, exponent, EXACT), 0.0)
 
+    if POWER:
+        acc = (exponent + 1.0) * acc
     dx_offset = nx * stride_dxn + h * stride_dxh + w * stride_dxw + c * stride_dxc
     tl.store(dx_ptr + split * stride_split + dx_offset, acc.to(dx_ptr.dtype.element_ty), tile)
 
 
-_tuned = triton.autotune(_TUNED, key=["pixels", "Cg", "Kg", "R", "S", "stride_h"], cache_results=True)(
+_tuned = triton.autotune(_TUNED, key=["pixels", "Cg", "Kg", "R", "S", "stride_h", "MODE"], cache_results=True)(
     _adder2d_bwd_dx_kernel
 )
 
@@ -269,9 +277,9 @@ def configuration(geometry: Geometry, variant: str) -> tuple[int, int, int, int,
     return block_m, block_n, power_of_2(g.Kg, 1, depth), warps, stages, registers
 
 
-def variant(dy: Tensor, K: int, hip: bool = HIP) -> str:
+def variant(dy: Tensor, K: int, hip: bool = HIP, p: float = 1.0) -> str:
     """Which configurations are for this gradient."""
-    return "AMD" if hip else "channels last" if channels_last(dy, K) else ""
+    return "AMD" if hip else "power" if p > 1 else "channels last" if channels_last(dy, K) else ""
 
 
 def packed(weight: Tensor, geometry: Geometry, variant: str, saturated: bool) -> Tensor:
@@ -293,6 +301,7 @@ def plan(
     geometry: Geometry,
     mode: str,
     hip: bool = HIP,
+    p: float = 1.0,
 ) -> Launch:
     """The launch that computes ``dx`` [N, C, H, W], or parts [splits, N, C, H, W] of it, from ``packed`` filters.
 
@@ -300,10 +309,10 @@ def plan(
         raw: The filters as they are, float32.
         total: Σ_k dy, [N, G, P, Q], contiguous; mode "saturated" reads it.
         nan: Not finite where a filter is not; mode "saturated" reads it.
-        mode: "saturated", or "clipped", "full" and "sign" by the equations.
+        mode: "saturated", or "clipped", "full" and "sign" by the equations; not read for p > 1.
     """
     g = geometry
-    block_m, block_n, depth, warps, stages, registers = configuration(g, variant(dy, g.K, hip))
+    block_m, block_n, depth, warps, stages, registers = configuration(g, variant(dy, g.K, hip, p))
     phases_h, phases_w, pixels, step_r, step_s = phases(g)
     tiles_per_group = triton.cdiv(g.Cg, block_n)
     splits = dx.shape[0] if dx.dim() == 5 else 1
@@ -320,11 +329,12 @@ def plan(
             **strides("dx", "nchw", one), "stride_split": dx.stride(0) if dx.dim() == 5 else 0,
             "pixels": pixels, "tiles_n": g.G * tiles_per_group, "tiles_per_group": tiles_per_group,
             "phases_h": phases_h, "phases_w": phases_w, "step_r": step_r, "step_s": step_s, "splits": splits,
-            "never": 0,
+            "never": 0, "exponent": p - 1.0,
         },
         {
-            "MODE": mode, "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages,
-            "DEPTH": 1 if hip else 16, "LAST": last, "VECTOR": vector(dy, g.Kg) if last and even else 1,
+            "MODE": term(p, mode, hip or interpreting()),
+            "BLOCK_M": block_m, "BLOCK_N": block_n, "COLUMNS": depth, "STAGES": stages, "DEPTH": 1 if hip else 16,
+            "LAST": last, "VECTOR": vector(dy, g.Kg) if last and even else 1,
             "BITS": g.R * g.S <= 31, "EVEN": even, "WIDE": wide(dy, x, dx),
         },
         warps,
@@ -343,13 +353,14 @@ def adder2d_grad_input(
     dilation: Sequence[int],
     groups: int,
     input_grad: str = "clipped",
+    p: float = 1.0,
 ) -> Tensor:
-    """dx = Σ dy·HT(w - x) (Eq. 6 and 7), or its variants.
+    """dx = Σ dy·HT(w - x) (Eq. 6 and 7), or its variants; for p > 1 the derivative Σ dy·p·|w - x|^(p-1)·sgn(w - x).
 
     Args:
         dy: [N, K, P, Q], any strides.
         x, weight, stride, padding, dilation, groups: As in ``adder2d_forward``.
-        input_grad: "clipped", "full" or "sign".
+        input_grad: "clipped", "full" or "sign"; all the same for p > 1.
 
     Returns:
         [N, C, H, W], in the dtype of x, accumulated in float32, channels_last where x is. "clipped" is off by at most
@@ -363,16 +374,16 @@ def adder2d_grad_input(
     dtype = torch.float32 if interpreting() else x.dtype  # the interpreter cuts bfloat16 off instead of rounding it
     dx = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=memory_format(x))
     if small_groups.fits(g.G, g.Cg):
-        small_groups.plan_grad_input(dy, x, weight, dx, geometry, input_grad).run()
+        small_groups.plan_grad_input(dy, x, weight, dx, geometry, input_grad, p=p).run()
         return dx.to(x.dtype)
-    kind = variant(dy, g.K)
+    kind = variant(dy, g.K, p=p)
     block_m, block_n, depth, *_ = configuration(geometry, kind)
     phases_h, phases_w, pixels, step_r, step_s = phases(g)
     programs = phases_h * phases_w * triton.cdiv(pixels, block_m) * g.G * triton.cdiv(g.Cg, block_n)
     steps = triton.cdiv(g.R, step_r) * triton.cdiv(g.S, step_s) * triton.cdiv(g.Kg, depth)  # of the longest phase
     splits = parts(programs, steps, processors(x.device))
     # A part knows only its own terms, so it cannot take Σ dy from outside; few tiles leave time for the plain clamp.
-    saturated = input_grad == "clipped" and splits == 1
+    saturated = input_grad == "clipped" and splits == 1 and p == 1
     w = packed(weight, geometry, kind, saturated)
     if saturated:
         total, nan = dy.unflatten(1, (g.G, g.Kg)).sum(2).contiguous(), w.sum()
@@ -380,10 +391,10 @@ def adder2d_grad_input(
         total = nan = w
     mode = "saturated" if saturated else input_grad
     if splits == 1:
-        plan(dy, x, w, dx, weight, total, nan, geometry, mode).run()
+        plan(dy, x, w, dx, weight, total, nan, geometry, mode, p=p).run()
         return dx.to(x.dtype)
     partial = torch.empty((splits, *dx.shape), dtype=torch.float32, device=dx.device).as_strided(
         (splits, *dx.shape), (dx.numel(), *dx.stride())
     )
-    plan(dy, x, w, partial, weight, total, nan, geometry, mode).run()
+    plan(dy, x, w, partial, weight, total, nan, geometry, mode, p=p).run()
     return partial.sum(0).to(x.dtype)

@@ -7,7 +7,8 @@ The convolution takes TF32 on a GPU where ``torch.backends.cudnn.allow_tf32`` le
 then rounded to 11 bits, and dw is off by up to 2^-10·Σ |dy·x| instead of some 2^-24 of it. As Σ dy·x and w·Σ dy cancel
 where x is close to w, that may be much of a small dw; the adaptive learning rate only sees dw's direction.
 
-"sign" (Eq. 4) puts sgn(x - w) instead of x - w, and is summed tap by tap by the kernel below. So is "full" where
+"sign" (Eq. 4) puts sgn(x - w) instead of x - w, and is summed tap by tap by the kernel below, as the derivative is for
+1 < p < 2, with p·|x - w|^(p-1)·sgn(x - w) (``_power.py``). So is "full" where
 the two sums met as ∞ - ∞ or 0·∞: the kernel looks at what the convolution left and computes again only the tiles that
 are not finite, so that nobody waits for the device.
 
@@ -25,12 +26,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Geometry, Launch, check, interpreting, power_of_2, strides, transfer, wide
+from ._launch import HIP, Geometry, Launch, check, interpreting, power_of_2, strides, transfer, wide
+from ._power import term
 
 MODES = ("full", "sign")
 
 # BLOCK_K x BLOCK_C filters elements, BLOCK_M pixels at a time: 2,048 products, 16 for each of 128 threads.
 _BLOCK_M, _BLOCK_K, _BLOCK_C = 8, 16, 16
+_POWERS = 8192  # products at a time for 1 < p < 2, of which none should be idle: the tile is as large as a group
 _PROGRAMS = 1024  # to cut the pixels for, so that a card has work even for few filters
 _PIXELS = 256  # the fewest that are worth a part
 
@@ -39,7 +42,7 @@ _INTEGERS = [
     *("M", "H", "W", "P", "Q", "K", "C", "Kg", "Cg", "R", "S", "stride_h", "stride_w", "pad_top", "pad_left"),
     *("dilation_h", "dilation_w", "stride_yn", "stride_yk", "stride_yp", "stride_yq"),
     *("stride_xn", "stride_xc", "stride_xh", "stride_xw", "stride_wk", "stride_wc", "stride_wr", "stride_ws"),
-    *("tiles_k", "tiles_c", "pixels_per_split"),
+    *("tiles_k", "tiles_c", "pixels_per_split", "exponent"),
 ]
 
 
@@ -50,7 +53,7 @@ def _adder2d_bwd_dw_kernel(
     stride_yn, stride_yk, stride_yp, stride_yq,
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_wk, stride_wc, stride_wr, stride_ws,
-    tiles_k, tiles_c, pixels_per_split,
+    tiles_k, tiles_c, pixels_per_split, exponent,
     MODE: tl.constexpr, REPAIR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -102,20 +105,34 @@ def _adder2d_bwd_dw_kernel(
         dy = tl.load(dy_ptr + dy_offset[:, None] + (k * stride_yk)[None, :], dy_mask, 0.0)  # [BLOCK_M, BLOCK_K]
         x_mask = inside[:, None] & c_inside[None, :]
         x = tl.load(x_ptr + x_offset[:, None] + ((group * Cg + c) * stride_xc)[None, :], x_mask, 0.0)
-        t = transfer(x.to(tl.float32)[:, None, :] - wv[None, :, :], MODE)  # [BLOCK_M, BLOCK_K, BLOCK_C]
+        t = transfer(x.to(tl.float32)[:, None, :] - wv[None, :, :], exponent, MODE)  # [BLOCK_M, BLOCK_K, BLOCK_C]
         term = tl.where(m_inside[:, None, None], dy.to(tl.float32)[:, :, None] * t, 0.0)
         acc += tl.sum(term, 0)
 
+    if MODE == "power" or MODE == "approximate power":
+        acc = (exponent + 1.0) * acc
     tl.store(dw_ptr + dw_offset, acc, keep)
 
 
 def plan(
-    dy: Tensor, x: Tensor, weight: Tensor, dw: Tensor, geometry: Geometry, mode: str, repair: bool, splits: int
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    dw: Tensor,
+    geometry: Geometry,
+    mode: str,
+    repair: bool,
+    splits: int,
+    hip: bool = HIP,
+    p: float = 1.0,
 ) -> Launch:
-    """The launch that computes ``dw`` [splits, K, Cg, R, S], or of dw with splits = 1 what is not finite (repair)."""
+    """The launch that computes ``dw`` [splits, K, Cg, R, S], or of dw with splits = 1 what is not finite (repair).
+
+    ``mode`` is not read for p > 1.
+    """
     g = geometry
     M = g.N * g.P * g.Q
-    block_m, block_k, block_c = _BLOCK_M, _BLOCK_K, _BLOCK_C
+    block_m, block_k, block_c = blocks(g, p)
     if interpreting():  # a program costs the same whatever its size
         block_k, block_c = power_of_2(g.Kg, 1, 64), power_of_2(g.Cg, 1, 64)
         block_m = power_of_2(M, 1, max(1, (1 << 20) // (block_k * block_c)))
@@ -127,9 +144,11 @@ def plan(
             "dy_ptr": dy, "x_ptr": x, "w_ptr": weight, "dw_ptr": dw, "M": M, **g.scalars(), "K": g.K, "C": g.C,
             **strides("y", "nkpq", dy), **strides("x", "nchw", x), **strides("w", "kcrs", weight),
             "tiles_k": tiles_k, "tiles_c": tiles_c, "pixels_per_split": triton.cdiv(M, splits),
+            "exponent": p - 1.0,
         },
         {
-            "MODE": mode, "REPAIR": repair, "BLOCK_M": block_m, "BLOCK_K": block_k, "BLOCK_C": block_c,
+            "MODE": term(p, mode, hip or interpreting()), "REPAIR": repair,
+            "BLOCK_M": block_m, "BLOCK_K": block_k, "BLOCK_C": block_c,
             "WIDE": wide(dy, x, weight, dw),
         },
         4,
@@ -137,10 +156,19 @@ def plan(
     )  # fmt: skip
 
 
-def splits_for(geometry: Geometry) -> int:
+def blocks(geometry: Geometry, p: float) -> tuple[int, int, int]:
+    """BLOCK_M, BLOCK_K and BLOCK_C."""
+    if p == 1:
+        return _BLOCK_M, _BLOCK_K, _BLOCK_C
+    block_k, block_c = power_of_2(geometry.Kg, 1, 32), power_of_2(geometry.Cg, 1, 32)
+    return min(1024, _POWERS // (block_k * block_c)), block_k, block_c
+
+
+def splits_for(geometry: Geometry, p: float = 1.0) -> int:
     """Into how many parts the pixels are cut; by the sizes alone, so that a call always adds up in the same order."""
     g = geometry
-    tiles = g.G * g.R * g.S * triton.cdiv(g.Kg, _BLOCK_K) * triton.cdiv(g.Cg, _BLOCK_C)
+    _, block_k, block_c = blocks(g, p)
+    tiles = g.G * g.R * g.S * triton.cdiv(g.Kg, block_k) * triton.cdiv(g.Cg, block_c)
     return max(1, min(triton.cdiv(_PROGRAMS, tiles), g.N * g.P * g.Q // _PIXELS))
 
 
@@ -153,13 +181,14 @@ def adder2d_grad_weight(
     dilation: Sequence[int],
     groups: int,
     weight_grad: str = "full",
+    p: float = 1.0,
 ) -> Tensor:
-    """dw = Σ dy·(x - w) (Eq. 5), or Σ dy·sgn(x - w) (Eq. 4).
+    """dw = Σ dy·(x - w) (Eq. 5), or Σ dy·sgn(x - w) (Eq. 4); for p > 1 the derivative Σ dy·p·|x - w|^(p-1)·sgn(x - w).
 
     Args:
         dy: [N, K, P, Q], any strides.
-        x, weight, stride, padding, dilation, groups: As in ``adder2d_forward``.
-        weight_grad: "full" or "sign".
+        x, weight, stride, padding, dilation, groups, p: As in ``adder2d_forward``.
+        weight_grad: "full" or "sign"; both the same for p > 1.
 
     Returns:
         [K, C/groups, R, S], in the dtype of weight, accumulated in float32.
@@ -168,13 +197,13 @@ def adder2d_grad_weight(
     if weight_grad not in MODES:
         raise ValueError(f"weight_grad must be one of {MODES}, got {weight_grad!r}")
     geometry = Geometry.of(x, weight, stride, padding, dilation, groups)
-    if weight_grad == "full":
+    if weight_grad == "full" and p == 1:
         dw = _linear(dy.float(), x.float(), weight.float(), geometry)
         plan(dy, x, weight, dw, geometry, weight_grad, repair=True, splits=1).run()
         return dw.to(weight.dtype)
-    splits = splits_for(geometry)
+    splits = splits_for(geometry, p)
     parts = torch.empty((splits, *weight.shape), dtype=torch.float32, device=x.device)
-    plan(dy, x, weight, parts, geometry, weight_grad, repair=False, splits=splits).run()
+    plan(dy, x, weight, parts, geometry, weight_grad, repair=False, splits=splits, p=p).run()
     return parts.sum(0).to(weight.dtype)
 
 

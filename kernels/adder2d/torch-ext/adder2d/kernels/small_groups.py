@@ -3,6 +3,8 @@
     y[n, k, p, q]  = -Σ_{c,r,s} |x[n, c, h, w] - w[k, c, r, s]|                        Eq. 2
     dx[n, c, h, w] = Σ_{k,r,s} dy[n, k, p, q]·HT(w[k, c, r, s] - x[n, c, h, w])        Eq. 6 and 7
 
+For 1 < p < 2 see ``_power.py``.
+
 Shapes and names as in ``forward.py`` and ``grad_input.py``. A tile spans several groups, so its channels meet channels
 of x of their own: nothing is shared between the rows of a tile, and memory decides the time. Lanes go along what is
 neighbours in memory.
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from ._launch import (
     EPILOGUE_INTEGERS,
+    HIP,
     Epilogue,
     Geometry,
     Launch,
@@ -28,6 +31,7 @@ from ._launch import (
     transfer,
     wide,
 )
+from ._power import power, term
 
 SMALL_GROUP = 8  # channels of a group up to which a tile of its own would be mostly empty
 
@@ -44,7 +48,7 @@ def fits(G: int, channels: int) -> bool:
     return G > 1 and channels <= SMALL_GROUP
 
 
-@triton.jit(do_not_specialize=[*_SIZES, *EPILOGUE_INTEGERS, "M", "tiles_n"])
+@triton.jit(do_not_specialize=[*_SIZES, *EPILOGUE_INTEGERS, "M", "tiles_n", "exponent"])
 def _adder2d_fwd_small_kernel(
     x_ptr, w_ptr, y_ptr, scale_ptr, shift_ptr, residual_ptr,
     M, H, W, P, Q, K, C, Kg, Cg, R, S, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
@@ -52,9 +56,9 @@ def _adder2d_fwd_small_kernel(
     stride_wk, stride_wc, stride_wr, stride_ws,
     stride_yn, stride_yk, stride_yp, stride_yq,
     stride_en, stride_ek, stride_ep, stride_eq,
-    tiles_n,
+    tiles_n, exponent,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
+    FUSED: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, TERM: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
@@ -79,7 +83,10 @@ def _adder2d_fwd_small_kernel(
         for c in range(Cg):
             x = tl.load(x_ptr + x_offset + c * stride_xc, inside, 0.0).to(tl.float32)
             wv = tl.load(w_ptr + w_offset + c * stride_wc, k < K, 0.0).to(tl.float32)
-            acc += tl.abs(x - wv)
+            if TERM == "difference":
+                acc += tl.abs(x - wv)
+            else:
+                acc = tl.fma(tl.abs(x - wv), power(x - wv, exponent, TERM), acc)
     e_offset = n * stride_en + p * stride_ep + q * stride_eq + k * stride_ek
     y = finish(-acc, k, k < K, e_offset, tile, scale_ptr, shift_ptr, residual_ptr, FUSED, RESIDUAL, RELU)
     tl.store(y_ptr + n * stride_yn + p * stride_yp + q * stride_yq + k * stride_yk, y, tile)
@@ -88,7 +95,7 @@ def _adder2d_fwd_small_kernel(
 @triton.jit(
     do_not_specialize=[
         *_SIZES, "N", "stride_dxn", "stride_dxc", "stride_dxh", "stride_dxw", "tiles_m", "tiles_n", "phases_w",
-        "step_r", "step_s",
+        "step_r", "step_s", "exponent",
     ]
 )  # fmt: skip
 def _adder2d_bwd_dx_small_kernel(
@@ -98,7 +105,7 @@ def _adder2d_bwd_dx_small_kernel(
     stride_xn, stride_xc, stride_xh, stride_xw,
     stride_wk, stride_wc, stride_wr, stride_ws,
     stride_dxn, stride_dxc, stride_dxh, stride_dxw,
-    tiles_m, tiles_n, phases_w, step_r, step_s,
+    tiles_m, tiles_n, phases_w, step_r, step_s, exponent,
     MODE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -129,7 +136,9 @@ def _adder2d_bwd_dx_small_kernel(
             dy = tl.load(dy_ptr + y_offset + k * stride_yk, met, 0.0).to(tl.float32)
             wv = tl.load(w_ptr + w_offset + k * stride_wk, c < C, 0.0).to(tl.float32)
             # A tap that meets no output adds nothing, not even 0 times NaN.
-            acc += tl.where(met, dy * transfer(wv - x, MODE), 0.0)
+            acc += tl.where(met, dy * transfer(wv - x, exponent, MODE), 0.0)
+    if MODE == "power" or MODE == "approximate power":
+        acc = (exponent + 1.0) * acc
     dx_offset = n * stride_dxn + h * stride_dxh + w * stride_dxw + c * stride_dxc
     tl.store(dx_ptr + dx_offset, acc.to(dx_ptr.dtype.element_ty), tile)
 
@@ -167,7 +176,15 @@ def _blocks(pixels: int, channels: int, x: Tensor) -> tuple[int, int, int]:
     return _CONFIGS["NCHW" if x.stride(1) > x.stride(3) else "channels last"]
 
 
-def plan_forward(x: Tensor, weight: Tensor, y: Tensor, geometry: Geometry, epilogue: Epilogue | None = None) -> Launch:
+def plan_forward(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    geometry: Geometry,
+    epilogue: Epilogue | None = None,
+    hip: bool = HIP,
+    p: float = 1.0,
+) -> Launch:
     """The launch that computes ``y`` [N, K, P, Q]."""
     g = geometry
     M = g.N * g.P * g.Q
@@ -180,18 +197,29 @@ def plan_forward(x: Tensor, weight: Tensor, y: Tensor, geometry: Geometry, epilo
             "x_ptr": x, "w_ptr": weight, "y_ptr": y, **Epilogue.arguments(epilogue, y),
             "M": M, **g.scalars(), "K": g.K, "C": g.C,
             **strides("x", "nchw", x), **strides("w", "kcrs", weight), **strides("y", "nkpq", y), "tiles_n": tiles_n,
+            "exponent": p - 1.0,
         },
         {
             "BLOCK_M": block_m, "BLOCK_N": block_n, **Epilogue.constants(epilogue),
             "WIDE": wide(x, weight, y, *([epilogue.residual] if epilogue and epilogue.residual is not None else [])),
+            "TERM": term(p, "difference", hip or interpreting()),
         },
         warps,
         1,
     )  # fmt: skip
 
 
-def plan_grad_input(dy: Tensor, x: Tensor, weight: Tensor, dx: Tensor, geometry: Geometry, mode: str) -> Launch:
-    """The launch that computes ``dx`` [N, C, H, W]."""
+def plan_grad_input(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    dx: Tensor,
+    geometry: Geometry,
+    mode: str,
+    hip: bool = HIP,
+    p: float = 1.0,
+) -> Launch:
+    """The launch that computes ``dx`` [N, C, H, W]; ``mode`` is not read for p > 1."""
     g = geometry
     phases_h, phases_w, pixels, step_r, step_s = phases(g)
     block_m, block_n, warps = _blocks(pixels, g.C, x)
@@ -203,9 +231,12 @@ def plan_grad_input(dy: Tensor, x: Tensor, weight: Tensor, dx: Tensor, geometry:
             "dy_ptr": dy, "x_ptr": x, "w_ptr": weight, "dx_ptr": dx, "N": g.N, **g.scalars(), "K": g.K, "C": g.C,
             **strides("y", "nkpq", dy), **strides("x", "nchw", x), **strides("w", "kcrs", weight),
             **strides("dx", "nchw", dx), "tiles_m": tiles_m, "tiles_n": tiles_n, "phases_w": phases_w,
-            "step_r": step_r, "step_s": step_s,
+            "step_r": step_r, "step_s": step_s, "exponent": p - 1.0,
         },
-        {"MODE": mode, "BLOCK_M": block_m, "BLOCK_N": block_n, "WIDE": wide(dy, x, weight, dx)},
+        {
+            "MODE": term(p, mode, hip or interpreting()), "BLOCK_M": block_m, "BLOCK_N": block_n,
+            "WIDE": wide(dy, x, weight, dx),
+        },
         warps,
         1,
     )  # fmt: skip
