@@ -116,10 +116,10 @@ def _asked_for(impl: str, x: Tensor, p: float) -> Backend:
 
 
 def _computes(impl: str, p: float) -> bool:
-    """Whether the implementation has this p, of 1 <= p <= 2."""
-    if impl in ("cpu", "triton"):
-        return p < 2
-    return impl == "reference" or p == (2 if impl == "convolution" else 1)
+    """Whether the implementation has this p, of 1 <= p <= 2; what else it needs, its ``refusal`` says."""
+    if p == 1 or impl == "reference":
+        return True
+    return p < 2 if impl in ("cpu", "triton") else p == 2 and impl == "convolution"
 
 
 def _choose(x: Tensor, p: float) -> Backend:
