@@ -4,8 +4,8 @@ import copy
 import json
 import pickle
 import subprocess
-import sys
 
+import preloaded
 import pytest
 import timm
 import torch
@@ -105,7 +105,7 @@ x, wanted = torch.load({str(tmp_path / "wanted.pt")!r})
 with torch.no_grad():
     assert torch.equal(timm.create_model("local-dir:{saved}", pretrained=True)(x), wanted)
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([*preloaded.python(), "-c", program], check=True)
 
 
 def test_what_is_written(network, saved):

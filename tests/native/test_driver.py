@@ -46,7 +46,7 @@ def test_driver_on_aarch64(tmp_path, cases):
 
 
 # valgrind takes a second for five million instructions
-COUNTED = [pytest.param(k, marks=[pytest.mark.slow] * (n > 20_000_000)) for k, n in RECORDED["layers"].items()]
+COUNTED = [pytest.param(k, marks=[pytest.mark.slow] * (n > 5_000_000)) for k, n in RECORDED["layers"].items()]
 
 
 @pytest.mark.parametrize("layer", COUNTED)
