@@ -195,7 +195,7 @@ def test_kernels_from_elsewhere_pass_the_tests_of_the_installed_ones(built, tmp_
         assert layers["before"] == ["adder_zoo.layers"] * 2
         assert layers["file"].startswith(str(home))
         assert layers["after"] == [f"{layers['name']}.layers"] * 2
-        # float32 sums of 27 and 72 terms in another order
+        # float32 sums of 27 and 36 terms in another order
         assert layers["y"] < 1e-4, layers
         assert layers["compiled"] < 1e-4, layers
         assert len(layers["gradients"]) == 6

@@ -68,8 +68,8 @@ def replace_layers(where: str) -> dict:
         repository = LayerRepository(f"{name}/adder2d", layer_name="Adder2d", version=1, trust_remote_code=True)
     replace_kernel_forward_from_hub(Adder2d, "Adder2d")
     torch.manual_seed(0)
-    parts = [Adder2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-    parts += [Adder2d(8, 5, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(5)]
+    parts = [Adder2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
+    parts += [Adder2d(4, 5, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(5)]
     model = nn.Sequential(*parts)
     x, dy = torch.randn(2, 3, 8, 9), torch.randn(2, 5, 4, 5)
 
