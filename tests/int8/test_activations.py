@@ -11,7 +11,7 @@ from torch import nn
 
 import adder_zoo
 from adder_zoo.fuse import FusedAdder2d
-from adder_zoo.int8.layers import QuantizedAdder2d
+from adder_zoo.int8.layers import QuantizedAdder2d, Range
 
 X = torch.randn(16, 8, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -97,6 +97,32 @@ def test_other_ranges_can_be_loaded(between):
         other.load_state_dict(network.state_dict())
         assert torch.equal(other(X), network(X))
         assert torch.equal(copy.deepcopy(network)(X), network(X))
+
+
+def test_the_level_of_six_is_known_beforehand():
+    """An exported program does not compute it, and no default device has a say in it."""
+    model = Two(ALONE["relu6"])
+    network = adder_zoo.quantize(model, X)
+    first = next(m for m in network.modules() if isinstance(m, QuantizedAdder2d))
+    near = first.next_range
+    first.emit(False, Range(near.step * 1.001, near.zero_point, near.top))  # a level that nothing has asked for yet
+    with torch.no_grad():
+        called = [node.target for node in torch.export.export(network, (X,)).graph.nodes if node.op == "call_function"]
+        assert not any("clamp" in str(target) or "round" in str(target) for target in called)
+        wanted = network(X)
+        with torch.device("meta"):
+            assert torch.equal(network(X), wanted)
+
+
+def test_a_level_is_what_rounding_gives():
+    generator = torch.Generator().manual_seed(0)
+    for bits in (2, 4, 8):
+        for low, high, value in (torch.rand(200, 3, generator=generator) * torch.tensor([-4.0, 9.0, 9.0])).tolist():
+            covered = Range.covering(low, high, bits)
+            assert covered.level(value) == int(covered.levels(torch.tensor([value])))
+            half = (covered.top - covered.zero_point - 0.5) * covered.step  # between two levels
+            assert covered.level(half) == int(covered.levels(torch.tensor([half])))
+    assert Range(1e-45, 0, 255).level(6.0) == 255
 
 
 class Bare(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import get_same_padding
 from torch import Tensor
@@ -75,13 +76,10 @@ class Range:
         return as_bytes(x, 1 / self.step, self.zero_point, self.top)
 
     def level(self, value: float) -> int:
-        """The level that a value is rounded to."""
-        return _level(self, value)
-
-
-@functools.lru_cache(maxsize=1024)
-def _level(covered: Range, value: float) -> int:
-    return int(levels(torch.tensor([value]), 1 / covered.step, covered.zero_point, covered.top))
+        """The level that a value is rounded to, as ``levels`` rounds it, in float32."""
+        with np.errstate(over="ignore"):
+            level = np.rint(np.float32(value) * np.float32(1 / self.step)) + np.float32(self.zero_point)
+        return int(np.clip(level, 0, self.top))
 
 
 class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
@@ -122,6 +120,7 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
         self.register_buffer("shift", torch.empty(0))
         self.set_line(layer, *clipped_line(layer, input_range))
         self.wide, self.next_range = True, None  # type: bool, Range | None
+        self.top = self._top()
         self.register_buffer("ranges", self._ranges())
         self.eval()
 
@@ -134,11 +133,18 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
     def emit(self, wide: bool, next_range: Range | None) -> None:
         """What ``forward`` returns: float32, bytes in the next layer's range, or both as a pair."""
         self.wide, self.next_range = wide, next_range
+        self.top = self._top()
         self.ranges = self._ranges()
 
     def activate(self, ceiling: float) -> None:
         """Takes in a ReLU that follows the layer and lets ``ceiling`` through at most."""
         self.relu, self.ceiling = True, min(self.ceiling, ceiling)
+        self.top = self._top()
+
+    def _top(self) -> int:
+        """The highest level that is emitted. ``forward`` does not compute it: an exported program would, too."""
+        out = self.next_range
+        return 255 if out is None else out.top if self.ceiling == math.inf else out.level(self.ceiling)
 
     def take_bytes(self) -> None:
         """Lets ``forward`` take uint8 levels of ``input_range``."""
@@ -166,6 +172,7 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
             rows = ranges.tolist()
             self.input_range = range_of(rows[0])
             self.next_range = range_of(rows[1]) if rows[1][2] else None
+            self.top = self._top()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)  # type: ignore[no-untyped-call]
 
     def _unlike(self, state_dict: dict[str, Any], prefix: str) -> str | None:
@@ -227,10 +234,9 @@ class QuantizedAdder2d(LayerInBytes, PartlyFloat32):
                 residual = residual.expand(shape)
             else:
                 later, residual = residual, None
-        top = out.top if self.ceiling == math.inf else out.level(self.ceiling)
         wide, narrow = adder2d_int8_fused(
             x, self._filters(), self.input_range.zero_point, self.scale, self.shift, residual,
-            self.relu and later is None, self.wide or later is not None, 1 / out.step, out.zero_point, top,
+            self.relu and later is None, self.wide or later is not None, 1 / out.step, out.zero_point, self.top,
             self.next_range is not None, *geometry.arguments, self.impl or "auto",
         )  # fmt: skip
         if later is not None:
