@@ -11,11 +11,13 @@ from layers import Layer
 from torch import nn
 
 import adder_zoo
+from adder_zoo.ops import reference
 from adder_zoo.ops import triton as triton_kernels
 from adder_zoo.ops.geometry import Geometry
 from adder_zoo.ops.int8.library import adder2d_int8, adder2d_int8_fused
 
 Calls = dict[str, Callable[[], Any]]
+POWER = 1.5  # for every p between 1 and 2
 
 
 class tf32:
@@ -59,6 +61,7 @@ def layer(device: str, layer: Layer, batch: int) -> Calls:
             call = lambda x=x, w=w, dy=dy: triton_kernels.grad_weight(dy, x, w, geometry, "full")  # noqa: E731
             found[f"dw / adder {name}"] = tf32(False, call)
             found[f"dw / adder {name} TF32"] = tf32(True, call)
+            found |= powers(f"power {name}", triton_kernels, x, w, dy, geometry)
     for name, dtype, memory_format, allow in (
         ("float32", torch.float32, torch.contiguous_format, False),
         ("TF32", torch.float32, torch.channels_last, True),
@@ -70,6 +73,15 @@ def layer(device: str, layer: Layer, batch: int) -> Calls:
             call = lambda x=x, w=w, dy=dy, i=which: gradient(dy, x, w, i)  # noqa: E731
             found[f"{direction} / conv {name}"] = tf32(allow, call)
     return {**found, **in_bytes(device, layer, batch)}
+
+
+def powers(who: str, module: Any, x, w, dy, geometry: Geometry) -> Calls:
+    """Forward, dx and dw for Σ|x - w|^p by the functions of ``module``."""
+    return {
+        f"forward / {who}": lambda: module.forward(x, w, geometry, p=POWER),
+        f"dx / {who}": lambda: module.grad_input(dy, x, w, geometry, "clipped", p=POWER),
+        f"dw / {who}": lambda: module.grad_weight(dy, x, w, geometry, "full", p=POWER),
+    }
 
 
 def in_bytes(device: str, layer: Layer, batch: int) -> Calls:
@@ -98,11 +110,15 @@ def unfold_cdist(x, w, stride, padding):
 
 
 def rivals(machine, layer: Layer, batch: int, compiled: bool) -> Calls:
-    """Other ways to write the forward pass, and ours beside them."""
+    """Other ways to write the forward pass, and ours beside them; for 1 < p < 2 plain PyTorch in all directions."""
     x = torch.randn(batch, layer.C, layer.H, layer.H, device=machine.device)
     w = torch.randn(layer.K, layer.C, layer.R, layer.R, device=machine.device)
     geometry = Geometry.of((layer.stride,) * 2, (layer.padding,) * 4, (1, 1), 1)
+    dy = torch.randn(batch, layer.K, layer.P, layer.P, device=machine.device)
     found: Calls = {"forward / adder float32": lambda: triton_kernels.forward(x, w, geometry)}
+    if compiled:  # for few layers: it is slow
+        found |= powers("power float32", triton_kernels, x, w, dy, geometry)
+        found |= powers("power in plain PyTorch", reference, x, w, dy, geometry)
     patches = batch * layer.P**2 * layer.C * layer.R**2 * 4
     if patches < machine.free_memory() // 4:
         found["forward / cdist"] = lambda: unfold_cdist(x, w, layer.stride, layer.padding)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 ADDER, CONV = "adder float32", ("conv float32", "conv bfloat16")
+POWER = "power float32"
 
 
 def all_of(record: dict[str, Any]) -> str:
     """Every table for which ``record`` has figures, under the sentence that says what was measured."""
     versions = f"torch {record['torch']}, Triton {record['triton']}"
     lines = [f"{record['device']}, {versions}, batch {record['batch']}, {record['date']}, commit {record['commit']}."]
-    for rows in (layers(record), steps(record), cdist(record), rivals(record)):
+    for rows in (layers(record), steps(record), cdist(record), rivals(record), powers(record)):
         if rows:
             lines += ["", *rows]
     if record["left_out"]:
@@ -75,6 +76,21 @@ def rivals(record: dict[str, Any]) -> list[str]:
         ratios = [_times(rows.get(f"forward / {who}"), ours) for who in ("cdist", "compiled broadcast")]
         lines.append(f"| {network}, {layer} | {' | '.join(ratios)} |")
     return lines
+
+
+def powers(record: dict[str, Any]) -> list[str]:
+    """Σ|x - w|^1.5: its rate, and the time of p = 1 and of plain PyTorch over its own."""
+    lines = []
+    plain = _by_layer(record["rivals"])
+    for (network, layer), rows in (_by_layer(record["layers"]) or plain).items():
+        for direction in (d for d in ("forward", "dx", "dw") if f"{d} / {POWER}" in rows):
+            ours, others = rows[f"{direction} / {POWER}"], plain.get((network, layer), {})
+            one = _times(rows.get(f"{direction} / {ADDER}"), ours)
+            eager, beside = others.get(f"{direction} / power in plain PyTorch"), others.get(f"{direction} / {POWER}")
+            times = _times(eager, beside) if beside else ""
+            lines.append(f"| {network}, {layer} | {direction} | {_rate(ours)} | {one} | {times} |")
+    titles = "| network, layer | p = 1.5 | T taps/s | p = 1 | plain PyTorch |"
+    return [titles, "|" + 5 * "---|", *lines] if lines else []
 
 
 def _by_layer(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:

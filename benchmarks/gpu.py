@@ -8,11 +8,12 @@
 Its parts, the most telling first:
 
     layers    layers of ResNet-18 and ResNet-50 with most taps, forward, dx and dw: adder layers in float32 (NCHW and
-              channels_last), float16, bfloat16 and in bytes; cuDNN's convolutions in float32, TF32 and bfloat16
+              channels_last), float16, bfloat16 and in bytes, and for p = 1.5; cuDNN's convolutions in float32, TF32 and
+              bfloat16
     steps     forward, backward and update of the whole network, adder and convolution: time and memory
     cdist     ``adder_zoo.cdist`` beside ``torch.cdist(p=1)``, forward, and forward with backward: time and memory
     rivals    other ways to write the layer, forward: unfold and ``torch.cdist``, as the authors do, where it fits into
-              memory; and torch.compile of the broadcasting form, for two layers
+              memory; for two layers torch.compile of the broadcasting form, and p = 1.5 in plain PyTorch
 
 Everything that is compared takes turns; a figure is the median of the turns, after a first call. "FADD" is the share of
 the peak of fp32 additions, 2 for each tap, at the multiprocessors' clock as nvidia-smi reads it after the run. The file

@@ -3,7 +3,8 @@
     python benchmarks/gpu_session.py [--minutes 13] [--stages tests ...] [--results FOLDER] [--workers 8]
     python benchmarks/gpu_session.py --rehearse      # everything on tiny shapes, without a GPU
 
-    tests       the kernels against the truth: named shapes, layers of networks, NaN and infinities, bytes, training
+    tests       the kernels against the truth: named shapes, layers of networks, NaN and infinities, powers, bytes,
+                training
     benchmark   gpu.py: layers, steps, cdist
     more-tests  random shapes, mixed precisions, streams, graphs, more than 2^31 elements, the tuner
     rivals      gpu.py: other ways to write a layer
@@ -32,7 +33,7 @@ from adder_zoo.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = {"tests": 0.3, "benchmark": 0.35, "more-tests": 0.2, "rivals": 0.15}
-FIRST = "named_shapes or layers_of_networks or special_values or bytes or fused or training"
+FIRST = "named_shapes or layers_of_networks or special_values or powers or bytes or fused or training"
 GRACE = 10  # seconds for a stage to end by itself once it is asked to
 
 

@@ -20,10 +20,14 @@ LAYER = {
     "forward / adder bfloat16": 12.5, "dx / adder bfloat16": 25.0, "forward / adder int8": 2.0,
     "forward / conv float32": 4.0, "dx / conv float32": 6.0, "dw / conv float32": 5.0, "forward / conv bfloat16": 1.0,
     "dx / conv bfloat16": 1.0, "dw / conv bfloat16": 1.0,
+    "forward / power float32": 40.0, "dx / power float32": 50.0, "dw / power float32": 50.0,
 }  # fmt: skip
 STEPS = {"adder float32": 200.0, "conv TF32": 50.0}
 DISTANCES = {"forward / adder_zoo": 1.0, "both / adder_zoo": 4.0, "forward / torch": 7.0, "both / torch": 40.0}
-RIVALS = {"forward / adder float32": 10.0, "forward / cdist": 250.0, "forward / compiled broadcast": 35.0}
+RIVALS = {
+    "forward / adder float32": 10.0, "forward / cdist": 250.0, "forward / compiled broadcast": 35.0,
+    "forward / power float32": 40.0, "forward / power in plain PyTorch": 4000.0,
+}  # fmt: skip
 
 
 class Recorded:
@@ -104,6 +108,8 @@ def test_figures_and_tables_of_recorded_times(gpu, tmp_path, capsys):
         "| resnet18 | adder float32 | 200.0 | 100 |",
         "| 4096, 256, 64 | 7.0 | 10.0 | 100 / 100 |",
         "| resnet18, 3x3 64->64 @56 | 25.00 | 3.50 |",
+        "| resnet18, 3x3 64->64 @56 | forward | 0.18 | 0.25 | 100.00 |",
+        "| resnet18, 3x3 64->64 @56 | dx | 0.15 | 0.40 |  |",
     ):
         assert line in table.splitlines()
 
@@ -132,7 +138,7 @@ def test_a_failure_leaves_the_other_measurements(gpu, tmp_path, monkeypatch):
     record = json.loads((tmp_path / "gpu.json").read_text())
     assert record["failed"] == {"layers: resnet18 3x3 64->64 @56": "RuntimeError: an illegal memory access"}
     assert record["steps"]
-    assert len(record["rivals"]) == 3
+    assert len(record["rivals"]) == len(RIVALS)
 
 
 def test_time_limits_of_the_stages(tmp_path):
@@ -192,5 +198,6 @@ def test_rehearsal(tmp_path):
     assert {row["what"] for row in record["layers"]} >= set(LAYER)
     assert len(record["steps"]) == 2
     assert record["cdist"]
-    assert json.loads((tmp_path / "gpu-rivals.json").read_text())["rivals"]
+    rivals = json.loads((tmp_path / "gpu-rivals.json").read_text())["rivals"]
+    assert {row["what"] for row in rivals} >= set(RIVALS)
     benchmark("gpu").tables.all_of(record)

@@ -13,6 +13,7 @@ import truth
 from checks import assert_within, bound
 from interpreted import REHEARSING
 from operator_checks import MODES, SPECIAL_SHAPES, check, extras, run, saturated_bound
+from power_checks import check_powers
 from shapes import NAMED, case, random_cases, tensors
 from torch import nn
 
@@ -108,6 +109,34 @@ def test_special_values(shape, special, where):
             assert_within(dx, true, error, f"dx {input_grad} of {what}")
             true = truth.grad_weight(numbers[2], numbers[0], numbers[1], *shape.geometry, mode=weight_grad)
             assert_within(dw, true, bound(true), f"dw {weight_grad} of {what}")
+
+
+@pytest.mark.parametrize("p", [1.001, 1.5, 1.999])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_powers(dtype, p):
+    """Within the error that lg2.approx and ex2.approx are documented with: see ``_power.py`` of the kernels."""
+    for shape in LARGE + NAMED[::4]:
+        check_powers(shape, p, dtype, device=DEVICE)
+    layout = "contiguous" if dtype == torch.float32 else "channels_last"
+    check_powers(dataclasses.replace(LARGE[0], layout=layout), p, dtype, device=DEVICE)
+
+
+@pytest.mark.parametrize("exponent", [-60, -30, 30, 60])
+def test_powers_of_any_size(exponent):
+    for p in (1.001, 1.5, 1.999):
+        if abs(exponent * p) < 110:
+            check_powers(NAMED[0], p, scale=2.0**exponent, device=DEVICE)
+
+
+@pytest.mark.parametrize("where", ["x", "weight", "dy"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_powers_of_special_values(value, where):
+    for shape in SPECIAL_SHAPES:
+        check_powers(shape, 1.5, special=(where, value), device=DEVICE)
+    nothing = torch.tensor([0.0, -0.0, 3.0]).view(1, 3, 1, 1).to(DEVICE).requires_grad_()
+    y = adder2d(nothing, nothing.detach(), p=1.001, impl="triton")
+    assert y.item() == 0
+    assert torch.autograd.grad(y.sum(), nothing)[0].count_nonzero() == 0
 
 
 def test_tf32_in_dw_is_torchs_switch(monkeypatch):
