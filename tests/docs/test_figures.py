@@ -14,6 +14,7 @@ from figures import (
     benchmark,
     int8_rows,
     machine_code_rows,
+    power_rows,
     speed_rows,
     triton_rows,
     versions_of_triton,
@@ -195,7 +196,7 @@ def test_predicted_times():
 
 def test_machine_code():
     text = (SITE / "design/gpu-kernels.md").read_text()
-    for row in machine_code_rows():
+    for row in machine_code_rows() + power_rows():
         assert f"\n{row}\n" in text
 
 
@@ -212,6 +213,8 @@ def test_versions_of_triton():
             if count["arch"] in ("sm_80", "sm_90") and "x16x" not in count["configuration"]:
                 name = f"{count['kernel']}.{count['configuration']} on {count['arch']}, Triton {version}"
                 assert count["spills_in_loop"] == 0, name
+                if count["kernel"].startswith("power-"):  # logarithms decide, not the share of additions
+                    continue
                 if count["kernel"] == "dx":
                     assert count["slots"] <= 2.3, name
                 elif count["configuration"].endswith("float32"):

@@ -115,7 +115,7 @@ def test_special_values(shape, special, where):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_powers(dtype, p):
     """Within the error that lg2.approx and ex2.approx are documented with: see ``_power.py`` of the kernels."""
-    for shape in LARGE + NAMED[::4]:
+    for shape in LARGE[:1] if REHEARSING else LARGE + NAMED[::4]:
         check_powers(shape, p, dtype, device=DEVICE)
     layout = "contiguous" if dtype == torch.float32 else "channels_last"
     check_powers(dataclasses.replace(LARGE[0], layout=layout), p, dtype, device=DEVICE)

@@ -51,6 +51,15 @@ if not INTERPRETING:
     def test_powers_under_the_interpreter(which):
         run_again(Path(__file__), which)
 
+    def outside(code, *arguments, **variables):
+        """What ``code`` prints, as JSON, in a process of its own beside ``benchmarks``."""
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2] / "benchmarks"), *sys.path])
+        command = [*preloaded.python(), "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
     class OnAGpu:  # all that is asked of a tensor
         device, dtype = torch.device("cuda"), torch.float32
 
@@ -104,8 +113,8 @@ if not INTERPRETING:
         assert roundings(2.0, 8.0) * 2**-24 == pytest.approx(2.6e-6, rel=0.03)
         assert load_kernels().adder2d_forward.__doc__.count("_power.py") == 1
 
-    # kernel.configuration: instructions for each tap, at most. No spills in the loop. A logarithm and a power take 16
-    # times as long as an addition on these cards (H100), so all else may be up to 14 instructions.
+    # kernel.configuration: instructions for each tap, at most. No spills in the loop. A logarithm and a power of two
+    # take as long as 16 additions on an H100, so they decide, and not these.
     LIMITS = {
         "sm_80": {
             "power-forward.64x64x8-nchw-float32": 5.45,
@@ -138,6 +147,48 @@ found = {".".join(n): (n, l) for n, l in sass.distinct(arch.startswith("gfx"), p
 print(json.dumps({name: vars(sass.count(*found[name], arch)) for name in wanted if name in found}))
 """
 
+    # Layers that no count has: (x, weight, stride, padding, groups).
+    OTHERS = """
+import json, sys, torch, sass
+from adder_zoo.ops.triton import kernels
+names = ("forward", "grad_input", "grad_weight", "small_groups")
+forward, grad_input, grad_weight, small = (sys.modules[f"{kernels().__name__}.{n}"] for n in names)
+hip = sys.argv[1].startswith("gfx")
+layers = {
+    "three channels": ((8, 3, 64, 64), (64, 3, 7, 7), 2, 3, 1),
+    "one channel": ((256, 1, 32, 32), (6, 1, 5, 5), 1, 0, 1),
+    "groups": ((8, 96, 28, 28), (96, 32, 3, 3), 1, 1, 3),
+    "depthwise": ((8, 96, 28, 28), (96, 1, 3, 3), 2, 1, 96),
+}
+sizes = {}
+for name, (x_shape, w_shape, stride, padding, groups) in layers.items():
+    x, w = torch.empty(x_shape, device="meta"), torch.empty(w_shape, device="meta")
+    g = forward.Geometry.of(x, w, (stride,) * 2, (padding,) * 4, (1, 1), groups)
+    y = torch.empty(g.N, g.K, g.P, g.Q, device="meta")
+    dw = torch.empty(1, *w_shape, device="meta")
+    plans = {"dw": grad_weight.plan(y, x, w, dw, g, "full", False, 1, hip, 1.5)}
+    if small.fits(g.G, g.Kg):
+        plans["forward"] = small.plan_forward(x, w, y, g, None, hip, 1.5)
+        plans["dx"] = small.plan_grad_input(y, x, w, x, g, "full", hip, 1.5)
+    else:
+        packed = forward.packed(w, g, forward.variant(x, False, g.C, hip, 1.5), False)
+        plans["forward"] = forward.plan(x, packed, y, g, None, hip, 1.5)
+        packed = grad_input.packed(w, g, grad_input.variant(y, g.K, hip, 1.5), False)
+        plans["dx"] = grad_input.plan(y, x, packed, x, w, packed, packed, g, "full", hip, 1.5)
+    for what, plan in plans.items():
+        binary = sass.compile_for(plan, sys.argv[1])
+        text = binary.asm.get("ptx") or binary.asm["amdgcn"]
+        sizes[f"{name}, {what}"] = text.count("lg2.approx.ftz.f32" if not hip else "v_log_f32")
+print(json.dumps(sizes))
+"""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("arch", LIMITS)
+    def test_every_kernel_compiles(arch):
+        logarithms = outside(OTHERS, arch)
+        assert len(logarithms) == 4 * 3
+        assert min(logarithms.values()) > 0, logarithms
+
     @pytest.mark.slow
     @pytest.mark.skipif(
         tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8), reason="the limits are of newer compilers"
@@ -146,13 +197,7 @@ print(json.dumps({name: vars(sass.count(*found[name], arch)) for name in wanted 
     @pytest.mark.parametrize("arch", LIMITS)
     def test_machine_code(arch, contracts):
         """With Triton's default of contracting products and sums, and with that of 3.10."""
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        environment |= {"TRITON_DEFAULT_FP_FUSION": contracts}
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2] / "benchmarks"), *sys.path])
-        command = [*preloaded.python(), "-c", COUNT, arch, json.dumps(list(LIMITS[arch]))]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-        assert done.returncode == 0, done.stderr[-4000:]
-        counts = json.loads(done.stdout.splitlines()[-1])
+        counts = outside(COUNT, arch, json.dumps(list(LIMITS[arch])), TRITON_DEFAULT_FP_FUSION=contracts)
         assert counts.keys() == LIMITS[arch].keys(), "a configuration was renamed: name it here too"
         for name, c in counts.items():
             assert c["spills_in_loop"] == 0, f"{name} on {arch} keeps registers in memory: {c}"

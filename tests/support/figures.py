@@ -95,6 +95,32 @@ def triton_rows() -> list[str]:
     return rows
 
 
+POWERS = {
+    "forward": ("power-forward", "nchw-float32"),
+    "forward, channels_last": ("power-forward", "channels_last-float32"),
+    "forward, bfloat16": ("power-forward", "channels_last-bfloat16"),
+    "dx": ("power-dx", "nchw-float32"),
+    "dx, channels_last": ("power-dx", "channels_last-float32"),
+    "dw": ("power-dw", "float32"),
+}
+
+
+def power_rows() -> list[str]:
+    """Slots and registers of each kernel for 1 < p < 2; for gfx942 those of its larger tile."""
+    counted = json.loads((RESULTS / "sass.json").read_text())["kernels"]
+    rows = []
+    for label, (kernel, configuration) in POWERS.items():
+        cells = []
+        for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
+            found = [k for k in counted if (k["kernel"], k["arch"]) == (kernel, arch)]
+            found = [k for k in found if k["configuration"].endswith(f"-{configuration}")]
+            assert not any(k["spills_in_loop"] for k in found)
+            count = max(found, key=lambda k: int(k["configuration"].split("x")[1]))
+            cells.append(f"{count['slots']:.2f}, {count['registers']}")
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    return rows
+
+
 def machine_code_rows() -> list[str]:
     """Share, slots, registers and spills (in the loop, in all) of each kernel, from benchmarks/results/sass.json."""
     counted = json.loads((RESULTS / "sass.json").read_text())["kernels"]
