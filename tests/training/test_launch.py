@@ -9,6 +9,7 @@ import mnist
 import psutil
 import pytest
 import timm
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from recipe_runs import PATIENCE, RECIPE, SUPPORT, run, start, wait_for
 
@@ -129,6 +130,13 @@ def test_accelerate_launches_its_files(file, flags, kind, precision):
         "finite": True,
         "still": [],
     }
+
+
+@pytest.mark.parametrize("time", ["first", "again"])
+def test_threads_that_a_recipe_takes_do_not_stay(time):
+    """Or every later test in this process has them, and waits for them beside the other workers."""
+    assert torch.get_num_threads() != 3
+    torch.set_num_threads(3)
 
 
 def test_every_file_is_launched():
