@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import mnist
+import preloaded
 import psutil
 import pytest
 import timm
@@ -18,8 +19,10 @@ from adder_zoo.training import RecipeError, launch
 
 @pytest.mark.long
 def test_two_processes_share_the_work(tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    code, _, err = run(tmp_path, "--max-steps", "20", "--batch-size", "128", launcher=launcher)
+    python = preloaded.python()
+    torchrun = ("-c", "from torch.distributed.run import main; main()")
+    launcher = (*torchrun, "--standalone", "--nproc-per-node", "2", "--no-python", *python)
+    code, _, err = run(tmp_path, "--max-steps", "20", "--batch-size", "128", launcher=launcher, python=python)
     assert code == 0, err[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["environment"]["processes"] == 2
