@@ -113,12 +113,14 @@ ONE_MACHINE = ("--num_machines", "1", "--machine_rank", "0", "--num_processes", 
 @pytest.mark.long
 def test_accelerate_launches_its_files(file, flags, kind, precision):
     """On CPUs, two processes instead of eight and sixty-four; everything else is as in the file, FSDP included."""
-    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0")
+    accelerate = ("-c", "from accelerate.commands.accelerate_cli import main; main()")
+    launcher = (*accelerate, "launch", "--main_process_port", "0", "--no_python")
+    python = preloaded.python()
     config = ("--config_file", str(RECIPE.parent / "accelerate" / f"{file}.yaml"))
     script = str(SUPPORT / "launched.py")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *launcher, *config, *flags, script],
+        [*python, *launcher, *config, *flags, *python, script],
         env=environment, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
