@@ -44,7 +44,8 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
 def test_end_of_the_launcher_stops_the_run(tmp_path):
     """`accelerate launch` ends at a SIGTERM and leaves its process behind."""
     launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1")
-    process = start(tmp_path, "--epochs", "100", "--report-to", "none", launcher=launcher)
+    flags = ("--epochs", "10000", "--limit-batches", "5", "--report-to", "none")
+    process = start(tmp_path, *flags, launcher=launcher)
     wait_for(tmp_path / "checkpoints" / "lock", process)
     (child,) = [c for c in psutil.Process(process.pid).children() if "mnist.py" in " ".join(c.cmdline())]
     wait_for(tmp_path / "log.csv", process)
