@@ -5,6 +5,7 @@ serves every Python and every torch. It is optional: without a compiler the pack
 when it is first needed. ``kernels/cpu/sources.json`` has the files for each kind of CPU and the flags of each file.
 """
 
+import hashlib
 import json
 import platform
 from pathlib import Path
@@ -21,6 +22,12 @@ MACHINES = {"amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64", "arm64"
 # AVX-512.
 BUILD = json.loads(Path(FOLDER, "sources.json").read_text())
 CPU = BUILD[MACHINES.get(platform.machine().lower(), "other")]
+
+
+# Says which interface the library has; adder_zoo takes no library that has another one.
+INTERFACE = hashlib.sha256(
+    b"".join(Path(FOLDER, name).read_bytes().replace(b"\r\n", b"\n") for name in ("adder.h", "adder_int8.h"))
+).hexdigest()[:16]
 
 
 class BuildNative(build_ext):
@@ -59,7 +66,7 @@ setup(
             "adder_zoo._native",
             sources=[f"{FOLDER}/{name}" for name in CPU["sources"]],
             depends=["setup.py", f"{FOLDER}/sources.json", *(str(path) for path in sorted(Path(FOLDER).glob("*.h")))],
-            define_macros=[(name, None) for name in CPU["macros"]],
+            define_macros=[*((name, None) for name in CPU["macros"]), ("ADDER_INTERFACE", f'"{INTERFACE}"')],
             language="c++",
             optional=True,
         )

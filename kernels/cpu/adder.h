@@ -34,6 +34,9 @@ typedef int32_t (*adder_parallel_for)(int64_t begin, int64_t end, int64_t grain,
 enum { ADDER_CLIPPED = 0, ADDER_FULL = 1, ADDER_SIGN = 2 }; /* which gradient */
 enum { ADDER_OK = 0, ADDER_NO_MEMORY = 1, ADDER_UNSUITED = 2, ADDER_NOT_FINITE = 3 };
 
+/* Which version of this header and of adder_int8.h the library was built from: 16 digits of their SHA-256, "" where the
+ * build did not say. */
+ADDER_API const char *adder_interface(void);
 /* The instruction set that adder_use chose, or the list of all that this CPU runs, separated by spaces. */
 ADDER_API const char *adder_isa(void);
 ADDER_API const char *adder_isas(void);

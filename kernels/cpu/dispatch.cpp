@@ -87,7 +87,13 @@ bool adds = adds_are_faster();
 
 } // namespace adder
 
+#if !defined(ADDER_INTERFACE)
+#define ADDER_INTERFACE ""
+#endif
+
 extern "C" {
+
+const char *adder_interface(void) { return ADDER_INTERFACE; }
 
 const char *adder_isa(void) { return adder::current->isa; }
 

@@ -145,7 +145,7 @@ def test_fuzz_under_sanitizers(tmp_path):
     folder = tmp_path / "src" / "adder_zoo"
     kernels = ROOT / "kernels/cpu"
     build = json.loads((kernels / "sources.json").read_text())
-    flags = [*build["flags"], "-O2", "-g1", "-fPIC", "-DADDER_X86"]
+    flags = [*build["flags"], "-O2", "-g1", "-fPIC", "-DADDER_X86", f'-DADDER_INTERFACE="{cpu.INTERFACE}"']
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     objects = []
     for name, isa in build["x86_64"]["sources"].items():

@@ -27,6 +27,8 @@ from .reference import compute_dtype
 
 _MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
 UNSUITED, NOT_FINITE = 2, 3
+# The version of adder.h and adder_int8.h that this file and int8/cpu.py are written for; setup.py says how it is made.
+INTERFACE = "2b90773a2fb9379f"
 
 
 class NativeShape(ctypes.Structure):
@@ -59,6 +61,7 @@ class Library:
     def __init__(self, path: Path):
         self.path = path.resolve()
         self.native = native = ctypes.CDLL(str(path))
+        _check_interface(native, path)
         native.adder_isa.restype = native.adder_isas.restype = c_char_p
         native.adder_use.argtypes = [c_char_p]
         shape, pointer = POINTER(NativeShape), c_void_p
@@ -110,6 +113,18 @@ class Library:
                     self.native.adder_set_parallel_for(ctypes.cast(parallel_for, c_void_p))
                     return "torch's threads"
         return "one thread (this torch has no torch_parallel_for)"
+
+
+def _check_interface(native: ctypes.CDLL, path: Path) -> None:
+    """Raises OSError for a library of other sources: it would be called wrongly, and answer."""
+    of = getattr(native, "adder_interface", None)
+    if of is not None:
+        of.restype = c_char_p
+    if of is None or of().decode() != INTERFACE:
+        raise OSError(
+            f"{path.name} was built from other sources than this version of adder_zoo; in a checkout build it again: "
+            "pip install --editable ."
+        )
 
 
 @functools.cache
