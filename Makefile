@@ -58,7 +58,7 @@ newest-triton:
 
 test-triton: build/triton-$(TRITON_NEWEST)/triton
 	PYTHONPATH=build/triton-$(TRITON_NEWEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops/test_triton_aot.py \
-		-k "machine_code and (sm_80 or sm_90)"
+		tests/ops/test_triton_powers.py -k "machine_code and (sm_80 or sm_90)"
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
