@@ -86,8 +86,8 @@ class Settings:
     kd_beta: float = option(1.0, "PKKD: weight of the layers' kernels")
     l2_to_l1: int = option(
         0,
-        "epochs in which the exponent of |x - w| falls from 2 to 1, all but the first and the last use the slow "
-        "reference code; 0: the exponent is 1",
+        "epochs in which the exponent of |x - w| falls from 2 to 1; between the first and the last of them a step "
+        "takes many times as long; 0: the exponent is 1",
     )
 
     # ---- evaluation and record
