@@ -297,10 +297,10 @@ int gradients(const adder_shape *shape, const float *dy, const float *x, const f
     if (!power_takes(s, x, w)) return ADDER_NOT_FINITE;
     return both_gradients<Widest>(shape, dy, x, w, PowerOfDifference<Widest>(*power), dx, dw);
   }
-  if (!all_within<Widest>(x, s.N * s.H * s.W * s.C, FLT_MAX) || !all_within<Widest>(w, s.K * s.taps, FLT_MAX))
-    return ADDER_NOT_FINITE;
   // The kernels for one of the gradients know better what to do with few channels; with powers they do not.
   if (2 * s.C < ceil_div(s.C, Narrow::L) * Narrow::L) return ADDER_UNSUITED;
+  if (!all_within<Widest>(x, s.N * s.H * s.W * s.C, FLT_MAX) || !all_within<Widest>(w, s.K * s.taps, FLT_MAX))
+    return ADDER_NOT_FINITE;
   if (s.C <= Narrow::L) return both_gradients<Narrow>(shape, dy, x, w, SignOfDifference<Narrow>(), dx, dw);
   return both_gradients<Widest>(shape, dy, x, w, SignOfDifference<Widest>(), dx, dw);
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .geometry import Geometry
@@ -79,9 +80,10 @@ def grad_weight(
 def gradients(
     operator: Any, B: int, in_dims: tuple, dy: Tensor, x: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """Of each by itself: the layouts that suit them differ."""
-    dx, x_dim = grad_input(lambda *args: operator(*args)[0], B, in_dims, dy, x, weight, *rest)
-    dw, w_dim = grad_weight(lambda *args: operator(*args)[1], B, in_dims, dy, x, weight, *rest)
+    """By the operators for one of them: the layouts that suit these differ."""
+    operands, options = (dy, x, weight, *rest[:4]), rest[4:]
+    dx, x_dim = grad_input(torch.ops.adder_zoo.adder2d_grad_input, B, in_dims, *operands, "sign", *options)
+    dw, w_dim = grad_weight(torch.ops.adder_zoo.adder2d_grad_weight, B, in_dims, *operands, "sign", *options)
     return (dx, dw), (x_dim, w_dim)
 
 
