@@ -6,14 +6,11 @@ What ``Launch.source`` gives is what ``Launch.run`` launches, so a kernel that c
 
 import collections
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import preloaded
 import pytest
 import timm
+from compiled import outside
 
 from adder_zoo import Adder2d
 
@@ -61,26 +58,17 @@ counts = [sass.count(*found[name], arch) for name in sorted(found)]
 print(json.dumps({c.name: vars(c) for c in counts}))
 """
 
-# Every kernel, also those that no ResNet needs: layers as (x, weight, stride, padding, groups).
+# Every kernel, also those that no ResNet needs.
 ALL = """
 import json, sys, torch, sass
 from adder_zoo.ops.triton import kernels
+from compiled import operands
 arch = sys.argv[1]
 hip = arch.startswith("gfx")
 names = ("forward", "grad_input", "grad_weight", "small_groups", "_launch")
 forward, grad_input, grad_weight, small, launch = (sys.modules[f"{kernels().__name__}.{n}"] for n in names)
-layers = {
-    "3x3": ((8, 128, 28, 28), (128, 128, 3, 3), 1, 1, 1),
-    "7x7 stride 2, three channels": ((8, 3, 64, 64), (64, 3, 7, 7), 2, 3, 1),
-    "5x5, one channel": ((256, 1, 32, 32), (6, 1, 5, 5), 1, 0, 1),
-    "groups": ((8, 96, 28, 28), (96, 32, 3, 3), 1, 1, 3),
-    "depthwise": ((8, 96, 28, 28), (96, 1, 3, 3), 2, 1, 96),
-}
 sizes = {}
-for name, (x_shape, w_shape, stride, padding, groups) in layers.items():
-    x, w = torch.empty(x_shape, device="meta"), torch.empty(w_shape, device="meta")
-    g = forward.Geometry.of(x, w, (stride,) * 2, (padding,) * 4, (1, 1), groups)
-    y = torch.empty(g.N, g.K, g.P, g.Q, device="meta")
+for name, x, w, y, dw, g in operands(launch.Geometry):
     scale = torch.empty(g.K, device="meta")
     fused = launch.Epilogue(scale, scale, y, True)
     plans = {}
@@ -96,7 +84,6 @@ for name, (x_shape, w_shape, stride, padding, groups) in layers.items():
         for mode in ("saturated", "clipped", "sign") if name == "3x3" else ("saturated",):
             plans[f"dx {mode}"] = grad_input.plan(y, x, packed, x, w, packed, packed, g, mode, hip)
     if name in ("3x3", "depthwise"):
-        dw = torch.empty(1, *w_shape, device="meta")
         plans["dw sign"] = grad_weight.plan(y, x, w, dw, g, "sign", False, 1)
         plans["dw repair"] = grad_weight.plan(y, x, w, dw, g, "full", True, 1)
     for what, plan in plans.items():
@@ -157,16 +144,6 @@ for form in ("vabsdiff4", "plain"):
     found[form] = body.count("VABSDIFF4") / words, len(body) / words / 4, operations.count("FFMA")
 print(json.dumps(found))
 """
-
-
-def outside(code, *arguments, **variables):
-    """Runs ``code`` in a process without the interpreter; its last line is JSON."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[2] / "benchmarks"), *sys.path])
-    command = [*preloaded.python(), "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.skipif(not RECENT, reason="the limits hold for the compilers in Triton 3.8 and later")

@@ -7,14 +7,12 @@ holds them to it where there is one. ``interpreted.py`` says how a file runs twi
 
 import collections
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-import preloaded
 import pytest
 import torch
+from compiled import LAYERS, outside
 from interpreted import INTERPRETING, run_again
 from power_checks import check_powers, roundings
 from shapes import NAMED, case, random_cases
@@ -50,15 +48,6 @@ if not INTERPRETING:
     @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
     def test_powers_under_the_interpreter(which):
         run_again(Path(__file__), which)
-
-    def outside(code, *arguments, **variables):
-        """What ``code`` prints, as JSON, in a process of its own beside ``benchmarks``."""
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2] / "benchmarks"), *sys.path])
-        command = [*preloaded.python(), "-c", code, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(done.stdout.splitlines()[-1])
 
     class OnAGpu:  # all that is asked of a tensor
         device, dtype = torch.device("cuda"), torch.float32
@@ -147,25 +136,15 @@ found = {".".join(n): (n, l) for n, l in sass.distinct(arch.startswith("gfx"), p
 print(json.dumps({name: vars(sass.count(*found[name], arch)) for name in wanted if name in found}))
 """
 
-    # Layers that no count has: (x, weight, stride, padding, groups).
     OTHERS = """
 import json, sys, torch, sass
 from adder_zoo.ops.triton import kernels
-names = ("forward", "grad_input", "grad_weight", "small_groups")
-forward, grad_input, grad_weight, small = (sys.modules[f"{kernels().__name__}.{n}"] for n in names)
+from compiled import operands
+names = ("forward", "grad_input", "grad_weight", "small_groups", "_launch")
+forward, grad_input, grad_weight, small, launch = (sys.modules[f"{kernels().__name__}.{n}"] for n in names)
 hip = sys.argv[1].startswith("gfx")
-layers = {
-    "three channels": ((8, 3, 64, 64), (64, 3, 7, 7), 2, 3, 1),
-    "one channel": ((256, 1, 32, 32), (6, 1, 5, 5), 1, 0, 1),
-    "groups": ((8, 96, 28, 28), (96, 32, 3, 3), 1, 1, 3),
-    "depthwise": ((8, 96, 28, 28), (96, 1, 3, 3), 2, 1, 96),
-}
 sizes = {}
-for name, (x_shape, w_shape, stride, padding, groups) in layers.items():
-    x, w = torch.empty(x_shape, device="meta"), torch.empty(w_shape, device="meta")
-    g = forward.Geometry.of(x, w, (stride,) * 2, (padding,) * 4, (1, 1), groups)
-    y = torch.empty(g.N, g.K, g.P, g.Q, device="meta")
-    dw = torch.empty(1, *w_shape, device="meta")
+for name, x, w, y, dw, g in operands(launch.Geometry):
     plans = {"dw": grad_weight.plan(y, x, w, dw, g, "full", False, 1, hip, 1.5)}
     if small.fits(g.G, g.Kg):
         plans["forward"] = small.plan_forward(x, w, y, g, None, hip, 1.5)
@@ -186,7 +165,7 @@ print(json.dumps(sizes))
     @pytest.mark.parametrize("arch", LIMITS)
     def test_every_kernel_compiles(arch):
         logarithms = outside(OTHERS, arch)
-        assert len(logarithms) == 4 * 3
+        assert len(logarithms) == len(LAYERS) * 3
         assert min(logarithms.values()) > 0, logarithms
 
     @pytest.mark.slow
