@@ -15,6 +15,8 @@ from _runs import arguments, rows, run, write
 
 VARIANTS = {
     "baseline": [],
+    "batch 16": ["--batch-size", "16"],
+    "batch 32": ["--batch-size", "32"],
     "batch 64": ["--batch-size", "64"],
     "eta 0.1": ["--eta", "0.1"],
     "eta 0.4": ["--eta", "0.4"],
