@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hub_process import scenario
 from hub_server import WRITE_TOKEN, HubServer
+from interpreted import UNCHECKED
 
 from adder_zoo.hub import kernel_project
 from adder_zoo.hub.index import ORGANISATION
@@ -183,7 +184,7 @@ def test_kernels_from_elsewhere_pass_the_tests_of_the_installed_ones(built, tmp_
         hub.add(f"{ORGANISATION}/adder2d", old, "kernels")
         pushed = scenario(hub, tmp_path / "one", "push_kernels", ORGANISATION, HF_TOKEN=WRITE_TOKEN)
         assert pushed == [["v1", True], ["main", True]]
-        again = {"TRITON_INTERPRET": "1"}
+        again = {"TRITON_INTERPRET": "1", UNCHECKED: str(int(expression == QUICK))}
         said = scenario(hub, tmp_path / "two", "kernels_from_elsewhere", built, ORGANISATION, expression, **again)
         assert any(f"/kernels/{ORGANISATION}/adder2d/resolve/" in call for call in hub.calls)
         repository = hub.repository(f"{ORGANISATION}/adder2d", "kernels")

@@ -125,11 +125,20 @@ def step(net, x):
     return [y.detach(), loss.detach(), x.grad, net.weight.grad.clone(), net.bias.grad.clone()]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile(backend):
+@pytest.mark.parametrize(
+    ("backend", "formats"),
+    [
+        ("aot_eager", (torch.contiguous_format, torch.channels_last)),
+        ("inductor", (torch.channels_last,)),
+        pytest.param("inductor", (torch.contiguous_format, torch.channels_last), marks=pytest.mark.slow),
+    ],
+    ids=["aot_eager", "inductor", "inductor, both formats"],
+)
+def test_compile(backend, formats):
+    torch._dynamo.reset()
     net = Net()
     compiled = torch.compile(net, fullgraph=True, backend=backend)
-    for format in (torch.contiguous_format, torch.channels_last):
+    for format in formats:
         x = torch.randn(3, 4, 8, 9).contiguous(memory_format=format)
         for got, wanted in zip(step(compiled, x), step(net, x), strict=True):
             torch.testing.assert_close(got, wanted)
