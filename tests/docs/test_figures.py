@@ -201,6 +201,15 @@ def test_fewer_bits():
 # ---- the guides
 
 
+def test_screened_settings():
+    accuracy = {name: run["test_accuracy"] for name, run in report_of("screening").items()}
+    gain = {name: value - accuracy["baseline"] for name, value in accuracy.items()}
+    text = words("results.md")
+    assert f"Batches of 64 images gain {gain['batch 64']:.1f} points over 128 in ten epochs." in text
+    assert f"A smaller η loses {-gain['eta 0.1']:.1f}, a larger one changes nothing that can be told." in text
+    assert abs(gain["eta 0.4"]) < 0.4  # what two runs on the same 5,000 images may differ by
+
+
 def test_energy_of_operations():
     rows = {"float32": "fp32", "float16": "fp16", "int32": "int32", "int8": "int8"}
     for label, key in rows.items():
