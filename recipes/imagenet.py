@@ -98,7 +98,7 @@ def create(config: Config) -> tuple[nn.Module, nn.Module | None]:
     else:
         model = create_network(config, config.model, **options)
     if not config.zero_init_last and not config.pretrained and not config.init:
-        for network in (model, teacher):
+        for network in (model, teacher if config.distillation == "pkkd" else None):  # another one is trained
             if network is not None:
                 start_gammas_at_one(network)
     changed: dict[str, Any] = {"input_size": (3, config.img_size, config.img_size)} if config.img_size else {}

@@ -334,6 +334,11 @@ def test_how_it_was_trained(resnet18, tmp_path):
     assert "trained before" in cards.render(resnet18, "org/x", changed(config={"pretrained": True}))
     card = cards.render(resnet18, "org/x", changed(config={"distillation": "pkkd"}))
     assert "A convolutional network taught it" in card
+    card = cards.render(resnet18, "org/x", changed(config={"distillation": "trained", "teacher": "resnet50.a1_in1k"}))
+    assert "A trained network, `resnet50.a1_in1k`, taught it by its answers" in " ".join(card.split())
+    card = cards.render(resnet18, "org/x", changed(config={"distillation": "float"}))
+    assert "The float network that it began with taught it" in card
+    assert "onvolutional network taught" not in card
     assert "one seed (7)" in cards.render(resnet18, "org/x", changed(config={"seed": 7}))
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((resnet18 / name).read_bytes())

@@ -13,7 +13,8 @@ from adder_zoo import Adder2d
 from adder_zoo.layers import AdderLayer
 from adder_zoo.training import RecipeError, create_networks
 from adder_zoo.training.evaluate import Evaluator
-from adder_zoo.training.objectives import PKKD, Supervised, exponent, set_exponent
+from adder_zoo.training.networks import trained_teacher
+from adder_zoo.training.objectives import PKKD, Distilled, Supervised, exponent, set_exponent
 
 
 class Net(nn.Module):
@@ -40,6 +41,74 @@ def parts():
 def patches(x, layer):
     """[N, taps, outputs]."""
     return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_answers_of_a_trained_teacher(parts, temperature):
+    student, teacher, images, labels = parts
+    objective = Distilled(student, teacher.eval(), 0.3, temperature).double().train()
+    assert not teacher.training
+    loss, logits = objective(images, labels)
+    torch.testing.assert_close(logits, student(images))
+    p = (teacher(images) / temperature).softmax(1)
+    q = (logits / temperature).softmax(1)
+    taught = -(p * q.log()).sum(1).mean() * temperature**2
+    labelled = -logits.softmax(1)[range(6), labels].log().mean()
+    torch.testing.assert_close(loss, 0.3 * labelled + 0.7 * taught)
+    loss.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in student.parameters())
+
+
+@pytest.fixture
+def student():
+    return timm.create_model("adder_lenet5_bn.mnist")
+
+
+def saved(folder, name="adder_lenet5_bn.fashion_mnist", **changes):
+    """A folder as a run leaves it, of the convolutional twin."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, similarity="conv")
+    network.pretrained_cfg = {**network.pretrained_cfg, **changes}
+    adder_zoo.hub.save_pretrained(network, folder)
+    return network.eval()
+
+
+def test_teacher_gets_images_as_it_is_used_to(tmp_path, student):
+    network = saved(tmp_path / "one", "adder_lenet5_bn.mnist", mean=(0.25,), std=(0.5,))
+    images = torch.randn(3, 1, 32, 32)
+    (mean,), (std,) = student.pretrained_cfg["mean"], student.pretrained_cfg["std"]
+    wanted = network((images * std + mean - 0.25) / 0.5)
+    teacher = trained_teacher(str(tmp_path / "one"), student)
+    torch.testing.assert_close(teacher(images), wanted)
+    network = saved(tmp_path / "two", "adder_lenet5_bn.mnist")
+    torch.testing.assert_close(trained_teacher(str(tmp_path / "two"), student)(images), network(images))
+
+
+def test_trained_adder_network_teaches(student):
+    images = torch.randn(3, 1, 32, 32)
+    network = timm.create_model("adder_lenet5_bn.mnist", pretrained=True).eval()
+    torch.testing.assert_close(
+        trained_teacher("adder_lenet5_bn.mnist", student)(images), network(images), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_teachers_that_do_not_fit_are_refused(tmp_path, student):
+    saved(tmp_path / "clothes")
+    with pytest.raises(RecipeError, match="other classes"):
+        trained_teacher(str(tmp_path / "clothes"), student)
+    with pytest.raises(RecipeError, match="knows 1000 classes"):
+        trained_teacher(str(many(tmp_path / "many")), student)
+    with pytest.raises(RecipeError, match="--teacher nothing"):
+        trained_teacher("nothing", student)
+    with pytest.raises(RecipeError, match="--teacher"):
+        trained_teacher(str(tmp_path), student)
+
+
+def many(folder):
+    network = timm.create_model("adder_lenet5_bn.mnist", similarity="conv", num_classes=1000)
+    adder_zoo.hub.save_pretrained(network, folder)
+    return folder
 
 
 def test_pkkd_is_its_equation(parts):

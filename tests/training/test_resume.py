@@ -20,6 +20,7 @@ OPTIONS = {
     ],
     "few bits": ["--pretrained", "--bits", "3", "--distillation", "float", "--lr", "0.001", "--model-ema"],
     "transfer": ["--distillation", "pkkd", "--l2-to-l1", "2"],
+    "taught": ["--distillation", "trained", "--teacher", "adder_lenet5_bn.fashion_mnist", "--kd-temperature", "4"],
 }  # fmt: skip
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..architecture import architecture
 from ..checkpoints import load_checkpoint
 from ..datasets.profiles import profile
 from ..fuse import fuse
+from ..layers import AdderLayer
 from .settings import RecipeError, Settings
 
 
@@ -55,16 +57,78 @@ def _of_checkpoint(path: str, name: str, **kwargs: Any) -> nn.Module:
 def create_networks(config: Settings, name: str, **kwargs: Any) -> tuple[nn.Module, nn.Module | None]:
     """The network ``name`` in the similarity of the settings, and the one that teaches it, if any.
 
-    That is its untrained convolutional twin, or with ``--distillation float`` what it begins as, for inference.
+    That is its untrained convolutional twin; with ``--distillation trained`` the network of ``--teacher``, and with
+    ``--distillation float`` what it begins as, both for inference.
     """
     model = create_network(config, name, similarity=config.similarity, **kwargs)
     if config.distillation == "none":
         return model, None
     if config.distillation == "float":
         return model, fuse(copy.deepcopy(model).eval())
+    if config.distillation == "trained":
+        return model, trained_teacher(config.teacher, model)
     # The twin begins untrained: weights under this name are the adder network's.
     untrained = dataclasses.replace(config, pretrained=False, init="", bits=0)
     return model, create_network(untrained, name, similarity="conv", **kwargs)
+
+
+class Renormalized(nn.Module):
+    """A network that was trained on images with another mean and deviation than those that it is given.
+
+    Args:
+        network: Takes images that are normalised by ``own``.
+        given, own: Mean and standard deviation for each channel, on the scale from 0 to 1.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        given: tuple[tuple[float, ...], tuple[float, ...]],
+        own: tuple[tuple[float, ...], tuple[float, ...]],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        (mean, std), (own_mean, own_std) = ([torch.tensor(v).view(-1, 1, 1) for v in pair] for pair in (given, own))
+        self.register_buffer("scale", std / own_std, persistent=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.network(images * self.scale + self.shift)
+        return result
+
+
+def trained_teacher(source: str, student: nn.Module) -> nn.Module:
+    """A trained network for inference, that takes the images of ``student``.
+
+    Args:
+        source: A folder with config.json and model.safetensors, as a run leaves it, or a name as for
+            ``timm.create_model``, with its tag.
+        student: Whose classes and images it must share; other means and deviations of images are converted.
+
+    Raises:
+        RecipeError: timm does not know it or has no weights for it, or it has other classes or channels.
+    """
+    try:
+        name = f"local-dir:{source}" if Path(source).is_dir() else source
+        teacher = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(f"--teacher {source}: {error}") from error
+    configs: Any = (teacher.pretrained_cfg, student.pretrained_cfg)
+    own, given = ({"label_names": None, **config} for config in configs)
+    if teacher.num_classes != student.num_classes:
+        raise RecipeError(f"--teacher {source} knows {teacher.num_classes} classes, the network {student.num_classes}")
+    if own["label_names"] and given["label_names"] and [*own["label_names"]] != [*given["label_names"]]:
+        raise RecipeError(f"--teacher {source} has other classes, or the same in another order")
+    if own["input_size"][0] != given["input_size"][0]:
+        raise RecipeError(f"--teacher {source}: its images have {own['input_size'][0]} channels")
+    teacher = teacher.eval()
+    if any(isinstance(module, AdderLayer) for module in teacher.modules()):
+        teacher = fuse(teacher)
+    of_student, of_teacher = ((tuple(cfg["mean"]), tuple(cfg["std"])) for cfg in (given, own))
+    return teacher if of_student == of_teacher else Renormalized(teacher, of_student, of_teacher)
 
 
 def resolve_model_name(model: str, dataset: str) -> str:

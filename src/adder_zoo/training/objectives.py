@@ -1,4 +1,4 @@
-"""What a recipe minimises: plain supervision, or PKKD, in which a convolutional twin learns alongside and teaches."""
+"""What a recipe minimises: plain supervision, answers of a trained teacher, or PKKD, whose teacher learns alongside."""
 
 from __future__ import annotations
 
@@ -36,19 +36,25 @@ class Supervised(nn.Module):
 class Distilled(Supervised):
     """Cross-entropy of a network's answers with the labels, and with a trained teacher's answers; it stays as it is.
 
-        L = α CE(student, labels) + (1 - α) CE(student, teacher's answers)        (arXiv 1503.02531, at temperature 1)
+        L = α CE(student, labels) + (1 - α) T² CE(student / T, teacher / T)        (arXiv 1503.02531)
+
+    "Student" and "teacher" are logits here. T² keeps the gradient of the second term as large as at T = 1.
 
     Args:
         model: The student.
-        teacher: In eval mode; ``adder_zoo.fuse`` makes it quick.
+        teacher: In eval mode; ``adder_zoo.fuse`` makes an adder network quick.
         alpha: As above.
+        temperature: T. Above 1, the teacher's answers also tell how similar the wrong classes are.
         smoothing: Of the labels.
     """
 
-    def __init__(self, model: nn.Module, teacher: nn.Module, alpha: float, smoothing: float = 0.0) -> None:
+    def __init__(
+        self, model: nn.Module, teacher: nn.Module, alpha: float, temperature: float = 1.0, smoothing: float = 0.0
+    ) -> None:
         super().__init__(model, smoothing)
         self.teacher = teacher.requires_grad_(False)
         self.alpha = alpha
+        self.temperature = temperature
 
     def train(self, mode: bool = True) -> Distilled:
         self.training = mode
@@ -60,8 +66,9 @@ class Distilled(Supervised):
             return self.model(images)
         loss, logits = super().forward(images, targets)
         with torch.no_grad():
-            answers = self.teacher(images).float().softmax(1)
-        return self.alpha * loss + (1 - self.alpha) * F.cross_entropy(logits, answers), logits
+            answers = (self.teacher(images).to(logits.dtype) / self.temperature).softmax(1)
+        taught = self.temperature**2 * F.cross_entropy(logits / self.temperature, answers)
+        return self.alpha * loss + (1 - self.alpha) * taught, logits
 
 
 class PKKD(nn.Module):
@@ -173,9 +180,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 
 def make_objective(config: Settings, model: nn.Module, teacher: nn.Module | None) -> Supervised | PKKD:
-    if config.distillation == "float":
+    if config.distillation in ("trained", "float"):
         assert teacher is not None
-        return Distilled(model, teacher, config.kd_alpha, config.smoothing)
+        return Distilled(model, teacher, config.kd_alpha, config.kd_temperature, config.smoothing)
     if config.distillation == "pkkd":
         assert teacher is not None
         return PKKD(model, teacher, config.kd_alpha, config.kd_beta, config.smoothing)

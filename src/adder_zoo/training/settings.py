@@ -78,12 +78,15 @@ class Settings:
     # ---- knowledge transfer
     distillation: str = option(
         "none",
-        "pkkd: a convolutional twin learns alongside and teaches; float: with --bits, the network that it begins with",
-        ("none", "pkkd", "float"),
+        "pkkd: a convolutional twin learns alongside and teaches; trained: the network that --teacher names; float: "
+        "with --bits, the network that it begins with",
+        ("none", "pkkd", "trained", "float"),
     )
+    teacher: str = option("", "of --distillation trained: a folder, or a trained network's name")
     # Ours: the notation is the paper's (arXiv 2009.13044), the values are not from there.
     kd_alpha: float = option(0.5, "weight of the labels beside the teacher's answers")
     kd_beta: float = option(1.0, "PKKD: weight of the layers' kernels")
+    kd_temperature: float = option(1.0, "by which the answers of a trained teacher and its pupil are divided")
     l2_to_l1: int = option(
         0,
         "epochs in which the exponent of |x - w| falls from 2 to 1; between the first and the last of them a step "
@@ -136,6 +139,10 @@ class Settings:
             raise RecipeError("--l2-to-l1 must be 0 or at least 2: from 2 to 1 there are two epochs")
         if self.distillation != "none" and self.similarity != "adder":
             raise RecipeError("--distillation teaches adder networks: leave --similarity at adder")
+        if (self.distillation == "trained") != bool(self.teacher):
+            raise RecipeError("--distillation trained and --teacher belong together: give both, or neither")
+        if not self.kd_temperature > 0:
+            raise RecipeError(f"--kd-temperature must be above 0, got {self.kd_temperature}")
         if self.init and self.pretrained:
             raise RecipeError("--init names the weights to begin with: leave --pretrained out")
         self._check_bits()
