@@ -10,6 +10,8 @@ from torch import nn
 
 from adder_zoo.checkpoints import CheckpointError, import_checkpoint, load_checkpoint, read_state_dict
 
+pytestmark = pytest.mark.filterwarnings("ignore::adder_zoo.checkpoints.AssumptionWarning")
+
 
 def authors(network):
     """The state dict of a CIFAR ResNet under the names of the authors' code."""

@@ -225,6 +225,7 @@ def test_fuse_takes_fully_connected_layers(affine, bias):
         torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:fuse. nothing was fused")
 @pytest.mark.parametrize("length", [4, 6])
 def test_batch_norm_over_the_middle_of_a_sequence(length):
     """Of [N, L, C] batch norm takes L for the features: never one pass, and never a wrong answer."""

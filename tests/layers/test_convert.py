@@ -68,6 +68,7 @@ def test_filter_and_options():
     assert (model[0].weight_grad, model[0].input_grad, model[0].p) == ("sign", "full", 1.5)
 
 
+@pytest.mark.filterwarnings("ignore:convert_to_adder. no normalisation layer follows")
 def test_parameters_keep_their_identity_mode_dtype_and_values_on_request():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, groups=2)).double().eval()
     weight, values, bias = model[2].weight, model[2].weight.detach().clone(), model[2].bias.detach().clone()
@@ -81,6 +82,7 @@ def test_parameters_keep_their_identity_mode_dtype_and_values_on_request():
     assert 0.9 < again[2].weight.std() < 1.1
 
 
+@pytest.mark.filterwarnings("ignore:convert_to_adder. no normalisation layer follows")
 def test_a_convolution_that_is_used_twice_stays_one():
     shared = nn.Conv2d(4, 4, 3, padding=1)
     model = nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3), "bn": nn.BatchNorm2d(4), "a": shared, "b": shared})
@@ -143,6 +145,7 @@ def test_warns_where_no_normalisation_is():
         convert_to_adder(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))
 
 
+@pytest.mark.filterwarnings("ignore:convert_to_adder. no normalisation layer follows")
 def test_same_convolution_becomes_a_same_layer():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Conv2dSame(4, 4, 3, 2, bias=False))
     convert_to_adder(model)
@@ -150,6 +153,7 @@ def test_same_convolution_becomes_a_same_layer():
     assert model(torch.randn(1, 3, 9, 9)).shape == (1, 4, 4, 4)
 
 
+@pytest.mark.filterwarnings("ignore:convert_to_adder. no normalisation layer follows")
 def test_refusal_groups_the_layers_by_reason_and_is_not_longer_than_it_must_be():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), *(StdConv2d(4, 4, 3) for _ in range(5)), nn.Conv1d(4, 4, 3))
     with pytest.raises(ValueError, match="no adder form") as caught:

@@ -194,6 +194,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:convert_to_adder. no normalisation layer follows")
 @pytest.mark.parametrize(("name", "adders", "with_norm", "with_relu"), NETWORKS, ids=[n[0] for n in NETWORKS])
 def test_what_is_found(name, adders, with_norm, with_relu):
     model = timm.create_model(name, num_classes=7)
@@ -205,6 +206,7 @@ def test_what_is_found(name, adders, with_norm, with_relu):
     assert isinstance(fused, type(model)) or (name == "dla34" and isinstance(fused, torch.fx.GraphModule))
 
 
+@pytest.mark.filterwarnings("ignore:convert_to_adder. no normalisation layer follows")
 @pytest.mark.parametrize(
     ("name", "size"), [("adder_resnet20", 12), ("resnet10t", 32), ("mobilenetv3_small_050", 32), ("regnety_002", 32)]
 )

@@ -254,6 +254,7 @@ def test_unbatched(impl):
     assert torch.equal(y, adder2d(x[None], weight, bias, 2, 1, impl=impl)[0])
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's, of F.conv2d
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 4), (4, 3), (5, 6)])
 @pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
 def test_same_and_valid(kernel, dilation, impl):

@@ -170,6 +170,7 @@ def test_vmap_of_the_fused_operator(groups, batched):
 # ---- what has no derivative ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own
 def test_forward_mode_is_refused():
     """A zero tangent would be taken for a derivative."""
     x, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
