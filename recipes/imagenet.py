@@ -98,9 +98,9 @@ def create(config: Config) -> tuple[nn.Module, nn.Module | None]:
     else:
         model = create_network(config, config.model, **options)
     if not config.zero_init_last and not config.pretrained and not config.init:
-        for network in (model, teacher if config.distillation == "pkkd" else None):  # another one is trained
-            if network is not None:
-                start_gammas_at_one(network)
+        start_gammas_at_one(model)
+        if teacher is not None and config.distillation == "pkkd":  # another teacher is trained
+            start_gammas_at_one(teacher)
     changed: dict[str, Any] = {"input_size": (3, config.img_size, config.img_size)} if config.img_size else {}
     changed |= {"crop_pct": config.crop_pct} if config.crop_pct else {}
     if changed:  # config.json holds it then, and whoever loads the network prepares images as here

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreted import INTERPRETING, run_again
+from interpreted import INTERPRETING, QUICK_AND_ALL, run_again
 
 from adder_zoo.ops import triton
 from adder_zoo.ops.geometry import Geometry
@@ -29,10 +29,11 @@ CASES = {
 
 if not INTERPRETING:
 
+    @QUICK_AND_ALL
     @pytest.mark.long
-    def test_under_the_interpreter():
+    def test_under_the_interpreter(quick):
         pytest.importorskip("triton")
-        run_again(HERE, "not slow")
+        run_again(HERE, quick)
 
     def test_asked_for_by_name_without_a_gpu():
         x, w = torch.zeros(1, 4, 2, 2, dtype=torch.uint8), torch.zeros(1, 4, 1, 1, dtype=torch.uint8)

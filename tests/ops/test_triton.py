@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreted import INTERPRETING, run_again
+from interpreted import INTERPRETING, QUICK_AND_ALL, run_again
 from operator_checks import MODES, check
 from shapes import NAMED, random_cases
 
@@ -23,11 +23,11 @@ SLOW_RANDOM = [c for c in random_cases(140, seed=8, work=100_000) if taps(c) > 6
 
 if not INTERPRETING:
 
-    @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+    @QUICK_AND_ALL
     @pytest.mark.long
-    def test_shapes_under_the_interpreter(which):
+    def test_shapes_under_the_interpreter(quick):
         pytest.importorskip("triton")
-        run_again(HERE, which)
+        run_again(HERE, quick)
 
 else:
     # Shapes whose reason a quicker one shares.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from compiled import LAYERS, outside
-from interpreted import INTERPRETING, run_again
+from interpreted import INTERPRETING, QUICK_AND_ALL, run_again
 from power_checks import check_powers, roundings
 from shapes import NAMED, case, random_cases
 
@@ -45,9 +45,9 @@ def part(name):
 if not INTERPRETING:
     triton = pytest.importorskip("triton")
 
-    @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-    def test_powers_under_the_interpreter(which):
-        run_again(Path(__file__), which)
+    @QUICK_AND_ALL
+    def test_powers_under_the_interpreter(quick):
+        run_again(Path(__file__), quick)
 
     class OnAGpu:  # all that is asked of a tensor
         device, dtype = torch.device("cuda"), torch.float32

@@ -9,7 +9,7 @@ import pytest
 import torch
 import truth
 from checks import assert_within, bound
-from interpreted import INTERPRETING, run_again
+from interpreted import INTERPRETING, QUICK_AND_ALL, run_again
 from operator_checks import MODES, check, extras, run, saturated_bound
 from shapes import case, tensors
 
@@ -39,11 +39,11 @@ SPECIAL = [
 
 if not INTERPRETING:
 
-    @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+    @QUICK_AND_ALL
     @pytest.mark.long
-    def test_special_cases_under_the_interpreter(which):
+    def test_special_cases_under_the_interpreter(quick):
         pytest.importorskip("triton")
-        run_again(Path(__file__), which)
+        run_again(Path(__file__), quick)
 
 else:
 

@@ -1,19 +1,20 @@
 """Knowledge transfer, held against its equations in float64."""
 
+import imagenet
 import mnist
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from recipe_runs import SMALL
+from recipe_runs import FEW, SMALL
 from torch import nn
 
 import adder_zoo
 from adder_zoo import Adder2d
 from adder_zoo.layers import AdderLayer
-from adder_zoo.training import RecipeError, create_networks
+from adder_zoo.training import RecipeError, create_networks, parse_settings
 from adder_zoo.training.evaluate import Evaluator
-from adder_zoo.training.networks import trained_teacher
+from adder_zoo.training.networks import name_classes, require_same_classes, trained_teacher
 from adder_zoo.training.objectives import PKKD, Distilled, Supervised, exponent, set_exponent
 
 
@@ -65,23 +66,23 @@ def student():
     return timm.create_model("adder_lenet5_bn.mnist")
 
 
-def saved(folder, name="adder_lenet5_bn.fashion_mnist", **changes):
+def saved(folder, **changes):
     """A folder as a run leaves it, of the convolutional twin."""
     torch.manual_seed(0)
-    network = timm.create_model(name, similarity="conv")
+    network = timm.create_model("adder_lenet5_bn.mnist", similarity="conv")
     network.pretrained_cfg = {**network.pretrained_cfg, **changes}
     adder_zoo.hub.save_pretrained(network, folder)
     return network.eval()
 
 
 def test_teacher_gets_images_as_it_is_used_to(tmp_path, student):
-    network = saved(tmp_path / "one", "adder_lenet5_bn.mnist", mean=(0.25,), std=(0.5,))
+    network = saved(tmp_path / "one", mean=(0.25,), std=(0.5,))
     images = torch.randn(3, 1, 32, 32)
     (mean,), (std,) = student.pretrained_cfg["mean"], student.pretrained_cfg["std"]
     wanted = network((images * std + mean - 0.25) / 0.5)
     teacher = trained_teacher(str(tmp_path / "one"), student)
     torch.testing.assert_close(teacher(images), wanted)
-    network = saved(tmp_path / "two", "adder_lenet5_bn.mnist")
+    network = saved(tmp_path / "two")
     torch.testing.assert_close(trained_teacher(str(tmp_path / "two"), student)(images), network(images))
 
 
@@ -94,15 +95,34 @@ def test_trained_adder_network_teaches(student):
 
 
 def test_teachers_that_do_not_fit_are_refused(tmp_path, student):
-    saved(tmp_path / "clothes")
-    with pytest.raises(RecipeError, match="other classes"):
-        trained_teacher(str(tmp_path / "clothes"), student)
     with pytest.raises(RecipeError, match="knows 1000 classes"):
         trained_teacher(str(many(tmp_path / "many")), student)
     with pytest.raises(RecipeError, match="--teacher nothing"):
         trained_teacher("nothing", student)
     with pytest.raises(RecipeError, match="--teacher"):
         trained_teacher(str(tmp_path), student)
+
+
+def test_classes_are_compared_when_the_images_have_named_them(tmp_path):
+    """A folder of photographs names the classes of a network that was created before, in an order of its own."""
+    main = ["--model", "adder_resnet18", "--num-classes", "3", "--distillation", "trained"]
+    teacher = timm.create_model("adder_resnet18", similarity="conv", num_classes=3)
+    name_classes(teacher, {"cat": 0, "dog": 1, "tiger": 2})
+    adder_zoo.hub.save_pretrained(teacher, tmp_path)
+    model, teacher = imagenet.create(parse_settings(imagenet.Config, "", [*main, "--teacher", str(tmp_path)]))
+    require_same_classes("x", teacher, model)  # names none yet
+    name_classes(model, {"cat": 0, "dog": 1, "tiger": 2})
+    require_same_classes("x", teacher, model)
+    name_classes(model, {"dog": 0, "cat": 1, "tiger": 2})
+    with pytest.raises(RecipeError, match="--teacher x has other classes, or the same in another order"):
+        require_same_classes("x", teacher, model)
+
+
+def test_a_run_with_a_teacher_of_other_classes_is_refused(tmp_path):
+    flags = ["--distillation", "trained", "--teacher", "adder_lenet5_bn.mnist"]
+    with pytest.raises(RecipeError, match="other classes"):
+        mnist.main([*FEW, *flags, "--output-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def many(folder):

@@ -25,7 +25,7 @@ from .display import epoch_display
 from .evaluate import Evaluator
 from .few_bits import prepare
 from .loaders import limit_data, make_loaders, remaining_batches
-from .networks import full_name
+from .networks import full_name, require_same_classes
 from .objectives import exponent, make_objective, set_exponent
 from .run import Progress, Run
 from .schedule import Schedule, make_optimizer
@@ -103,6 +103,8 @@ class Training:
         if config.model_ema and self.sharded:
             raise RecipeError("--model-ema: not with FSDP, whose weights lie in parts")
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        if teacher is not None and config.distillation == "trained":
+            require_same_classes(config.teacher, teacher, model)
         objective: nn.Module = make_objective(config, model, teacher)
         if config.sync_bn:
             objective = convert_sync_batchnorm(objective)  # in place, the teacher's and PKKD's own as well

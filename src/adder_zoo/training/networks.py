@@ -106,7 +106,10 @@ def trained_teacher(source: str, student: nn.Module) -> nn.Module:
     Args:
         source: A folder with config.json and model.safetensors, as a run leaves it, or a name as for
             ``timm.create_model``, with its tag.
-        student: Whose classes and images it must share; other means and deviations of images are converted.
+        student: Whose number of classes and channels it must share; images with its mean and deviation are converted.
+
+    Returns:
+        The teacher, in eval mode; ``pretrained_cfg`` is its own. ``require_same_classes`` compares the classes' names.
 
     Raises:
         RecipeError: timm does not know it or has no weights for it, or it has other classes or channels.
@@ -120,15 +123,27 @@ def trained_teacher(source: str, student: nn.Module) -> nn.Module:
     own, given = ({"label_names": None, **config} for config in configs)
     if teacher.num_classes != student.num_classes:
         raise RecipeError(f"--teacher {source} knows {teacher.num_classes} classes, the network {student.num_classes}")
-    if own["label_names"] and given["label_names"] and [*own["label_names"]] != [*given["label_names"]]:
-        raise RecipeError(f"--teacher {source} has other classes, or the same in another order")
     if own["input_size"][0] != given["input_size"][0]:
         raise RecipeError(f"--teacher {source}: its images have {own['input_size'][0]} channels")
     teacher = teacher.eval()
     if any(isinstance(module, AdderLayer) for module in teacher.modules()):
         teacher = fuse(teacher)
     of_student, of_teacher = ((tuple(cfg["mean"]), tuple(cfg["std"])) for cfg in (given, own))
-    return teacher if of_student == of_teacher else Renormalized(teacher, of_student, of_teacher)
+    if of_student != of_teacher:
+        teacher = Renormalized(teacher, of_student, of_teacher)
+    teacher.pretrained_cfg = own  # type: ignore[assignment]
+    return teacher
+
+
+def require_same_classes(source: str, teacher: nn.Module, student: nn.Module) -> None:
+    """Call it when ``student`` knows the names of its classes: a recipe may learn them from its images.
+
+    Raises:
+        RecipeError: both name their classes, and the names or their order differ.
+    """
+    theirs, ours = ((getattr(m, "pretrained_cfg", None) or {}).get("label_names") for m in (teacher, student))
+    if theirs and ours and [*theirs] != [*ours]:
+        raise RecipeError(f"--teacher {source} has other classes, or the same in another order")
 
 
 def resolve_model_name(model: str, dataset: str) -> str:

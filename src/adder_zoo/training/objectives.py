@@ -66,9 +66,12 @@ class Distilled(Supervised):
             return self.model(images)
         loss, logits = super().forward(images, targets)
         with torch.no_grad():
-            answers = (self.teacher(images).to(logits.dtype) / self.temperature).softmax(1)
-        taught = self.temperature**2 * F.cross_entropy(logits / self.temperature, answers)
+            answers = self._softened(self.teacher(images)).softmax(1)
+        taught = self.temperature**2 * F.cross_entropy(self._softened(logits), answers)
         return self.alpha * loss + (1 - self.alpha) * taught, logits
+
+    def _softened(self, logits: Tensor) -> Tensor:
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
 
 
 class PKKD(nn.Module):

@@ -86,7 +86,7 @@ class Settings:
     # Ours: the notation is the paper's (arXiv 2009.13044), the values are not from there.
     kd_alpha: float = option(0.5, "weight of the labels beside the teacher's answers")
     kd_beta: float = option(1.0, "PKKD: weight of the layers' kernels")
-    kd_temperature: float = option(1.0, "by which the answers of a trained teacher and its pupil are divided")
+    kd_temperature: float = option(1.0, "by which the logits of a trained teacher and of the student are divided")
     l2_to_l1: int = option(
         0,
         "epochs in which the exponent of |x - w| falls from 2 to 1; between the first and the last of them a step "
