@@ -34,15 +34,9 @@ typedef struct {
 /* The most taps that a filter may have. */
 #define ADDER_INT8_MOST_TAPS (INT32_MAX / 255)
 
-/* Filters as adder_int8_forward reads them, for those who call it often with the same ones: adder_int8_pack writes
- * adder_int8_packed_size bytes, aligned to 64. They are good for this shape (N, H, W, P, Q and padding aside) under the
- * instruction set that packed them, and for no others. */
-ADDER_API int64_t adder_int8_packed_size(const adder_shape *shape);
-ADDER_API void adder_int8_pack(const adder_shape *shape, const uint8_t *w, uint8_t *packed);
-/* packed may be NULL, and then w is packed for this call; with it w is not read. One of y and epilogue is NULL: the
- * bare sums as int32, or what the epilogue makes of them. */
-ADDER_API int adder_int8_forward(const adder_shape *shape, const uint8_t *x, const uint8_t *w, const uint8_t *packed,
-                                 uint8_t pad, const adder_int8_epilogue *epilogue, int32_t *y);
+/* One of y and epilogue is NULL: the bare sums as int32, or what the epilogue makes of them. */
+ADDER_API int adder_int8_forward(const adder_shape *shape, const uint8_t *x, const uint8_t *w, uint8_t pad,
+                                 const adder_int8_epilogue *epilogue, int32_t *y);
 /* levels[i] = clamp(round_half_even(v[i] * inverse_step) + zero_point, 0, top), as the epilogue's narrow; a NaN gives
  * 0. */
 ADDER_API void adder_int8_levels(int64_t count, const float *v, float inverse_step, int32_t zero_point, int32_t top,

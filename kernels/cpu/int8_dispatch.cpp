@@ -70,15 +70,9 @@ int adder_int8_use(const char *isa) {
   return 0;
 }
 
-int64_t adder_int8_packed_size(const adder_shape *shape) { return adder::current_int8->packed_size(shape); }
-
-void adder_int8_pack(const adder_shape *shape, const uint8_t *w, uint8_t *packed) {
-  adder::current_int8->pack(shape, w, packed);
-}
-
-int adder_int8_forward(const adder_shape *shape, const uint8_t *x, const uint8_t *w, const uint8_t *packed, uint8_t pad,
+int adder_int8_forward(const adder_shape *shape, const uint8_t *x, const uint8_t *w, uint8_t pad,
                        const adder_int8_epilogue *epilogue, int32_t *y) {
-  return adder::current_int8->forward(shape, x, w, packed, pad, epilogue, y);
+  return adder::current_int8->forward(shape, x, w, pad, epilogue, y);
 }
 
 void adder_int8_levels(int64_t count, const float *v, float inverse_step, int32_t zero_point, int32_t top,

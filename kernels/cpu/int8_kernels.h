@@ -23,12 +23,12 @@ int run(const adder_shape &s, const uint8_t *x, const uint8_t *packed, uint8_t p
   return launch(kernel);
 }
 
-static int forward(const adder_shape *s, const uint8_t *x, const uint8_t *w, const uint8_t *packed, uint8_t pad,
+static int forward(const adder_shape *s, const uint8_t *x, const uint8_t *w, uint8_t pad,
                    const adder_int8_epilogue *epilogue, int32_t *y) {
   if (s->N * s->P * s->Q == 0) return ADDER_OK;
-  const Scratch<uint8_t> own(packed ? 0 : packed_size(s));
-  if (!own) return ADDER_NO_MEMORY;
-  if (!packed) pack(s, w, own), packed = own;
+  const Scratch<uint8_t> packed(packed_size(s));
+  if (!packed) return ADDER_NO_MEMORY;
+  pack(s, w, packed);
   const auto kernel = is_depthwise(*s) ? run<DepthwiseKernel> : run<ChannelsKernel>;
   return kernel(*s, x, packed, pad, epilogue, y);
 }
@@ -43,7 +43,7 @@ static void levels(int64_t count, const float *v, float inverse_step, int32_t ze
   });
 }
 
-static constexpr adder::Int8Kernels int8_kernels(const char *isa) { return {isa, packed_size, pack, forward, levels}; }
+static constexpr adder::Int8Kernels int8_kernels(const char *isa) { return {isa, forward, levels}; }
 
 } // namespace ADDER_NAMESPACE
 #endif

@@ -8,10 +8,8 @@ namespace adder {
 
 struct Int8Kernels {
   const char *isa;
-  int64_t (*packed_size)(const adder_shape *);
-  void (*pack)(const adder_shape *, const uint8_t *w, uint8_t *packed);
-  int (*forward)(const adder_shape *, const uint8_t *x, const uint8_t *w, const uint8_t *packed, uint8_t pad,
-                 const adder_int8_epilogue *, int32_t *y);
+  int (*forward)(const adder_shape *, const uint8_t *x, const uint8_t *w, uint8_t pad, const adder_int8_epilogue *,
+                 int32_t *y);
   void (*levels)(int64_t count, const float *v, float inverse_step, int32_t zero_point, int32_t top, uint8_t *levels);
 };
 

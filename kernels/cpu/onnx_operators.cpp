@@ -245,7 +245,7 @@ Status *compute_levels(const Node &node, KernelContext *context, const adder_sha
   if (!node.op->fused) {
     int32_t *to;
     TRY(give(node, context, 0, y, 4, &to));
-    *code = adder_int8_forward(&shape, x.levels(), w.levels(), nullptr, zero_point, nullptr, to);
+    *code = adder_int8_forward(&shape, x.levels(), w.levels(), zero_point, nullptr, to);
     return nullptr;
   }
   Behind behind;
@@ -264,7 +264,7 @@ Status *compute_levels(const Node &node, KernelContext *context, const adder_sha
                                      static_cast<int32_t>(node.top),
                                      node.wide ? wide : nullptr,
                                      node.narrow ? narrow : nullptr};
-  *code = adder_int8_forward(&shape, x.levels(), w.levels(), nullptr, zero_point, &epilogue, nullptr);
+  *code = adder_int8_forward(&shape, x.levels(), w.levels(), zero_point, &epilogue, nullptr);
   return nullptr;
 }
 

@@ -73,9 +73,42 @@ template <class T> struct Patches : Geometry {
   }
 };
 
+// The taps of a patch in two lists: those where x is 0, as after a ReLU, and the others. Lists have room for T::L more.
+template <class T> struct ListedTaps {
+  int32_t *others, *zeros;
+  int64_t count_others = 0, count_zeros = 0;
+
+  ListedTaps(const float *patch, int64_t taps, int32_t *others_, int32_t *zeros_) : others(others_), zeros(zeros_) {
+    int64_t t = 0;
+#if defined(__AVX512F__)
+    if constexpr (T::L == 16) {
+      __m512i tap = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      for (; t + 16 <= taps; t += 16, tap = _mm512_add_epi32(tap, _mm512_set1_epi32(16))) {
+        const __mmask16 other = _mm512_cmp_ps_mask(_mm512_loadu_ps(patch + t), _mm512_setzero_ps(), _CMP_NEQ_OQ);
+        // In a register first: Zen 4 takes a hundred cycles to compress into memory.
+        _mm512_storeu_si512(others + count_others, _mm512_maskz_compress_epi32(other, tap));
+        _mm512_storeu_si512(zeros + count_zeros, _mm512_maskz_compress_epi32(_knot_mask16(other), tap));
+        const int found = __builtin_popcount(other);
+        count_others += found, count_zeros += 16 - found;
+      }
+    }
+#endif
+    for (; t < taps; ++t) { // without a branch: nobody could foretell it
+      others[count_others] = zeros[count_zeros] = static_cast<int32_t>(t);
+      const int found = patch[t] != 0;
+      count_others += found, count_zeros += 1 - found;
+    }
+  }
+};
+
 template <class T> struct PowerForward : Patches<T> {
+  typedef typename T::V V;
   static constexpr int64_t BLOCK = 8; // vectors of a task
+  // Outputs of a filter from which on |w|^p, which is a tap's term where x is 0, is computed beforehand. It depends on
+  // the shape alone, and not on the number of zeros: so an image's answer does not depend on the others.
+  static constexpr int64_t WORTH_POWERS = 16;
   const float *panels;
+  const float *powers = nullptr; // |w|^p, laid out as panels; null: not computed
   const AddPower<T> &add;
   float *y;
   Flag failed;
@@ -83,32 +116,91 @@ template <class T> struct PowerForward : Patches<T> {
   PowerForward(const Patches<T> &patches, const float *panels_, const AddPower<T> &add_, float *y_)
       : Patches<T>(patches), panels(panels_), add(add_), y(y_) {}
 
+  bool worth_powers() const { return this->N * this->P * this->Q >= WORTH_POWERS && this->taps <= INT32_MAX; }
   int64_t blocks() const { return ceil_div(this->filters.vectors, BLOCK); }
   int64_t tasks() const { return this->N * this->P * blocks(); }
   double operations() const { return 24. * this->N * this->P * this->Q * this->taps * this->filters.vectors; }
 
+  void compute_powers(float *to) {
+    const int64_t taps = this->taps;
+    for_each(this->filters.vectors, 24. * taps * this->filters.vectors, [&](int64_t vector) {
+      for (int64_t i = vector * taps * T::L; i < (vector + 1) * taps * T::L; i += T::L)
+        T::store(to + i, add(T::load(panels + i), T::set(0.f)));
+    });
+    powers = to;
+  }
+
   void run(int64_t begin, int64_t end) {
-    typedef typename T::V V;
+    const int64_t room = powers ? this->taps + T::L : 0;
     Scratch<float> patch(this->groups * this->taps);
-    if (!patch) return failed.set();
+    Scratch<int32_t> others(room), zeros(room);
+    if (!patch || !others || !zeros) return failed.set();
     for (; begin < end; ++begin) {
       const int64_t first = begin % blocks() * BLOCK, row = begin / blocks(), n = row / this->P, p = row % this->P;
+      const int64_t last = min64(this->filters.vectors, first + BLOCK);
       for (int64_t q = 0; q < this->Q; ++q) {
         this->take(n, p, q, 0, this->R, patch);
         float *const to = y + (row * this->Q + q) * this->K;
-        for (int64_t v = first; v < min64(this->filters.vectors, first + BLOCK); ++v) {
-          const float *const w = panels + v * this->taps * T::L;
-          V total = T::set(0.f), sum = total;
-          this->each_tap(v, patch, this->taps, [&](int64_t t, V x) ADDER_LAMBDA_INLINE {
-            sum = add(x - T::load(w + t * T::L), sum);
-            if (t % CHAIN == CHAIN - 1) total = total + sum, sum = T::set(0.f);
-          });
-          alignas(64) float lanes[T::L];
-          T::store(lanes, T::set(0.f) - (total + sum));
-          memcpy(to + v * T::L, lanes, static_cast<size_t>(this->filters.filled(v)) * sizeof(float));
+        for (int64_t v = first; v < last;) {
+          if (!powers || !this->filters.one_group(v)) {
+            give(to, v, sum_of_all(patch, v));
+            ++v;
+            continue;
+          }
+          const int64_t group = this->filters.group(v * T::L);
+          const float *const own = patch + group * this->taps;
+          const ListedTaps<T> taps(own, this->taps, others, zeros);
+          for (; v < last && this->filters.one_group(v) && this->filters.group(v * T::L) == group; ++v)
+            give(to, v, sum_of_others(own, v, taps) + sum_of_zeros(v, taps));
         }
       }
     }
+  }
+
+  ADDER_INLINE void give(float *to, int64_t v, V sum) const {
+    alignas(64) float lanes[T::L];
+    T::store(lanes, T::set(0.f) - sum);
+    memcpy(to + v * T::L, lanes, static_cast<size_t>(this->filters.filled(v)) * sizeof(float));
+  }
+
+  V sum_of_all(const float *patch, int64_t v) const {
+    const float *const w = panels + v * this->taps * T::L;
+    V total = T::set(0.f), sum = total;
+    this->each_tap(v, patch, this->taps, [&](int64_t t, V x) ADDER_LAMBDA_INLINE {
+      sum = add(x - T::load(w + t * T::L), sum);
+      if (t % CHAIN == CHAIN - 1) total = total + sum, sum = T::set(0.f);
+    });
+    return total + sum;
+  }
+
+  V sum_of_others(const float *patch, int64_t v, const ListedTaps<T> &taps) const {
+    const float *const w = panels + v * this->taps * T::L;
+    V total = T::set(0.f);
+    for (int64_t i = 0; i < taps.count_others;) {
+      V sum = T::set(0.f);
+      for (const int64_t end = min64(taps.count_others, i + CHAIN); i < end; ++i) {
+        const int64_t t = taps.others[i];
+        sum = add(T::set(patch[t]) - T::load(w + t * T::L), sum);
+      }
+      total = total + sum;
+    }
+    return total;
+  }
+
+  V sum_of_zeros(int64_t v, const ListedTaps<T> &taps) const {
+    constexpr int SUMS = 4; // an addition takes as many cycles as four of them need to start
+    const float *const own = powers + v * this->taps * T::L;
+    V total = T::set(0.f);
+    for (int64_t i = 0; i < taps.count_zeros;) {
+      V sums[SUMS] = {T::set(0.f), T::set(0.f), T::set(0.f), T::set(0.f)};
+      const int64_t end = min64(taps.count_zeros, i + SUMS * CHAIN);
+      for (; i + SUMS <= end; i += SUMS)
+#pragma GCC unroll 4
+        for (int j = 0; j < SUMS; ++j) sums[j] = sums[j] + T::load(own + taps.zeros[i + j] * T::L);
+      for (; i < end; ++i) sums[0] = sums[0] + T::load(own + taps.zeros[i] * T::L);
+      total = total + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+    return total;
   }
 };
 
@@ -252,6 +344,9 @@ int power_forward(const adder_shape *shape, const float *x, const float *w, cons
   if (!panels) return ADDER_NO_MEMORY;
   patches.pack(w, panels);
   PowerForward<Widest> kernel(patches, panels, of, y);
+  Scratch<float> powers(kernel.worth_powers() ? patches.filters.vectors * s.taps * Widest::L : 0);
+  if (!powers) return ADDER_NO_MEMORY;
+  if (kernel.worth_powers()) kernel.compute_powers(powers);
   return launch(kernel);
 }
 

@@ -36,13 +36,6 @@ template <class E> static void check(const std::vector<E> &got, const std::vecto
     }
 }
 
-// A heap block of exactly this size, aligned as the interface asks, so that a sanitizer sees its end.
-static uint8_t *aligned(int64_t bytes) {
-  void *memory = nullptr;
-  if (posix_memalign(&memory, 64, bytes ? static_cast<size_t>(bytes) : 64)) std::abort();
-  return static_cast<uint8_t *>(memory);
-}
-
 static void run_case(const int64_t *numbers, FILE *file, const std::string &isa, int64_t number) {
   adder_shape s;
   std::memcpy(&s, numbers, sizeof s);
@@ -56,8 +49,6 @@ static void run_case(const int64_t *numbers, FILE *file, const std::string &isa,
   read(file, residual, ny), read(file, wide, ny), read(file, narrow, ny);
 
   const std::string what = isa + ", case " + std::to_string(number) + ", ";
-  uint8_t *const packed = aligned(adder_int8_packed_size(&s));
-  adder_int8_pack(&s, w.data(), packed);
   Integers sums(ny, 1);
   Floats got_wide(ny, -1.f);
   Bytes got_narrow(ny, 77);
@@ -71,19 +62,18 @@ static void run_case(const int64_t *numbers, FILE *file, const std::string &isa,
                                         got_wide.data(),
                                         got_narrow.data()};
   Bytes levels(ny, 77);
-  if (adder_int8_forward(&s, x.data(), nullptr, packed, pad, nullptr, sums.data()) != ADDER_OK ||
-      adder_int8_forward(&s, x.data(), w.data(), nullptr, pad, &epilogue, nullptr) != ADDER_OK)
+  if (adder_int8_forward(&s, x.data(), w.data(), pad, nullptr, sums.data()) != ADDER_OK ||
+      adder_int8_forward(&s, x.data(), w.data(), pad, &epilogue, nullptr) != ADDER_OK)
     ++failures;
   adder_int8_levels(ny, wide.data(), inverse_step[0], epilogue.zero_point, epilogue.top, levels.data());
   check(sums, y, what + "y");
   check(got_wide, wide, what + "wide");
   check(got_narrow, narrow, what + "narrow");
   check(levels, narrow, what + "levels");
-  std::free(packed);
 }
 
-// What: "int8", from bytes to bytes, filters packed before; "int8-wide" with a shortcut and float32 beside the bytes;
-// "int8-pack"; "int8-levels", bytes of the float output.
+// What: "int8", from bytes to bytes; "int8-wide" with a shortcut and float32 beside the bytes; "int8-levels", bytes of
+// the float output.
 static int run_layer(char **arguments) {
   const std::string what = arguments[0];
   if (!adder_int8_use(arguments[1])) return 3;
@@ -96,13 +86,10 @@ static int run_layer(char **arguments) {
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint8_t>(i * 37);
   for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<uint8_t>(i * 101);
   Floats scale(s.K, -1e-3f), shift(s.K, 1.f), residual(ny, .5f), wide(ny);
-  uint8_t *const packed = aligned(adder_int8_packed_size(&s));
   adder_int8_epilogue epilogue = {scale.data(), shift.data(), nullptr, 1, 20.f, 3, 255, nullptr, narrow.data()};
   if (what == "int8-wide") epilogue.residual = residual.data(), epilogue.wide = wide.data();
-  adder_int8_pack(&s, w.data(), packed);
   if (what == "int8-levels") adder_int8_levels(ny, residual.data(), 20.f, 3, 255, narrow.data());
-  else if (what != "int8-pack") adder_int8_forward(&s, x.data(), nullptr, packed, 0, &epilogue, nullptr);
-  std::free(packed);
+  else adder_int8_forward(&s, x.data(), w.data(), 0, &epilogue, nullptr);
   return 0;
 }
 

@@ -65,6 +65,16 @@ def test_the_equations(name, isa, native):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_no_images(isa, native):
+    native(isa)
+    x, weight, dy, geometry = operands("3x3")
+    dx, dw = cpu.gradients(dy[:0], x[:0], weight, Geometry.of(*geometry))
+    assert dx.shape == x[:0].shape
+    assert dw.shape == weight.shape
+    assert not dw.any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_random_shapes(isa, native):
     native(isa)
     random = np.random.default_rng(2)

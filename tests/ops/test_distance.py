@@ -16,6 +16,7 @@ SHAPES = [
     ((130, 65), (67, 65)),
     ((3, 5, 32), (3, 4, 32)),
     ((9, 300), (20, 300)),
+    ((2, 150), (400, 150)),
     ((3, 5, 7), (4, 7)),
     ((5, 7), (3, 4, 7)),
     ((2, 1, 5, 7), (3, 4, 7)),
@@ -58,10 +59,22 @@ def check(x, y, impl, cancellation):
 
 
 @pytest.mark.parametrize("impl", [None, "cpu", "exact", "reference"])
-@pytest.mark.parametrize(("first", "second"), SHAPES[:5])
+@pytest.mark.parametrize(("first", "second"), SHAPES[:6])
 def test_distances_and_derivatives(first, second, impl):
     cancellation = 2 * CANCELLATION + 1 if impl in (None, "cpu") else 1
     check(points(first), points(second, seed=1), impl, cancellation)
+
+
+@pytest.mark.parametrize(("first", "second"), [((1, 33), (150, 33)), ((40, 9), (3, 9)), ((33, 300), (2, 300))])
+def test_one_derivative_alone(first, second):
+    """Another kernel computes it than both, and for few points another one again."""
+    x, y = points(first), points(second, seed=1)
+    dy = points((len(x), len(y)), seed=2)
+    for operand, true in zip((x, y), expected(x, y, dy)[1:], strict=True):
+        operand.requires_grad_()
+        (got,) = torch.autograd.grad(cdist(x, y), operand, dy)
+        operand.requires_grad_(False)
+        assert_within(got, true, bound(true, "float32", "float32"), (first, second))
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float16,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16)])

@@ -62,7 +62,6 @@ INT8_LAYERS = [
     "int8 avx2 1 64 14 64 5 2 64",
     "int8 generic 1 16 8 16 3 1 1",
     "int8-wide avx2 1 64 8 64 3 1 1",
-    "int8-pack avx2 1 64 8 64 3 1 1",
     "int8-levels avx2 1 64 8 64 3 1 1",
 ]
 FUNCTIONS = {
@@ -73,7 +72,6 @@ FUNCTIONS = {
     "dw-sign": "adder_grad_weight",
     "both-signs": "adder_gradients",
     **dict.fromkeys(("int8", "int8-wide"), "adder_int8_forward"),
-    "int8-pack": "adder_int8_pack",
     "int8-levels": "adder_int8_levels",
 }
 

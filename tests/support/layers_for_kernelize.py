@@ -15,6 +15,7 @@ from adder_zoo.layers import Adder2dSame
         (Adder2d, {"padding": "same", "padding_mode": "circular"}),
         (Adder2dSame, {"stride": 2}),
         (Adder2dSame, {"dilation": 2}),
+        (Adder2d, {"p": 1.5}),
     ],
 )
 def test_layer_for_kernelize(kind, options):
@@ -35,9 +36,9 @@ def test_layer_for_kernelize(kind, options):
         g.sum().backward()
 
 
-def test_layer_for_kernelize_is_for_p_1():
-    with pytest.raises(ValueError, match=r"for p = 1 only, and this layer has p = 1\.5"):
-        kernels.layers.Adder2d.forward(Adder2d(4, 6, 3, p=1.5), torch.randn(1, 4, 5, 5))
+def test_layer_for_kernelize_is_not_for_p_2():
+    with pytest.raises(ValueError, match=r"from 1 to below 2, got 2\.0"):
+        kernels.layers.Adder2d.forward(Adder2d(4, 6, 3, p=2.0), torch.randn(1, 4, 5, 5))
     plain = torch.nn.Conv2d(4, 6, 3, padding=1)  # which has no p, and no padded()
     y = kernels.layers.Adder2d.forward(plain, torch.zeros(1, 4, 3, 3))
     want = plain.bias - plain.weight.abs().sum((1, 2, 3))

@@ -11,15 +11,16 @@ import kernels
 adder2d = kernels.get_kernel("adder-zoo/adder2d", version=1, trust_remote_code=True)
 
 
-def reference(x, w, dy, stride):
-    """y, dx and dw by their definitions, in float64, for padding 1."""
+def reference(x, w, dy, stride, p=1.0):
+    """y, dx and dw by their definitions, in float64, for padding 1; for p > 1 dx and dw are the derivative."""
     x, w, dy = x.detach().double(), w.detach().double(), dy.double()
     patches = F.unfold(x, 3, padding=1, stride=stride).transpose(1, 2)  # [N, PQ, CRS]
     difference = patches.unsqueeze(2) - w.flatten(1)  # [N, PQ, K, CRS]
-    y = -difference.abs().sum(-1).transpose(1, 2).reshape(dy.shape)
+    y = -difference.abs().pow(p).sum(-1).transpose(1, 2).reshape(dy.shape)
+    slope = p * difference.abs().pow(p - 1) * difference.sign()
     d = dy.flatten(2).transpose(1, 2).unsqueeze(-1)  # [N, PQ, K, 1]
-    dw = (d * difference).sum((0, 1)).view_as(w)
-    taps = (d * (-difference).clamp(-1, 1)).sum(2).transpose(1, 2)  # [N, CRS, PQ]
+    dw = (d * (difference if p == 1 else slope)).sum((0, 1)).view_as(w)
+    taps = (d * ((-difference).clamp(-1, 1) if p == 1 else -slope)).sum(2).transpose(1, 2)  # [N, CRS, PQ]
     return y, F.fold(taps, x.shape[2:], 3, padding=1, stride=stride), dw
 
 
@@ -49,6 +50,19 @@ def test_forward_and_gradients(device, stride, dtype):
 
 
 @pytest.mark.kernels_ci
+@pytest.mark.parametrize("p", [1.1, 1.5, 1.9])
+def test_powers(device, p):
+    x, w, dy = operands(device)
+    want = reference(x, w, dy, 1, p)
+    y = adder2d.adder2d(x.requires_grad_(), w.requires_grad_(), None, (1, 1), (1, 1, 1, 1), p=p)
+    for got, true in zip((y, *torch.autograd.grad(y, (x, w), dy)), want):
+        torch.testing.assert_close(got.double(), true, rtol=2e-5, atol=1e-4)
+    for wrong in (0.5, 2.0, float("nan")):
+        with pytest.raises(ValueError, match="p must be from 1 to below 2"):
+            adder2d.adder2d(x, w, p=wrong)
+
+
+@pytest.mark.kernels_ci
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_operators(device, last):
     """What torch asks of an operator: its schema, its gradient, and that it says beforehand what it returns."""
@@ -57,9 +71,9 @@ def test_operators(device, last):
         x = x.contiguous(memory_format=torch.channels_last)
     geometry = [1, 1], [1, 1, 1, 1], [1, 1], 1
     both = x.requires_grad_(), w.requires_grad_()
-    opcheck(adder2d.ops.adder2d, (*both, *geometry, "full", "clipped"))
-    opcheck(adder2d.ops.adder2d_grad_input, (dy, x.detach(), w.detach(), *geometry, "clipped"))
-    opcheck(adder2d.ops.adder2d_grad_weight, (dy, x.detach(), w.detach(), *geometry, "full"))
+    opcheck(adder2d.ops.adder2d, (*both, *geometry, "full", "clipped", 1.0))
+    opcheck(adder2d.ops.adder2d_grad_input, (dy, x.detach(), w.detach(), *geometry, "clipped", 1.0))
+    opcheck(adder2d.ops.adder2d_grad_weight, (dy, x.detach(), w.detach(), *geometry, "full", 1.0))
 
 
 @pytest.mark.kernels_ci
@@ -120,5 +134,8 @@ def test_layer(device):
     y = adder2d.layers.Adder2d.forward(conv, x)
     want = reference(x, conv.weight, torch.zeros_like(y), 1)[0]
     torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-4)
+    conv.p = 1.5
+    y = adder2d.layers.Adder2d.forward(conv, x)
+    torch.testing.assert_close(y.double(), reference(x, conv.weight, y.detach(), 1, 1.5)[0], rtol=1e-5, atol=1e-4)
     assert adder2d.layers.Adder2d.can_torch_compile
     assert adder2d.layers.Adder2d.has_backward

@@ -28,7 +28,7 @@ from .reference import compute_dtype
 _MODES = {"clipped": 0, "full": 1, "sign": 2}  # enum in adder.h
 UNSUITED, NOT_FINITE = 2, 3
 # The version of adder.h and adder_int8.h that this file and int8/cpu.py are written for; setup.py says how it is made.
-INTERFACE = "2b90773a2fb9379f"
+INTERFACE = "6985c41698714ee4"
 
 
 class NativeShape(ctypes.Structure):

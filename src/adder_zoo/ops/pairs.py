@@ -11,6 +11,7 @@ kernels of ``adder2d``, and nothing larger than inputs and output is held. Witho
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from .geometry import Geometry
 from .reference import compute_dtype
 from .registration import LIBRARY, operator
 
-# The kernel for dw, with rows of y as filters, reads x in strides of its rows. With more coordinates it is slower than
-# a transposed copy of dy and the kernel for dx.
+# The kernel for dw, with rows of y as filters, reads x in strides of its rows. With more coordinates, or with few rows
+# of x, it is slower than a transposed copy of dy and the kernel for dx.
 MOST_COORDINATES_FOR_DW = 256
+FEWEST_ROWS_FOR_DW = 32
 POINTS = Geometry.of([1, 1], [0, 0, 0, 0], [1, 1], 1)
 
 
@@ -70,21 +72,20 @@ def cdist_grad(dy: Tensor, x: Tensor, y: Tensor, by_y: bool, impl: str) -> Tenso
     if list(dy.shape) != [*x.shape[:2], y.shape[1]]:
         raise ValueError(f"cdist: dy must have shape {[*x.shape[:2], y.shape[1]]}, got {list(dy.shape)}")
     backend = _backend(impl, x)
-    if by_y and (backend is None or x.shape[2] > MOST_COORDINATES_FOR_DW):  # the distance is symmetric
+    few = x.shape[1] < FEWEST_ROWS_FOR_DW
+    if by_y and (backend is None or few or x.shape[2] > MOST_COORDINATES_FOR_DW):  # the distance is symmetric
         dy, x, y, by_y = dy.mT, y, x, False
-    result = torch.empty_like(y if by_y else x, memory_format=torch.contiguous_format)
     if dy.numel() == 0 or x.shape[2] == 0:
-        return result.zero_()
+        return torch.zeros_like(y if by_y else x, memory_format=torch.contiguous_format)
     if backend is None:
+        result = torch.empty_like(y if by_y else x, memory_format=torch.contiguous_format)
         dy, x, y = (t.to(compute_dtype(x)).contiguous() for t in (dy, x, y))
         # The last argument is the distances; with p = 1 nothing reads them.
         return result.copy_(torch.ops.aten._cdist_backward(dy, x, y, 1.0, dy))
     gradient = backend.grad_weight if by_y else backend.grad_input
-    for batch in range(len(x)):
-        # A layer's output is the negative distance.
-        negative = gradient(dy[batch, :, :, None, None], _points(x[batch]), _points(y[batch]), POINTS, "sign")
-        torch.neg(negative.flatten(1), out=result[batch])
-    return result
+    found = _of_distances(lambda dy, x, y: (gradient(dy, x, y, POINTS, "sign"),), dy, x, y)
+    assert found is not None
+    return found[0]
 
 
 def _fake_cdist_grads(dy, x, y, impl):
@@ -102,17 +103,33 @@ def cdist_grads(dy: Tensor, x: Tensor, y: Tensor, impl: str) -> tuple[Tensor, Te
     _check(x, y)
     backend = _backend(impl, x)
     if backend is not None and backend.gradients is not None and dy.numel() and x.shape[2]:
-        dx, dy_ = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, y))
-        for batch in range(len(x)):
-            points = _points(x[batch]), _points(y[batch])
-            found = backend.gradients(dy[batch, :, :, None, None], *points, POINTS)
-            if found is None:
-                break
-            for negative, result in zip(found, (dx, dy_), strict=True):  # a layer's output is the negative distance
-                torch.neg(negative.flatten(1), out=result[batch])
-        else:
-            return dx, dy_
+        both = backend.gradients
+        found = _of_distances(lambda dy, x, y: both(dy, x, y, POINTS), dy, x, y)
+        if found is not None:
+            return found
     return cdist_grad(dy, x, y, False, impl), cdist_grad(dy, x, y, True, impl)
+
+
+def _of_distances(gradients: Callable[..., tuple | None], dy: Tensor, x: Tensor, y: Tensor) -> Any:
+    """What ``gradients(dy, x, y)`` of a layer gives for each batch, as derivatives of distances; None if it gives None.
+
+    A layer's output is the negative distance. The gradients are linear in dy, so either dy or they are negated: what is
+    smaller.
+    """
+    negate_dy = dy.shape[1] * dy.shape[2] < x.shape[1] * x.shape[2]
+    results: tuple[Tensor, ...] = ()
+    for batch in range(len(x)):
+        layer_dy = dy[batch, :, :, None, None]
+        found = gradients(-layer_dy if negate_dy else layer_dy, _points(x[batch]), _points(y[batch]))
+        if found is None:
+            return None
+        parts = [t.flatten(1) if negate_dy else t.flatten(1).neg_() for t in found]
+        if len(x) == 1:
+            return tuple(t.unsqueeze(0) for t in parts)
+        results = results or tuple(t.new_empty((len(x), *t.shape)) for t in parts)
+        for result, part in zip(results, parts, strict=True):
+            result[batch] = part
+    return results
 
 
 def _setup_context(ctx, inputs, output):

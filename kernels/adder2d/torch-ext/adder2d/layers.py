@@ -28,10 +28,8 @@ class Adder2d(nn.Module):
         """x [N, C, H, W] to [N, K, P, Q], float32.
 
         Raises:
-            ValueError: the module's exponent ``p`` is not 1, which is what the kernels compute.
+            ValueError: the module's exponent ``p`` is 2, which the kernels do not compute: it is a convolution.
         """
-        if getattr(self, "p", 1) != 1:
-            raise ValueError(f"the kernels compute -Σ|x - w|^p for p = 1 only, and this layer has p = {self.p}")
         given, mode = self.padding, getattr(self, "padding_mode", "zeros")
         if hasattr(self, "padded"):
             (x, given), mode = self.padded(x), "zeros"
@@ -55,4 +53,5 @@ class Adder2d(nn.Module):
             self.groups,
             getattr(self, "weight_grad", "full"),
             getattr(self, "input_grad", "clipped"),
+            getattr(self, "p", 1.0),
         )

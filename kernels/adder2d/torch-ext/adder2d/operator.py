@@ -28,8 +28,11 @@ def adder2d(
     groups: int = 1,
     weight_grad: str = "full",
     input_grad: str = "clipped",
+    p: float = 1.0,
 ) -> Tensor:
-    """y = bias - Σ|x - w| (Eq. 2), with the paper's surrogate gradients (Eq. 5 to 7).
+    """y = bias - Σ|x - w|^p (Eq. 2 for p = 1), with the paper's surrogate gradients (Eq. 5 to 7).
+
+    For p > 1 (arXiv 2105.14202) the gradients are the derivative, whatever ``weight_grad`` and ``input_grad`` say.
 
     Args:
         x: [N, C, H, W], float32, float16 or bfloat16.
@@ -40,12 +43,13 @@ def adder2d(
         groups: Divides C and K.
         weight_grad: "full" (Eq. 5) or "sign" (Eq. 4).
         input_grad: "clipped" (Eq. 6, 7), "full" or "sign".
+        p: From 1 to below 2.
 
     Returns:
         [N, K, P, Q], float32 whatever the input's precision: y is large with a small spread.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or another p.
         RuntimeError: x or weight has a forward-mode tangent; or, in backward(), a second derivative is asked for.
     """
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
@@ -53,8 +57,10 @@ def adder2d(
             f"adder2d: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit with groups = {groups}; expected "
             "[N, C, H, W] and [K, C/groups, R, S]"
         )
+    if not 1 <= p < 2:
+        raise ValueError(f"adder2d: p must be from 1 to below 2, got {p!r}")
     _refuse_tangents(x, weight)
-    y = ops.adder2d(x, weight, list(stride), list(padding), list(dilation), groups, weight_grad, input_grad)
+    y = ops.adder2d(x, weight, list(stride), list(padding), list(dilation), groups, weight_grad, input_grad, float(p))
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
 
@@ -83,8 +89,9 @@ def _adder2d(
     groups: int,
     weight_grad: str,
     input_grad: str,
+    p: float,
 ) -> Tensor:
-    return _exactly(adder2d_forward, x.device.type, x, weight, stride, padding, dilation, groups)
+    return _exactly(adder2d_forward, x.device.type, x, weight, stride, padding, dilation, groups, p)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("adder2d_grad_input"), mutates_args=())
@@ -97,8 +104,9 @@ def _grad_input(
     dilation: list[int],
     groups: int,
     input_grad: str,
+    p: float,
 ) -> Tensor:
-    return _exactly(adder2d_grad_input, x.device.type, dy, x, weight, stride, padding, dilation, groups, input_grad)
+    return _exactly(adder2d_grad_input, x.device.type, dy, x, weight, stride, padding, dilation, groups, input_grad, p)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("adder2d_grad_weight"), mutates_args=())
@@ -111,8 +119,10 @@ def _grad_weight(
     dilation: list[int],
     groups: int,
     weight_grad: str,
+    p: float,
 ) -> Tensor:
-    return _exactly(adder2d_grad_weight, x.device.type, dy, x, weight, stride, padding, dilation, groups, weight_grad)
+    geometry = stride, padding, dilation, groups
+    return _exactly(adder2d_grad_weight, x.device.type, dy, x, weight, *geometry, weight_grad, p)
 
 
 @_adder2d.register_fake
@@ -125,6 +135,7 @@ def _(
     groups: int,
     weight_grad: str,
     input_grad: str,
+    p: float,
 ) -> Tensor:
     g = Geometry.of(x, weight, stride, padding, dilation, groups)
     return torch.empty((g.N, g.K, g.P, g.Q), dtype=torch.float32, device=x.device, memory_format=memory_format(x))
@@ -141,16 +152,16 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, *ctx.geometry, ctx.weight_grad, ctx.input_grad = inputs
+    x, weight, *ctx.geometry, ctx.weight_grad, ctx.input_grad, ctx.p = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple:
     x, weight = ctx.saved_tensors
     needs_dx, needs_dw = ctx.needs_input_grad[:2]
-    dx = ops.adder2d_grad_input(dy, x, weight, *ctx.geometry, ctx.input_grad) if needs_dx else None
-    dw = ops.adder2d_grad_weight(dy, x, weight, *ctx.geometry, ctx.weight_grad) if needs_dw else None
-    return (dx, dw, *(None,) * 6)
+    dx = ops.adder2d_grad_input(dy, x, weight, *ctx.geometry, ctx.input_grad, ctx.p) if needs_dx else None
+    dw = ops.adder2d_grad_weight(dy, x, weight, *ctx.geometry, ctx.weight_grad, ctx.p) if needs_dw else None
+    return (dx, dw, *(None,) * 7)
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple:

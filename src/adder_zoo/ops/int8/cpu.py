@@ -37,7 +37,7 @@ class Int8Library:
         native = loaded.native
         shape, pointer = POINTER(NativeShape), c_void_p
         self.forward = native.adder_int8_forward
-        self.forward.argtypes = [shape, pointer, pointer, pointer, c_uint8, POINTER(_Epilogue), pointer]
+        self.forward.argtypes = [shape, pointer, pointer, c_uint8, POINTER(_Epilogue), pointer]
         self.levels = native.adder_int8_levels
         self.levels.argtypes = [c_int64, pointer, c_float, c_int32, c_int32, pointer]
         self.levels.restype = None
@@ -82,7 +82,7 @@ def forward(x: Tensor, weight: Tensor, zero_point: int, geometry: Geometry) -> T
     shape = _shape(x.shape, weight.shape, geometry)
     y = torch.empty((shape.N, shape.K, shape.P, shape.Q), dtype=torch.int32, memory_format=torch.channels_last)
     run = int8_library().forward
-    check_status(run(shape, x.data_ptr(), weight.data_ptr(), None, zero_point, None, y.data_ptr()))
+    check_status(run(shape, x.data_ptr(), weight.data_ptr(), zero_point, None, y.data_ptr()))
     return y
 
 
@@ -101,7 +101,7 @@ def forward_fused(
     quantised = after.inverse_step, after.next_zero_point, after.top
     epilogue = _Epilogue(*pointers[:3], after.relu, *quantised, *pointers[3:])
     run = int8_library().forward
-    check_status(run(shape, x.data_ptr(), weight.data_ptr(), None, zero_point, epilogue, None))
+    check_status(run(shape, x.data_ptr(), weight.data_ptr(), zero_point, epilogue, None))
     return v, out
 
 
