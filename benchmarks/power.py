@@ -2,7 +2,8 @@
 
     python benchmarks/power.py [--threads 2] [--isa avx2] [--repeats 9] [--json FILE]
 
-Both take turns within one process; a figure is a ratio of medians: 8.0 means eight times as long. "backward" is both
+Both take turns within one process; a figure is a ratio of medians: 8.0 means eight times as long. x is as behind a ReLU,
+half of it zeros, but for "forward of signed x". "backward" is both
 gradients, which such p computes in one pass and p = 1 in two. "dx" and "dw" are one of them alone. "eager" is the
 forward in plain PyTorch, which computes such p where there is no native library.
 """
@@ -32,11 +33,14 @@ EAGER_IMAGES = 2
 def compare(N: int, C: int, H: int, K: int, R: int, repeats: int) -> dict[str, float]:
     geometry = Geometry.of((1, 1), (R // 2,) * 4, (1, 1), 1)
     x, weight = operands(N, C, H, K, R)
+    signed = torch.randn_like(x)
     dy = torch.randn(N, K, H, H).contiguous(memory_format=torch.channels_last)
     calls: dict[str, Callable[[], Any]] = {
         "forward": lambda: cpu.forward(x, weight, geometry),
         "dx": lambda: cpu.grad_input(dy, x, weight, geometry, "clipped"),
         "dw": lambda: cpu.grad_weight(dy, x, weight, geometry, "full"),
+        "forward of signed x": lambda: cpu.forward(signed, weight, geometry),
+        "forward of signed x, p": lambda: power.forward(signed, weight, geometry, p=P),
         "forward, p": lambda: power.forward(x, weight, geometry, p=P),
         "dx, p": lambda: power.grad_input(dy, x, weight, geometry, "full", p=P),
         "dw, p": lambda: power.grad_weight(dy, x, weight, geometry, "full", p=P),
@@ -44,7 +48,9 @@ def compare(N: int, C: int, H: int, K: int, R: int, repeats: int) -> dict[str, f
         "eager, p": lambda: reference.forward(x[:EAGER_IMAGES], weight, geometry, P),
     }
     times = interleaved(calls, repeats)
-    ratios = {name: round(times[f"{name}, p"] / times[name], 1) for name in ("forward", "dx", "dw")}
+    ratios = {
+        name: round(times[f"{name}, p"] / times[name], 1) for name in ("forward", "forward of signed x", "dx", "dw")
+    }
     backward = times["dx"] + times["dw"]
     step = (times["forward, p"] + times["backward, p"]) / (times["forward"] + backward)
     eager = times["eager, p"] * N / EAGER_IMAGES / times["forward"]
