@@ -2,10 +2,10 @@
 
     python benchmarks/power.py [--threads 2] [--isa avx2] [--repeats 9] [--json FILE]
 
-Both take turns within one process; a figure is a ratio of medians: 8.0 means eight times as long. x is as behind a ReLU,
-half of it zeros, but for "forward of signed x". "backward" is both
-gradients, which such p computes in one pass and p = 1 in two. "dx" and "dw" are one of them alone. "eager" is the
-forward in plain PyTorch, which computes such p where there is no native library.
+Both take turns within one process; a figure is a ratio of medians: 8.0 means eight times as long. x is as behind a
+ReLU, half of it zeros, but for "forward of signed x". "backward" is both gradients, which such p computes in one pass
+and p = 1 in two. "dx" and "dw" are one of them alone. "eager" is the forward in plain PyTorch, which computes such p
+where there is no native library.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def test_speed_of_powers():
     for name, file in (("AVX-512", "power-zen4"), ("AVX2", "power-zen4-avx2")):
         sizes = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text())["sizes"].values()
         cells = []
-        for key in ("forward", "backward", "step", "dx", "dw", "eager forward"):
+        for key in ("forward", "forward of signed x", "backward", "step", "dx", "dw", "eager forward"):
             digits = 0 if key in ("dw", "eager forward") else 1
             values = [size[key] for size in sizes]
             cells.append(f"{min(values):.{digits}f} to {max(values):.{digits}f}")
