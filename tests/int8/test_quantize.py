@@ -64,7 +64,10 @@ def layer_losses(model, images, bits):
 
         def hook(module, args, output):
             spread = (output - output.mean((0, 2, 3), keepdim=True)).square().mean()
-            losses.append(float((alone(*args) - output).square().mean() / spread))
+            got = alone(*args)
+            if alone.relu:  # which may be a layer of its own in the float network
+                got, output = (t.clamp(0, alone.ceiling) for t in (got, output))
+            losses.append(float((got - output).square().mean() / spread))
 
         return hook
 
