@@ -153,13 +153,18 @@ template <class T, class Term> struct BothGradients : Shape {
 
   // A part's sums, of which the first one has what lies outside of the image.
   void give_sums(int64_t v, int64_t part, const Filters &filters, const float *panel, const float *totals) const {
+    typedef typename T::V V;
+    typedef typename Uints<T::L>::V Bits;
     for (int64_t rs = 0; rs < R * S; ++rs)
       for (int64_t k = 0; k < filters.count; ++k, panel += T::L, totals += T::L) {
         const int64_t filter = filters.first + k;
-        typename T::V sum = T::load(totals);
+        V sum = T::load(totals);
         if (outside && part == 0) {
-          const double dy_outside = outside[rs * K + group_of(v) * Kg + filter];
-          sum = T::fma(term(T::load(panel), T::set(0.f)), T::set(static_cast<float>(dy_outside)), sum);
+          const double exact = outside[rs * K + group_of(v) * Kg + filter];
+          const V t = term(T::load(panel), T::set(0.f)), dy_outside = T::set(static_cast<float>(exact));
+          if (__builtin_isfinite(exact) && !__builtin_isfinite(static_cast<float>(exact))) // 0 times it is still 0
+            sum = sum + (V)((Bits)(t * dy_outside) & (Bits)(t != T::set(0.f)));
+          else sum = T::fma(t, dy_outside, sum);
         }
         if (partial) T::store(partial + (part * vectors + v) * sums_of_vector() + (rs * Kg + filter) * T::L, sum);
         else give_lanes(dw + place(v, rs, filter), v, sum * T::set(-Term::FACTOR));

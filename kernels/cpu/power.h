@@ -22,10 +22,6 @@
 
 namespace ADDER_NAMESPACE {
 
-template <int L> struct Uints {
-  typedef uint32_t V __attribute__((vector_size(4 * L)));
-};
-
 // 2^(r e) by bits of the exponent field e + 127. Three tables of eight, or two of sixteen, or one of all: `look_up`
 // takes the low bits of each lane. What lies above the exponent is the sign, so tables repeat.
 template <class T> struct PowersOfTwo {

@@ -104,8 +104,8 @@ template <class T> struct ListedTaps {
 template <class T> struct PowerForward : Patches<T> {
   typedef typename T::V V;
   static constexpr int64_t BLOCK = 8; // vectors of a task
-  // Outputs of a filter from which on |w|^p, which is a tap's term where x is 0, is computed beforehand. It depends on
-  // the shape alone, and not on the number of zeros: so an image's answer does not depend on the others.
+  // Outputs of a filter from which on |w|^p, which is a tap's term where x is 0, is computed beforehand. With fewer
+  // each is computed where it is needed, and added in the same order: an image's answer does not depend on the others.
   static constexpr int64_t WORTH_POWERS = 16;
   const float *panels;
   const float *powers = nullptr; // |w|^p, laid out as panels; null: not computed
@@ -116,7 +116,14 @@ template <class T> struct PowerForward : Patches<T> {
   PowerForward(const Patches<T> &patches, const float *panels_, const AddPower<T> &add_, float *y_)
       : Patches<T>(patches), panels(panels_), add(add_), y(y_) {}
 
-  bool worth_powers() const { return this->N * this->P * this->Q >= WORTH_POWERS && this->taps <= INT32_MAX; }
+  bool worth_powers() const {
+    if (this->N * this->P * this->Q < WORTH_POWERS) return false;
+    for (int64_t v = 0; v < this->filters.vectors; ++v)
+      if (sorts_taps(v)) return true;
+    return false;
+  }
+  // All lanes of the vector see the same x.
+  bool sorts_taps(int64_t v) const { return this->filters.one_group(v) && this->taps <= INT32_MAX - T::L; }
   int64_t blocks() const { return ceil_div(this->filters.vectors, BLOCK); }
   int64_t tasks() const { return this->N * this->P * blocks(); }
   double operations() const { return 24. * this->N * this->P * this->Q * this->taps * this->filters.vectors; }
@@ -131,7 +138,7 @@ template <class T> struct PowerForward : Patches<T> {
   }
 
   void run(int64_t begin, int64_t end) {
-    const int64_t room = powers ? this->taps + T::L : 0;
+    const int64_t room = this->taps + T::L;
     Scratch<float> patch(this->groups * this->taps);
     Scratch<int32_t> others(room), zeros(room);
     if (!patch || !others || !zeros) return failed.set();
@@ -142,7 +149,7 @@ template <class T> struct PowerForward : Patches<T> {
         this->take(n, p, q, 0, this->R, patch);
         float *const to = y + (row * this->Q + q) * this->K;
         for (int64_t v = first; v < last;) {
-          if (!powers || !this->filters.one_group(v)) {
+          if (!sorts_taps(v)) {
             give(to, v, sum_of_all(patch, v));
             ++v;
             continue;
@@ -150,7 +157,7 @@ template <class T> struct PowerForward : Patches<T> {
           const int64_t group = this->filters.group(v * T::L);
           const float *const own = patch + group * this->taps;
           const ListedTaps<T> taps(own, this->taps, others, zeros);
-          for (; v < last && this->filters.one_group(v) && this->filters.group(v * T::L) == group; ++v)
+          for (; v < last && sorts_taps(v) && this->filters.group(v * T::L) == group; ++v)
             give(to, v, sum_of_others(own, v, taps) + sum_of_zeros(v, taps));
         }
       }
@@ -188,16 +195,23 @@ template <class T> struct PowerForward : Patches<T> {
   }
 
   V sum_of_zeros(int64_t v, const ListedTaps<T> &taps) const {
+    const float *const own = (powers ? powers : panels) + v * this->taps * T::L;
+    return powers ? sum_of_zeros(taps, [&](int64_t t) ADDER_LAMBDA_INLINE { return T::load(own + t * T::L); })
+                  : sum_of_zeros(taps, [&](int64_t t)
+                                           ADDER_LAMBDA_INLINE { return add(T::load(own + t * T::L), T::set(0.f)); });
+  }
+
+  // power(tap) of the taps where x is 0.
+  template <class F> ADDER_INLINE V sum_of_zeros(const ListedTaps<T> &taps, F power) const {
     constexpr int SUMS = 4; // an addition takes as many cycles as four of them need to start
-    const float *const own = powers + v * this->taps * T::L;
     V total = T::set(0.f);
     for (int64_t i = 0; i < taps.count_zeros;) {
       V sums[SUMS] = {T::set(0.f), T::set(0.f), T::set(0.f), T::set(0.f)};
       const int64_t end = min64(taps.count_zeros, i + SUMS * CHAIN);
       for (; i + SUMS <= end; i += SUMS)
 #pragma GCC unroll 4
-        for (int j = 0; j < SUMS; ++j) sums[j] = sums[j] + T::load(own + taps.zeros[i + j] * T::L);
-      for (; i < end; ++i) sums[0] = sums[0] + T::load(own + taps.zeros[i] * T::L);
+        for (int j = 0; j < SUMS; ++j) sums[j] = sums[j] + power(taps.zeros[i + j]);
+      for (; i < end; ++i) sums[0] = sums[0] + power(taps.zeros[i]);
       total = total + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
     return total;
@@ -395,6 +409,10 @@ int gradients(const adder_shape *shape, const float *dy, const float *x, const f
   // The kernels for one of the gradients know better what to do with few channels; with powers they do not.
   if (2 * s.C < ceil_div(s.C, Narrow::L) * Narrow::L) return ADDER_UNSUITED;
   if (!all_within<Widest>(x, s.N * s.H * s.W * s.C, FLT_MAX) || !all_within<Widest>(w, s.K * s.taps, FLT_MAX))
+    return ADDER_NOT_FINITE;
+  // Sums of twice the sign must stay in float's range.
+  const double terms = static_cast<double>(max64(s.N * s.P * s.Q, s.R * s.S * s.Kg));
+  if (Widest::TWICE_SIGN && !all_within<Widest>(dy, s.N * s.P * s.Q * s.K, static_cast<float>(FLT_MAX / 2 / terms)))
     return ADDER_NOT_FINITE;
   if (s.C <= Narrow::L) return both_gradients<Narrow>(shape, dy, x, w, SignOfDifference<Narrow>(), dx, dw);
   return both_gradients<Widest>(shape, dy, x, w, SignOfDifference<Widest>(), dx, dw);

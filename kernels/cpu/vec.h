@@ -30,6 +30,11 @@ static ADDER_INLINE void prefetch_to_write(const float *p) {
 #endif
 }
 
+// The bits of L floats.
+template <int L> struct Uints {
+  typedef uint32_t V __attribute__((vector_size(4 * L)));
+};
+
 struct Vec4 {
   typedef float V __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));

@@ -41,8 +41,7 @@ def adder2d(
 
     (AdderNet, arXiv 1912.13200, Eq. 2.) Padding counts as x = 0, so a padded tap adds ``-|weight|``.
 
-    The backward is the paper's surrogate, not the derivative, and therefore has no second derivative: asking for one
-    raises. For p = 1::
+    A second derivative is refused. For p = 1 the backward is the paper's surrogate, not the derivative::
 
         weight_grad  "full"     dw = Σ dy·(x - w)           Eq. 5
                      "sign"     dw = Σ dy·sgn(x - w)        Eq. 4

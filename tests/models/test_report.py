@@ -459,7 +459,9 @@ def stored(names):
 
 
 def test_stored_counts_of_a_few():
-    stored(["adder_lenet5_bn.mnist", "adder_resnet20.cifar10_int8", "adder_resnet18.in1k", "adder_mobilenetv2_100.in1k"])
+    stored(
+        ["adder_lenet5_bn.mnist", "adder_resnet20.cifar10_int8", "adder_resnet18.in1k", "adder_mobilenetv2_100.in1k"]
+    )
 
 
 @pytest.mark.slow

@@ -201,3 +201,12 @@ def test_without_kernels_torch_computes(monkeypatch):
     torch.testing.assert_close(
         torch.autograd.grad(d.sum(), (x, y)), torch.autograd.grad(torch.cdist(x, y, p=1.0).sum(), (x, y))
     )
+
+
+def test_operators_refuse_dy_of_another_shape():
+    x, y = torch.randn(1, 40, 16), torch.randn(1, 130, 16)
+    for shape in ((1, 2, 3), (1, 40, 1), (1, 130, 40), (2, 40, 130)):
+        with pytest.raises(ValueError, match="dy must have shape"):
+            torch.ops.adder_zoo.cdist_grads(torch.ones(shape), x, y, "auto")
+        with pytest.raises(ValueError, match="dy must have shape"):
+            torch.ops.adder_zoo.cdist_grad(torch.ones(shape), x, y, False, "auto")

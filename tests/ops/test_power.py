@@ -114,6 +114,14 @@ def test_zeros_of_x_change_nothing_else(name, isa, native):
     assert torch.equal(power.forward(torch.cat([dense[:1], x[1:]]), weight, where, p=1.5)[1:], y[1:])
 
 
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+def test_an_image_alone_has_the_same_bits(isa, native):
+    native(isa)
+    x, weight = torch.randn(20, 70, 1, 1).relu_(), torch.randn(17, 70, 1, 1)
+    alone = torch.cat([adder2d(image[None], weight, p=1.5) for image in x])
+    assert torch.equal(alone, adder2d(x, weight, p=1.5))
+
+
 @pytest.mark.parametrize("p", EXPONENTS)
 def test_no_difference_is_exactly_zero(p):
     """|0|^p and its derivative, and the sign beside it."""

@@ -31,7 +31,7 @@ def load(where: str):
 
 
 def run_tests_with(where: str, expression: str) -> dict:
-    """With the kernels of ``where``: the tests of their own project, of the layer, and tests/ops/test_triton*.py.
+    """With the kernels of ``where``: the tests of their own project, of the layer, and those of tests/ops for p = 1.
 
     The last are run with these kernels instead of the installed ones. The project's own fetch them by their name.
     """

@@ -37,7 +37,7 @@ def test_layer_for_kernelize(kind, options):
 
 
 def test_layer_for_kernelize_is_not_for_p_2():
-    with pytest.raises(ValueError, match=r"from 1 to below 2, got 2\.0"):
+    with pytest.raises(ValueError, match=r"a number from 1 to below 2, got 2\.0"):
         kernels.layers.Adder2d.forward(Adder2d(4, 6, 3, p=2.0), torch.randn(1, 4, 5, 5))
     plain = torch.nn.Conv2d(4, 6, 3, padding=1)  # which has no p, and no padded()
     y = kernels.layers.Adder2d.forward(plain, torch.zeros(1, 4, 3, 3))

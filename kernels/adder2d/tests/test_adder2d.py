@@ -57,9 +57,12 @@ def test_powers(device, p):
     y = adder2d.adder2d(x.requires_grad_(), w.requires_grad_(), None, (1, 1), (1, 1, 1, 1), p=p)
     for got, true in zip((y, *torch.autograd.grad(y, (x, w), dy)), want):
         torch.testing.assert_close(got.double(), true, rtol=2e-5, atol=1e-4)
-    for wrong in (0.5, 2.0, float("nan")):
-        with pytest.raises(ValueError, match="p must be from 1 to below 2"):
+    for wrong in (0.5, 2.0, float("nan"), "1.5", None):
+        with pytest.raises(ValueError, match="p must be a number from 1 to below 2"):
             adder2d.adder2d(x, w, p=wrong)
+    for wrong in ({"weight_grad": "clipped"}, {"input_grad": "none"}):
+        with pytest.raises(ValueError, match="weight_grad must be one of"):
+            adder2d.adder2d(x, w, **wrong)
 
 
 @pytest.mark.kernels_ci

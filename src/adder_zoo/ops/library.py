@@ -143,8 +143,9 @@ def _backward(ctx, dy):
 
 def _no_second_derivative(ctx, *grads):
     raise RuntimeError(
-        "adder2d has no second derivative: its gradient is a surrogate (arXiv 1912.13200, Eq. 5 to 7), and "
-        "differentiating that would not give a derivative of anything. Use create_graph=False."
+        "adder2d has no second derivative: for p = 1 its gradient is a surrogate (arXiv 1912.13200, Eq. 5 to 7), and "
+        "differentiating that would not give a derivative of anything; for p > 1 none is implemented. Use "
+        "create_graph=False."
     )
 
 

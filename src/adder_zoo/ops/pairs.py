@@ -69,8 +69,7 @@ def _vmap_cdist_grad(operator: Any, B: int, in_dims: tuple, *args: Any) -> tuple
 @operator(_fake_cdist_grad, _vmap_cdist_grad)
 def cdist_grad(dy: Tensor, x: Tensor, y: Tensor, by_y: bool, impl: str) -> Tensor:
     _check(x, y)
-    if list(dy.shape) != [*x.shape[:2], y.shape[1]]:
-        raise ValueError(f"cdist: dy must have shape {[*x.shape[:2], y.shape[1]]}, got {list(dy.shape)}")
+    _check_dy(dy, x, y)
     backend = _backend(impl, x)
     few = x.shape[1] < FEWEST_ROWS_FOR_DW
     if by_y and (backend is None or few or x.shape[2] > MOST_COORDINATES_FOR_DW):  # the distance is symmetric
@@ -101,6 +100,7 @@ def _vmap_cdist_grads(operator: Any, B: int, in_dims: tuple, *args: Any) -> tupl
 @operator(_fake_cdist_grads, _vmap_cdist_grads)
 def cdist_grads(dy: Tensor, x: Tensor, y: Tensor, impl: str) -> tuple[Tensor, Tensor]:
     _check(x, y)
+    _check_dy(dy, x, y)
     backend = _backend(impl, x)
     if backend is not None and backend.gradients is not None and dy.numel() and x.shape[2]:
         both = backend.gradients
@@ -172,3 +172,8 @@ def _samples_first(t: Tensor, dim: int | None, B: int) -> Tensor:
 def _check(x: Tensor, y: Tensor) -> None:
     if x.dim() != 3 or y.dim() != 3 or x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
         raise ValueError(f"cdist: expected [B, N, D] and [B, M, D], got {list(x.shape)} and {list(y.shape)}")
+
+
+def _check_dy(dy: Tensor, x: Tensor, y: Tensor) -> None:
+    if list(dy.shape) != [*x.shape[:2], y.shape[1]]:
+        raise ValueError(f"cdist: dy must have shape {[*x.shape[:2], y.shape[1]]}, got {list(dy.shape)}")

@@ -16,6 +16,8 @@ from torch.autograd import forward_ad
 from ._ops import add_op_namespace_prefix, ops
 from .kernels import adder2d_forward, adder2d_grad_input, adder2d_grad_weight
 from .kernels._launch import Geometry, memory_format
+from .kernels.grad_input import MODES as INPUT_GRADS
+from .kernels.grad_weight import MODES as WEIGHT_GRADS
 
 
 def adder2d(
@@ -49,7 +51,7 @@ def adder2d(
         [N, K, P, Q], float32 whatever the input's precision: y is large with a small spread.
 
     Raises:
-        ValueError: shapes that do not fit, or another p.
+        ValueError: shapes that do not fit, another p, or an unknown gradient.
         RuntimeError: x or weight has a forward-mode tangent; or, in backward(), a second derivative is asked for.
     """
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
@@ -57,8 +59,13 @@ def adder2d(
             f"adder2d: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit with groups = {groups}; expected "
             "[N, C, H, W] and [K, C/groups, R, S]"
         )
-    if not 1 <= p < 2:
-        raise ValueError(f"adder2d: p must be from 1 to below 2, got {p!r}")
+    if not isinstance(p, (int, float)) or not 1 <= p < 2:
+        raise ValueError(f"adder2d: p must be a number from 1 to below 2, got {p!r}")
+    if weight_grad not in WEIGHT_GRADS or input_grad not in INPUT_GRADS:
+        raise ValueError(
+            f"adder2d: weight_grad must be one of {WEIGHT_GRADS} and input_grad one of {INPUT_GRADS}, got "
+            f"{weight_grad!r} and {input_grad!r}"
+        )
     _refuse_tangents(x, weight)
     y = ops.adder2d(x, weight, list(stride), list(padding), list(dilation), groups, weight_grad, input_grad, float(p))
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
@@ -166,8 +173,9 @@ def _backward(ctx: Any, dy: Tensor) -> tuple:
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple:
     raise RuntimeError(
-        "adder2d has no second derivative: its gradient is a surrogate (arXiv 1912.13200, Eq. 5 to 7), and "
-        "differentiating that would not give a derivative of anything. Use create_graph=False."
+        "adder2d has no second derivative: for p = 1 its gradient is a surrogate (arXiv 1912.13200, Eq. 5 to 7), and "
+        "differentiating that would not give a derivative of anything; for p > 1 none is implemented. Use "
+        "create_graph=False."
     )
 
 
