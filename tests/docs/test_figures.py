@@ -172,6 +172,11 @@ def test_speed_of_distances():
     assert f"{g:.0f} to {G:.0f} and {c:.1f} to {C:.1f} times" in text
     other = [s["backward"] for file in files for name, s in file["sizes"].items() if not name.startswith("N 512")]
     assert f"the backward pass is {min(other):.1f} to {max(other):.1f} times as fast" in text
+    memory = next(figures for name, figures in files[0].items() if name.startswith("MiB"))
+    assert (
+        f"take {memory['ours']:.0f} MiB of memory, of which the distances are 64; torch takes {memory['torch']:.0f}."
+        in text
+    )
 
 
 def test_speed_of_powers():
