@@ -244,7 +244,8 @@ def _adder2d_bwd_dx_kernel(
             k = i % (steps * COLUMNS)
             p = p0 - t // s_count * up
             q = q0 - t % s_count * left
-            met = tile & (p >= 0) & (p < P) & (q >= 0) & (q < Q) & (k < Kg)
+            filled = k + c_of_group * 0 < Kg  # not a scalar: Triton 3.9's interpreter makes integers of those in a mask
+            met = tile & (p >= 0) & (p < P) & (q >= 0) & (q < Q) & filled
             kk = group * Kg + k
             if WIDE:
                 k = k.to(tl.int64)
@@ -253,7 +254,7 @@ def _adder2d_bwd_dx_kernel(
             dy = tl.load(dy_ptr + dy_offset + c_of_group * 0, met, 0.0)
             r = r_first + t // s_count * step_r
             s = s_first + t % s_count * step_s
-            wv = tl.load(raw_tile + k * stride_wk + r * stride_wr + s * stride_ws, (c_of_group < Cg) & (k < Kg), 0.0)
+            wv = tl.load(raw_tile + k * stride_wk + r * stride_wr + s * stride_ws, (c_of_group < Cg) & filled, 0.0)
             acc += tl.where(met, dy * transfer(wv - x, exponent, EXACT), 0.0)
 
     if POWER:
