@@ -1,6 +1,6 @@
 # make demo    the main job on real images, from nothing but Python and make
 # make test    the test suite (make test-all: with what takes long)
-# make test-triton  the GPU kernels compiled with Triton TRITON_NEWEST=3.9.0, which is put into build/ and not installed
+# make test-triton  the GPU kernels compiled and interpreted with Triton TRITON_NEWEST=3.9.0, which is put into build/ and not installed
 # make test-python310  the oldest Python that is supported: installs and imports everything under it, needs python3.10
 # make bench   the benchmarks of the CPU's kernels, into benchmarks/results/
 # make driver  the CPU library's drivers without Python, into build/, for limits.py and count_instructions.py
@@ -59,6 +59,8 @@ newest-triton:
 test-triton: build/triton-$(TRITON_NEWEST)/triton
 	PYTHONPATH=build/triton-$(TRITON_NEWEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops/test_triton_aot.py \
 		tests/ops/test_triton_powers.py -k "machine_code and (sm_80 or sm_90)"
+	PYTHONPATH=build/triton-$(TRITON_NEWEST) OMP_NUM_THREADS=1 TRITON_INTERPRET=1 ADDER_ZOO_NO_OVERFLOW_CHECKS=1 \
+		$(BIN)/python -m pytest -n 2 -m 'not slow' tests/ops/test_triton_special.py tests/ops/test_triton_powers.py
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
