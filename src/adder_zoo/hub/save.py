@@ -81,7 +81,6 @@ def save_pretrained(model: nn.Module, directory: str | Path, model_args: dict[st
         raise ValueError(f"save_pretrained: {lost[0]} and maybe others are in half precision. {ADVICE}")
     directory = Path(directory)
     with tempfile.TemporaryDirectory() as scratch:
-        # A path, not a string: timm 1.0.24 takes nothing else.
         save_config_for_hf(model, Path(scratch) / CONFIG_FILE, model_args=args)  # type: ignore[arg-type]
         _check_builds_again(model, Path(scratch))
         config = (Path(scratch) / CONFIG_FILE).read_bytes()
