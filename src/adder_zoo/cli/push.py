@@ -84,21 +84,19 @@ def push(
         "commit_message": commit_message,
         "dry_run": dry_run,
     }
+    if (base_model or new_version) and (organisation is not None or space is not None):
+        raise click.UsageError("--base-model and --new-version are for a single run")
     if organisation is not None:
         if run_dir is not None or space is not None:
             raise click.UsageError("--all takes the organisation and nothing else: adder-zoo push --all ORG")
         if revision:
             raise click.UsageError("--all pushes to main; --revision is for a single run")
-        if base_model or new_version:
-            raise click.UsageError("--base-model and --new-version are for a single run")
         with failures():
             pushed = _push_all(organisation, options, quiet=as_json)
         if as_json:
             write_json([_record(done, branch) for done, branch in pushed])
         return
     if space is not None:
-        if base_model or new_version:
-            raise click.UsageError("--base-model and --new-version are for a single run")
         if run_dir is None or repo is not None:
             raise click.UsageError("--space goes with the page's folder alone: adder-zoo push FOLDER --space ORG/NAME")
         with failures():
