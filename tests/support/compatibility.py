@@ -303,7 +303,8 @@ an error, never a wrong answer. Run with {VERSIONS}.
 The quick tests were also run with two other versions of torch. With 2.15 and its Triton 3.9 one of 4,426 fails: a
 library writes its own message into a training's output. With torch 2.10, the oldest that the package takes, networks
 that `fuse` and `quantize` return do not pickle (an error of `torch.fx`), parameters that `fuse` no longer needs may
-stay in a network, and the interpreter of its Triton does not run with today's numpy.
+stay in a network, Gloo writes its own message into the output of several processes, and the interpreter of its Triton
+does not run with today's numpy.
 
 The page is rendered by `python tests/support/compatibility.py`, and
 `pytest $(python tests/support/compatibility.py --tests)` runs all that it claims. Tests lie in `tests/`.
