@@ -204,7 +204,8 @@ def hold_to_avx2() -> None:
     from adder_zoo.ops.int8.cpu import int8_library
 
     cpu.library().use("avx2")
-    int8_library().use("avx2")
+    own = int8_library()
+    own.use(next(isa for isa in own.isas if isa.startswith("avx2")))
     config.cpp.simdlen = 256
 
 

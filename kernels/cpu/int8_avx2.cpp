@@ -3,4 +3,5 @@
 
 namespace adder {
 extern const Int8Kernels int8_avx2 = ADDER_NAMESPACE::int8_kernels("avx2");
-}
+extern const Int8Kernels int8_avx2_denormal = ADDER_NAMESPACE::int8_kernels("avx2-denormal", true);
+} // namespace adder

@@ -114,7 +114,7 @@ struct DepthwiseKernel {
   DepthwiseKernel(const adder_shape &shape, const uint8_t *x_, const uint8_t *packed_, uint8_t pad,
                   const adder_int8_epilogue *epilogue_, int32_t *y_)
       : s(shape), x(x_), packed(packed_), epilogue(epilogue_), y(y_), rows(s, pad, s.K % LANES == 0 && s.K == s.C, s.C),
-        split(s, DEPTHWISE_PIXELS, rows.width * s.K, 0, ceil_div(s.K, LANES)), offsets(s.taps) {
+        split(s, DEPTHWISE_PIXELS, rows.width * s.K, 0, ceil_div(s.K, LANES), true), offsets(s.taps) {
     if (!offsets) failed.set();
     for (int64_t tap = 0; offsets && tap < s.taps; ++tap)
       offsets[tap] = (tap / s.S * s.dilation_h * rows.width + tap % s.S * s.dilation_w) * s.K;

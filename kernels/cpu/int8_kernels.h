@@ -23,19 +23,20 @@ int run(const adder_shape &s, const uint8_t *x, const uint8_t *packed, uint8_t p
   return launch(kernel);
 }
 
+template <bool DENORMAL>
 static int forward(const adder_shape *s, const uint8_t *x, const uint8_t *w, uint8_t pad,
                    const adder_int8_epilogue *epilogue, int32_t *y) {
   if (s->N * s->P * s->Q == 0) return ADDER_OK;
   const Scratch<uint8_t> packed(packed_size(s));
   if (!packed) return ADDER_NO_MEMORY;
   pack(s, w, packed);
-  const auto kernel = is_depthwise(*s) ? run<DepthwiseKernel> : run<ChannelsKernel>;
+  const auto kernel = is_depthwise(*s) ? run<DepthwiseKernel> : run<ChannelsKernel<DENORMAL>>;
   return kernel(*s, x, packed, pad, epilogue, y);
 }
 
 static void levels(int64_t count, const float *v, float inverse_step, int32_t zero_point, int32_t top, uint8_t *out) {
   constexpr int64_t PIECE = 1 << 14;
-  const Levels<WidestBytes> levels = {inverse_step, zero_point, top};
+  const Levels<WidestBytes> levels(inverse_step, zero_point, top, false);
   const int64_t pieces = ceil_div(count, PIECE);
   for_each(pieces, static_cast<double>(count), [&](int64_t i) {
     const int64_t begin = i * PIECE;
@@ -43,7 +44,10 @@ static void levels(int64_t count, const float *v, float inverse_step, int32_t ze
   });
 }
 
-static constexpr adder::Int8Kernels int8_kernels(const char *isa) { return {isa, forward, levels}; }
+// denormal: see int8_vec.h.
+static constexpr adder::Int8Kernels int8_kernels(const char *isa, bool denormal = false) {
+  return {isa, denormal ? forward<true> : forward<false>, levels};
+}
 
 } // namespace ADDER_NAMESPACE
 #endif

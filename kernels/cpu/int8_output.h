@@ -18,30 +18,33 @@ constexpr int32_t TO_INTEGER_BITS = 0x4b400000;
 template <class B> struct Levels {
   typedef typename Numbers<B::F>::Ints Ints;
   typedef typename Numbers<B::F>::Floats Floats;
-  float inverse_step;
-  int32_t zero_point, top;
+  Floats inverse_step, low, high; // low and high: of v / step, so without the zero point
+  Ints offset;
+
+  // relu: below 0 there are no values.
+  Levels(float inverse_step_, int32_t zero_point, int32_t top, bool relu)
+      : inverse_step(Floats{} + inverse_step_), low(relu ? Floats{} : Floats{} - (float)zero_point),
+        high(Floats{} + (float)(top - zero_point)), offset(Ints{} + (TO_INTEGER_BITS - zero_point)) {}
 
   // The clamp comes first: both of its ends are integers, so it may.
-  ADDER_INLINE typename B::Bytes of(Floats v) const {
-    const Floats low = Floats{} - (float)zero_point, high = low + (float)top;
+  ADDER_INLINE Ints of(Floats v) const {
     Floats level = v * inverse_step;
     level = level > low ? level : low; // a NaN too
     level = level < high ? level : high;
-    return B::bytes((Ints)(level + TO_INTEGER) - (TO_INTEGER_BITS - zero_point));
+    return (Ints)(level + TO_INTEGER) - offset;
   }
 
   void write(int64_t count, const float *v, uint8_t *out) const {
     constexpr int F = B::F;
     Floats values;
-    typename B::Bytes levels;
     for (; count >= F; count -= F, v += F, out += F) {
       memcpy(&values, v, sizeof values);
-      levels = of(values);
+      const auto levels = B::bytes(of(values));
       memcpy(out, &levels, sizeof levels);
     }
     values = Floats{};
     memcpy(&values, v, static_cast<size_t>(count) * sizeof(float));
-    levels = of(values);
+    const auto levels = B::bytes(of(values));
     memcpy(out, &levels, static_cast<size_t>(count));
   }
 };
@@ -56,15 +59,16 @@ template <class B> struct Output {
   int32_t *y;
   int64_t K, k, channels;
   Floats scale, shift;
+  Levels<B> levels;
 
   Output(const adder_int8_epilogue *epilogue_, int32_t *y_, int64_t K_, int64_t k_, int64_t channels_)
-      : epilogue(epilogue_), y(y_), K(K_), k(k_), channels(channels_), scale{}, shift{} {
+      : epilogue(epilogue_), y(y_), K(K_), k(k_), channels(channels_), scale{}, shift{}, levels(of(epilogue_)) {
     if (epilogue == nullptr) return;
     memcpy(&scale, epilogue->scale + k, static_cast<size_t>(channels) * sizeof(float));
     memcpy(&shift, epilogue->shift + k, static_cast<size_t>(channels) * sizeof(float));
   }
 
-  // Writes a tile's -sum |x - w|, MR pixels from `pixel` on, counted over [N, P, Q].
+  // Writes what becomes of a tile's -sum |x - w|, MR pixels from `pixel` on, counted over [N, P, Q].
   template <int MR> ADDER_INLINE void write(const Ints (&sums)[MR], int64_t pixel) const {
     if (channels == F) return write_pixels<MR>(sums, pixel, Constant<F>());
     // Groups of four channels, and what eight leave of most numbers of channels.
@@ -78,6 +82,9 @@ template <class B> struct Output {
   }
 
 private:
+  static Levels<B> of(const adder_int8_epilogue *e) {
+    return e ? Levels<B>(e->inverse_step, e->zero_point, e->top, e->relu) : Levels<B>(0, 0, 0, false);
+  }
   // The number of channels is known when this is compiled, or each copy would be a call.
   template <class V, class E, class N> static ADDER_INLINE V load(const E *from, N channels) {
     V v{};
@@ -98,32 +105,36 @@ private:
 
   // Stage by stage for all pixels, so that each question is asked once.
   template <int MR, class N> ADDER_INLINE void write_pixels(const Ints (&sums)[MR], int64_t pixel, N count) const {
-    const int64_t at = pixel * K + k;
+    const int64_t step = K, at = pixel * step + k; // a store of bytes might change a member, for all that C++ knows
     if (epilogue == nullptr) {
+      int32_t *const to = y + at;
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) store(y + at + m * K, sums[m], count);
+      for (int m = 0; m < MR; ++m) store(to + m * step, sums[m], count);
       return;
     }
     const adder_int8_epilogue &e = *epilogue;
     Floats v[MR];
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) v[m] = scale * __builtin_convertvector(sums[m], Floats) + shift;
-    if (e.residual) {
+    if (const float *const residual = e.residual) {
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) v[m] += load<Floats>(e.residual + at + m * K, count);
+      for (int m = 0; m < MR; ++m) v[m] += load<Floats>(residual + at + m * step, count);
     }
-    if (e.relu) {
+    if (float *const wide = e.wide) {
+      if (e.relu) {
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) v[m] = v[m] > 0 ? v[m] : Floats{};
+        for (int m = 0; m < MR; ++m) v[m] = v[m] > 0 ? v[m] : Floats{};
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) store(wide + at + m * step, v[m], count);
     }
-    if (e.wide) {
+    if (uint8_t *const narrow = e.narrow) { // whose lowest level is the ReLU
+      Ints of_v[MR];
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) store(e.wide + at + m * K, v[m], count);
-    }
-    if (e.narrow) {
-      const Levels<B> levels = {e.inverse_step, e.zero_point, e.top};
+      for (int m = 0; m < MR; ++m) of_v[m] = levels.of(v[m]);
+      if constexpr (N::value == F) return B::template store_bytes<MR>(of_v, narrow + at, step);
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) store(e.narrow + at + m * K, levels.of(v[m]), count);
+      for (int m = 0; m < MR; ++m) store(narrow + at + m * step, B::bytes(of_v[m]), count);
     }
   }
 };

@@ -135,9 +135,9 @@ struct PixelWalk {
 struct ByteSplit {
   int64_t unit; // rows
   Split split;
-  ByteSplit(const Geometry &s, int64_t pixels, int64_t row_bytes, int64_t panel_bytes, int64_t blocks)
+  ByteSplit(const Geometry &s, int64_t pixels, int64_t row_bytes, int64_t panel_bytes, int64_t blocks, bool rows_first)
       : unit(ceil_div(pixels, s.Q)),
-        split(s.N, ceil_div(s.P, unit), row_bytes * s.stride_h * unit, panel_bytes, blocks) {}
+        split(s.N, ceil_div(s.P, unit), row_bytes * s.stride_h * unit, panel_bytes, blocks, rows_first) {}
   int64_t most_rows() const { return split.chunk * unit; }
 };
 struct ByteTask : Task {

@@ -8,13 +8,8 @@
 
 namespace ADDER_NAMESPACE {
 
-// Sums take a register each, the filters' word two, the pixel's word and its differences two. More pixels would share
-// a word's two loads among more, but each needs a pointer, of which x86 has fifteen.
-constexpr int TILE_PIXELS = 8;
-
 struct Patch {
-  const WordRun *runs; // of full words, then of masked ones
-  int64_t full, count; // runs
+  const WordRun *runs, *full, *end; // runs of full words, up to `full`, then of masked ones
   uint64_t tail;
   int64_t other; // from a pixel of the group to the same pixel of the next one, for tiles of two groups
 };
@@ -28,6 +23,11 @@ __attribute__((noinline)) static void sum_tile(const uint8_t *const *pixels, con
   constexpr int64_t WORD = V::F * 8;
   constexpr bool FILLS = V::MOST_WORDS < INT32_MAX;
   static_assert(!(PAIR && FILLS), "a pair's sums are never emptied");
+  // What the loops do not need waits in memory: GCC would put it into vector registers, from where it comes back only
+  // after the tile before has left them.
+  const Patch *volatile const patch_later = &patch;
+  const Output<V> *volatile const out_later = &out;
+  volatile const int64_t pixel_later = pixel;
   const uint8_t *x[MR];
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) x[m] = pixels[m];
@@ -55,15 +55,15 @@ __attribute__((noinline)) static void sum_tile(const uint8_t *const *pixels, con
     }
     panel += WORD;
   };
-  const WordRun *run = patch.runs, *const full = run + patch.full, *const end = run + patch.count;
-  for (; run < full; ++run) {
+  const WordRun *run = patch.runs;
+  for (; run < patch_later->full; ++run) {
     make_room(run->words);
     int64_t i = run->offset;
     const int64_t last = i + 8 * run->words;
     for (; i + 8 < last; i += 16) step(i), step(i + 8);
     if (i < last) step(i);
   }
-  for (; run < end; ++run, panel += WORD) {
+  for (const WordRun *const end = patch_later->end; run < end; ++run, panel += WORD) {
     make_room(1);
     const auto w = V::load(panel);
 #pragma GCC unroll 8
@@ -78,7 +78,7 @@ __attribute__((noinline)) static void sum_tile(const uint8_t *const *pixels, con
     if constexpr (PAIR) totals[m] = V::total_of_pair(sums[m]);
     else totals[m] = FILLS ? totals[m] + V::total(sums[m]) : V::total(sums[m]);
   }
-  out.template write<MR>(totals, pixel);
+  out_later->template write<MR>(totals, pixel_later);
 }
 
 } // namespace ADDER_NAMESPACE

@@ -10,13 +10,16 @@
 //   meets
 //                      x, the others, of the next group, meet `other`; the panel has them in their order
 //   bytes(ints)        the low byte of each
+//   store_bytes(...)   the low bytes of MR times F integers, each F to an address of their own
 //   widen(p)           2 F bytes at p as 16-bit integers
 //   half(v, upper)     F of 2 F unsigned 16-bit integers as 32-bit ones
 //
-// On x86 psadbw adds up the differences of eight bytes, into the low half of a 64-bit lane. A shuffle takes the low
-// halves of two such registers together, so that F filters' sums are F lanes of one register, and the subtraction of
-// both costs one instruction. With 512 bits this makes Zen 4 a third faster than two additions, which get into psadbw's
-// way. Filters lie in the panel in the order in which the shuffle finds them, see `place_of`.
+// On x86 psadbw adds up the differences of eight bytes into a 64-bit lane. The lanes are then added up by vaddpd, which
+// adds *floats*: read as a double, an integer below 2^52 is a denormal, that many times the smallest one, and the sum
+// of denormals is exact. So it gives the integers' sum, and it has units of its own, where an integer addition takes
+// turns with psadbw. This needs a processor that does not take denormals for zero, see KeepDenormals. At the end a
+// shuffle takes the low halves of two registers together. Filters lie in the panel in the order in which it finds them,
+// see `place_of`.
 #ifndef ADDER_INT8_VEC_H
 #define ADDER_INT8_VEC_H
 
@@ -48,18 +51,50 @@ template <int F> struct Numbers {
   typedef int16_t Shorts __attribute__((vector_size(4 * F))); // twice as many
 };
 
+// store_bytes of a vector without a better way.
+template <class B, int MR, class Ints> ADDER_INLINE void store_one_by_one(const Ints (&v)[MR], uint8_t *to,
+                                                                          int64_t step) {
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) {
+    const auto bytes = B::bytes(v[m]);
+    memcpy(to + m * step, &bytes, sizeof bytes);
+  }
+}
+
 #if defined(__AVX2__)
-struct Bytes256 {
-  static constexpr int F = 8;
+// Adds |x - w| to sums, for both halves of w; `first` is a register to use, and x becomes one. By hand, for left alone
+// GCC reads w from memory again for each pixel, and copies sums from register to register.
+#define ADDER_ADD_DIFFERENCES(ADD)                                                                          \
+  asm("vpsadbw %[w_low], %[x], %[first]\n\t"                                                                \
+      "vpsadbw %[w_high], %[x], %[x]\n\t" ADD " %[first], %[low], %[low]\n\t" ADD " %[x], %[high], %[high]" \
+      : [low] "+v"(sums.low), [high] "+v"(sums.high), [x] "+v"(x), [first] "=&v"(first)                     \
+      : [w_low] "v"(w.low), [w_high] "v"(w.high))
+
+// While it lives, this thread computes as IEEE says and traps nothing: a program may have asked for denormals to be
+// taken for zero (torch.set_flush_denormal). What is to be computed so must not be inlined beside it, for the compiler
+// may move arithmetic over it.
+class KeepDenormals {
+  static constexpr unsigned DEFAULT = 0x1f80; // MXCSR: all exceptions masked, rounding to nearest, no flushing
+  const unsigned before = _mm_getcsr();
+
+public:
+  KeepDenormals() { _mm_setcsr(DEFAULT); }
+  ~KeepDenormals() { _mm_setcsr(before); }
+  KeepDenormals(const KeepDenormals &) = delete;
+};
+
+// DENORMAL: sums are added up as the comment at the top says; otherwise as integers.
+template <bool DENORMAL> struct Bytes256 {
+  static constexpr int F = 8, PIXELS = 6;
   static constexpr bool PAIRS = true;
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
   typedef Numbers<F>::Shorts Shorts;
-  typedef __m256i Sums;
   struct Word {
     __m256i low, high;
   };
+  typedef Word Sums;
   static ADDER_INLINE Word load(const uint8_t *p) {
     return {_mm256_load_si256((const __m256i *)p), _mm256_load_si256((const __m256i *)(p + 32))};
   }
@@ -68,23 +103,29 @@ struct Bytes256 {
     memcpy(&word, p, 8);
     return _mm256_set1_epi64x(word);
   }
-  static ADDER_INLINE Sums zero() { return _mm256_setzero_si256(); }
-  static ADDER_INLINE Sums add(Sums sums, __m256i x, const Word &w) {
-    const __m256 low = _mm256_castsi256_ps(_mm256_sad_epu8(x, w.low));
-    const __m256 high = _mm256_castsi256_ps(_mm256_sad_epu8(x, w.high));
-    return _mm256_sub_epi32(sums, _mm256_castps_si256(_mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0))));
+  static ADDER_INLINE Sums zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static ADDER_INLINE __m256i plus(__m256i a, __m256i b) {
+    if constexpr (DENORMAL) return _mm256_castpd_si256(_mm256_add_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b)));
+    else return _mm256_add_epi32(a, b);
   }
-  // Keeps it in a register, and the words in their order: left alone, GCC takes words together and spills.
-  static ADDER_INLINE void pin(Sums &sums) { asm("" : "+x"(sums)); }
+  static ADDER_INLINE Sums add_pair(Sums sums, __m256i x, __m256i other, const Word &w) {
+    return {plus(sums.low, _mm256_sad_epu8(x, w.low)), plus(sums.high, _mm256_sad_epu8(other, w.high))};
+  }
+  static ADDER_INLINE Sums add(Sums sums, __m256i x, const Word &w) {
+    __m256i first;
+    if constexpr (DENORMAL) ADDER_ADD_DIFFERENCES("vaddpd");
+    else ADDER_ADD_DIFFERENCES("vpaddd");
+    return sums;
+  }
   static ADDER_INLINE Sums add(Sums sums, const uint8_t *x, const Word &w) { return add(sums, broadcast(x), w); }
+  // Keeps them in registers, and the words in their order: left alone, GCC takes words together and spills.
+  static ADDER_INLINE void pin(Sums &sums) { asm("" : "+x"(sums.low), "+x"(sums.high)); }
   static ADDER_INLINE Sums add_masked(Sums sums, const uint8_t *x, const Word &w, uint64_t mask) {
     return add(sums, _mm256_and_si256(broadcast(x), _mm256_set1_epi64x((int64_t)mask)), w);
   }
-  static ADDER_INLINE Ints total(Sums sums) { return (Ints)sums; }
-  static ADDER_INLINE Sums add_pair(Sums sums, __m256i x, __m256i other, const Word &w) {
-    const __m256 low = _mm256_castsi256_ps(_mm256_sad_epu8(x, w.low));
-    const __m256 high = _mm256_castsi256_ps(_mm256_sad_epu8(other, w.high));
-    return _mm256_sub_epi32(sums, _mm256_castps_si256(_mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0))));
+  static ADDER_INLINE Ints total(Sums sums) {
+    const __m256 low = _mm256_castsi256_ps(sums.low), high = _mm256_castsi256_ps(sums.high);
+    return -(Ints)_mm256_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0));
   }
   static ADDER_INLINE Sums add_pair(Sums sums, const uint8_t *x, const uint8_t *other, const Word &w) {
     return add_pair(sums, broadcast(x), broadcast(other), w);
@@ -95,7 +136,7 @@ struct Bytes256 {
     return add_pair(sums, _mm256_and_si256(broadcast(x), masks), _mm256_and_si256(broadcast(other), masks), w);
   }
   static ADDER_INLINE Ints total_of_pair(Sums sums) {
-    return (Ints)_mm256_permute4x64_epi64(sums, _MM_SHUFFLE(3, 1, 2, 0));
+    return (Ints)_mm256_permute4x64_epi64((__m256i)total(sums), _MM_SHUFFLE(3, 1, 2, 0));
   }
   static ADDER_INLINE Shorts widen(const uint8_t *p) {
     return (Shorts)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
@@ -109,39 +150,61 @@ struct Bytes256 {
     return (Bytes)_mm_cvtsi128_si64(
         _mm_unpacklo_epi32(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1)));
   }
+  // Integers from 0 to 255, those of four pixels at a time.
+  template <int MR> static ADDER_INLINE void store_bytes(const Ints (&v)[MR], uint8_t *to, int64_t step) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+#pragma GCC unroll 2
+    for (int m = 0; m < MR; m += 4) {
+      const int left = MR - m;
+      const __m256i first = _mm256_packs_epi32((__m256i)v[m], (__m256i)v[left > 1 ? m + 1 : m]);
+      const __m256i second =
+          left > 2 ? _mm256_packs_epi32((__m256i)v[left > 2 ? m + 2 : m], (__m256i)v[left > 3 ? m + 3 : m]) : first;
+      const __m256i all = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
+      const __m128i low = _mm256_castsi256_si128(all), high = _mm256_extracti128_si256(all, 1);
+      uint8_t *const here = to + m * step;
+      _mm_storel_epi64((__m128i *)here, low);
+      if (left > 1) _mm_storeh_pd((double *)(here + step), _mm_castsi128_pd(low));
+      if (left > 2) _mm_storel_epi64((__m128i *)(here + 2 * step), high);
+      if (left > 3) _mm_storeh_pd((double *)(here + 3 * step), _mm_castsi128_pd(high));
+    }
+  }
 };
 #endif
 
 #if defined(__AVX512BW__)
-struct Bytes512 {
-  static constexpr int F = 16;
+template <bool DENORMAL> struct Bytes512 {
+  static constexpr int F = 16, PIXELS = 8;
   static constexpr bool PAIRS = false;
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
   typedef Numbers<F>::Bytes Bytes;
   typedef Numbers<F>::Shorts Shorts;
-  typedef __m512i Sums;
   struct Word {
     __m512i low, high;
   };
+  typedef Word Sums;
   static ADDER_INLINE Word load(const uint8_t *p) { return {_mm512_load_si512(p), _mm512_load_si512(p + 64)}; }
   static ADDER_INLINE __m512i broadcast(const uint8_t *p) {
     int64_t word;
     memcpy(&word, p, 8);
     return _mm512_set1_epi64(word);
   }
-  static ADDER_INLINE Sums zero() { return _mm512_setzero_si512(); }
+  static ADDER_INLINE Sums zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
   static ADDER_INLINE Sums add(Sums sums, __m512i x, const Word &w) {
-    const __m512 low = _mm512_castsi512_ps(_mm512_sad_epu8(x, w.low));
-    const __m512 high = _mm512_castsi512_ps(_mm512_sad_epu8(x, w.high));
-    return _mm512_sub_epi32(sums, _mm512_castps_si512(_mm512_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0))));
+    __m512i first;
+    if constexpr (DENORMAL) ADDER_ADD_DIFFERENCES("vaddpd");
+    else ADDER_ADD_DIFFERENCES("vpaddd");
+    return sums;
   }
-  static ADDER_INLINE void pin(Sums &sums) { asm("" : "+v"(sums)); }
+  static ADDER_INLINE void pin(Sums &sums) { asm("" : "+v"(sums.low), "+v"(sums.high)); }
   static ADDER_INLINE Sums add(Sums sums, const uint8_t *x, const Word &w) { return add(sums, broadcast(x), w); }
   static ADDER_INLINE Sums add_masked(Sums sums, const uint8_t *x, const Word &w, uint64_t mask) {
     return add(sums, _mm512_and_si512(broadcast(x), _mm512_set1_epi64((int64_t)mask)), w);
   }
-  static ADDER_INLINE Ints total(Sums sums) { return (Ints)sums; }
+  static ADDER_INLINE Ints total(Sums sums) {
+    const __m512 low = _mm512_castsi512_ps(sums.low), high = _mm512_castsi512_ps(sums.high);
+    return -(Ints)_mm512_shuffle_ps(low, high, _MM_SHUFFLE(2, 0, 2, 0));
+  }
   static ADDER_INLINE Shorts widen(const uint8_t *p) {
     return (Shorts)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
   }
@@ -149,14 +212,41 @@ struct Bytes512 {
     const __m512i all = (__m512i)v;
     return (Ints)_mm512_cvtepu16_epi32(upper ? _mm512_extracti64x4_epi64(all, 1) : _mm512_castsi512_si256(all));
   }
-  static ADDER_INLINE Bytes bytes(Ints v) { return (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v); }
+  static ADDER_INLINE Bytes bytes(Ints v) {
+    __m128i low = _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v);
+    asm("" : "+v"(low)); // in a register: vpmovdb into memory is slow on Zen 4
+    return (Bytes)low;
+  }
+  // As in Bytes256.
+  template <int MR> static ADDER_INLINE void store_bytes(const Ints (&v)[MR], uint8_t *to, int64_t step) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+#pragma GCC unroll 2
+    for (int m = 0; m < MR; m += 4) {
+      const int left = MR - m;
+      const __m512i first = _mm512_packs_epi32((__m512i)v[m], (__m512i)v[left > 1 ? m + 1 : m]);
+      const __m512i second =
+          left > 2 ? _mm512_packs_epi32((__m512i)v[left > 2 ? m + 2 : m], (__m512i)v[left > 3 ? m + 3 : m]) : first;
+      const __m512i all = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+      uint8_t *const here = to + m * step;
+      _mm_storeu_si128((__m128i *)here, _mm512_castsi512_si128(all));
+      if (left > 1) _mm_storeu_si128((__m128i *)(here + step), _mm512_extracti32x4_epi32(all, 1));
+      if (left > 2) _mm_storeu_si128((__m128i *)(here + 2 * step), _mm512_extracti32x4_epi32(all, 2));
+      if (left > 3) _mm_storeu_si128((__m128i *)(here + 3 * step), _mm512_extracti32x4_epi32(all, 3));
+    }
+  }
+};
+#endif
+
+#if !defined(__AVX2__)
+struct KeepDenormals { // integers are added as such
+  KeepDenormals() {}
 };
 #endif
 
 #if defined(ADDER_NEON)
 // uabd and uadalp add to eight 16-bit lanes, four for each filter, which 128 words fill.
 struct BytesNeon {
-  static constexpr int F = 4;
+  static constexpr int F = 4, PIXELS = 8;
   static constexpr bool PAIRS = false;
   static constexpr int64_t MOST_WORDS = 65535 / (2 * 255);
   typedef Numbers<F>::Ints Ints;
@@ -190,12 +280,15 @@ struct BytesNeon {
     return (Ints)vmovl_u16(upper ? vget_high_u16(all) : vget_low_u16(all));
   }
   static ADDER_INLINE Bytes bytes(Ints v) { return __builtin_convertvector(v, Bytes); }
+  template <int MR> static ADDER_INLINE void store_bytes(const Ints (&v)[MR], uint8_t *to, int64_t step) {
+    store_one_by_one<BytesNeon, MR>(v, to, step);
+  }
 };
 #endif
 
 // Four filters, each in two 64-bit integers' worth of bytes: what any compiler makes of it.
 struct BytesPlain {
-  static constexpr int F = 4;
+  static constexpr int F = 4, PIXELS = 8;
   static constexpr bool PAIRS = false;
   static constexpr int64_t MOST_WORDS = INT32_MAX;
   typedef Numbers<F>::Ints Ints;
@@ -238,19 +331,27 @@ struct BytesPlain {
     return __builtin_convertvector(halves[upper], Ints);
   }
   static ADDER_INLINE Bytes bytes(Ints v) { return __builtin_convertvector(v, Bytes); }
+  template <int MR> static ADDER_INLINE void store_bytes(const Ints (&v)[MR], uint8_t *to, int64_t step) {
+    store_one_by_one<BytesPlain, MR>(v, to, step);
+  }
 };
 
 // Widest is the best of them, and Narrow the one for what is left of a layer's filters where half of it is enough.
 #if defined(__AVX512BW__)
-typedef Bytes512 WidestBytes;
-typedef Bytes256 NarrowBytes;
+template <bool DENORMAL> using Widest = Bytes512<DENORMAL>;
+template <bool DENORMAL> using Narrow = Bytes256<DENORMAL>;
 #elif defined(__AVX2__)
-typedef Bytes256 WidestBytes, NarrowBytes;
+template <bool DENORMAL> using Widest = Bytes256<DENORMAL>;
+template <bool DENORMAL> using Narrow = Bytes256<DENORMAL>;
 #elif defined(ADDER_NEON)
-typedef BytesNeon WidestBytes, NarrowBytes;
+template <bool> using Widest = BytesNeon;
+template <bool> using Narrow = BytesNeon;
 #else
-typedef BytesPlain WidestBytes, NarrowBytes;
+template <bool> using Widest = BytesPlain;
+template <bool> using Narrow = BytesPlain;
 #endif
+typedef Widest<false> WidestBytes;
+typedef Narrow<false> NarrowBytes;
 
 } // namespace ADDER_NAMESPACE
 #endif

@@ -116,19 +116,49 @@ def test_zeros_keep_their_sign(groups):
         assert torch.equal(signs("cpu"), wanted), isa
 
 
-def test_what_is_not_finite_becomes_a_level():
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.usefixtures("best_isa_afterwards")
+def test_what_is_not_finite_becomes_a_level(groups, relu, wide):
     x = torch.zeros(1, 2, 1, 4, dtype=torch.uint8)
-    weight = torch.zeros(2, 1, 1, 1, dtype=torch.uint8)
+    weight = torch.zeros(2, 2 // groups, 1, 1, dtype=torch.uint8)
     residual = torch.tensor([torch.nan, torch.inf, -torch.inf, 300.0]).expand(1, 2, 1, 4).contiguous()
     one = torch.ones(2)
-    levels = [
-        adder2d_int8_fused(
-            x, weight, 0, one, one * 0, residual, False, False, 1.0, 9, 255, True, [1, 1], [0] * 4, [1, 1], 2, impl
+
+    def levels(impl):
+        return adder2d_int8_fused(
+            x, weight, 0, one, one * 0, residual, relu, wide, 1.0, 9, 255, True, [1, 1], [0] * 4, [1, 1], groups, impl
         )[1]
-        for impl in ("reference", "cpu")
-    ]
-    assert levels[0][0, 0, 0].tolist() == [0, 255, 0, 255]
-    assert torch.equal(*levels)
+
+    wanted = levels("reference")
+    assert wanted[0, 0, 0].tolist() == [9 if relu else 0, 255, 9 if relu else 0, 255]
+    for isa in ISAS:
+        native.int8_library().use(isa)
+        assert torch.equal(levels("cpu"), wanted), isa
+
+
+@pytest.fixture
+def flushing():
+    """A program that takes denormals for zero."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("best_isa_afterwards", "flushing")
+def test_exact_where_denormals_are_flushed(threads):
+    """Integers may be added up as denormal floats; what the program wants of its own floats is as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for shape in NAMED:
+            check(shape, ISAS)
+        assert (torch.tensor([1e-40]) * 1).item() == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("size", [(0,), (1,), (2, 3, 5, 7), (1, 3, 200, 200)])

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 from native_build import run
-from native_drivers import RECORDED, Driver, built, cases_from, check_instructions, instruction_sets
+from native_drivers import RECORDED, Driver, built, cases_from, check_instructions, int8_instruction_sets
 
 DRIVER = Driver("int8_driver", cases=488)
 
@@ -20,7 +20,7 @@ def driver(tmp_path_factory):
 
 
 def test_every_path_gives_the_same_bits(driver, cases):
-    DRIVER.passed(run(driver, "cases", cases), instruction_sets())
+    DRIVER.passed(run(driver, "cases", cases), int8_instruction_sets())
 
 
 def test_the_driver_notices(driver, cases, tmp_path):
@@ -34,7 +34,7 @@ def test_the_driver_notices(driver, cases, tmp_path):
 
 @pytest.mark.slow
 def test_under_sanitizers(tmp_path, cases):
-    DRIVER.passed(run(DRIVER.sanitized(tmp_path), "cases", cases), instruction_sets())
+    DRIVER.passed(run(DRIVER.sanitized(tmp_path), "cases", cases), int8_instruction_sets())
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class Driver:
 
     def passed(self, done, isas: set[str]) -> None:
         """That these instruction sets and no other went through every case without a failure."""
-        assert set(re.findall(rf"^(\w+): {self.cases} cases$", done.stdout, re.M)) == isas, done.stdout
+        assert set(re.findall(rf"^([\w-]+): {self.cases} cases$", done.stdout, re.M)) == isas, done.stdout
         assert re.search(r"^[1-9]\d+ checks, 0 failures$", done.stdout, re.M), done.stdout
 
 
@@ -72,9 +72,20 @@ def instruction_sets() -> set[str]:
     """What the operating system says that this CPU has, of what the kernels are built for."""
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
         pytest.skip("needs x86-64 and Linux to know what the CPU has")
-    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[1].split())
+    flags = set(_cpu("flags").split())
     found = {"avx2": {"avx2"}, "avx512": {"avx512bw", "avx512vl"}}
     return {"generic"} | {isa for isa, needed in found.items() if needed <= flags}
+
+
+def int8_instruction_sets() -> set[str]:
+    """The same for the int8 kernels, which add up in two ways on AMD's Zen 3 and later."""
+    isas = instruction_sets()
+    adds_denormals = _cpu("vendor_id") == "AuthenticAMD" and int(_cpu("cpu family")) >= 0x19
+    return isas | ({f"{isa}-denormal" for isa in isas - {"generic"}} if adds_denormals else set())
+
+
+def _cpu(field: str) -> str:
+    return re.search(rf"^{field}\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[1].strip()
 
 
 def check_instructions(kind: str, layer: str, driver: Path, folder: Path) -> None:
