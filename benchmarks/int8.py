@@ -2,6 +2,7 @@
 
     python benchmarks/int8.py --threads 1 [--isa avx2] [--only TEXT ...] [--repeats 15] [--json FILE]
     python benchmarks/int8.py --table FILE ...       # the rows of the table in docs/results.md
+    python benchmarks/int8.py --layers FILE ...      # the layers' table in docs/design/cpu-kernels.md
     python benchmarks/int8.py --list                 # the names that --only looks in
 
 Layers, each from bytes to bytes, with a scale and a shift behind the sum, and in turns within one process:
@@ -235,6 +236,23 @@ def table_row(record: dict[str, Any]) -> str:
     return f"| {record['processor']}, {isa}, {threads} | " + " | ".join(cells) + " |"
 
 
+def layers_table(records: list[dict[str, Any]]) -> list[str]:
+    """Thousand millions of taps a second of each layer: float32 convolution, int8 convolution, int8 adder."""
+    kinds = ("conv", "conv int8", "adder int8")
+    heads = [f"{kind}, {'AVX2' if record['isa'] == 'avx2' else 'all'}" for record in records for kind in kinds]
+    rows = [f"| layer | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for shape in LAYERS:
+        N, C, H, K, R, stride, groups = shape
+        taps = N * (H // stride) ** 2 * K * (C // groups) * R * R
+        cells = []
+        for record in records:
+            found = record["layers"][layer_name(*shape)]
+            own = taps / found["seconds"]["adder int8"] / 1e9
+            cells += [f"{own / found[f'over {kind}']:.0f}" for kind in kinds[:2]] + [f"{own:.0f}"]
+        rows.append(f"| {layer_name(*shape)} | {' | '.join(cells)} |")
+    return rows
+
+
 def record_for(path: Path | None, threads: int, isa: str | None) -> dict[str, Any]:
     """What the file holds of this processor and these settings, or an empty record."""
     where = {"torch": torch.__version__, "processor": processor(), "threads": threads, "isa": isa or "the CPU's best"}
@@ -253,11 +271,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="what has one of these texts in its name")
     parser.add_argument("--json", type=Path, help="write the figures there, beside those that it has")
     parser.add_argument("--table", type=Path, nargs="+", help="print the rows of such files, and measure nothing")
+    parser.add_argument("--layers", type=Path, nargs="+", help="print the layers of such files, and measure nothing")
     parser.add_argument("--list", action="store_true", help="print all names, and measure nothing")
     args = parser.parse_args()
     jobs = {f"layer {layer_name(*shape)}": shape for shape in LAYERS}
     jobs |= {f"network {name}, batch {batch}": (name, batch, image) for name, batch, image in NETWORKS}
     jobs |= {f"threads {name}, batch {batch}": (name, batch, image) for name, batch, image in NETWORKS if batch > 1}
+    if args.layers:
+        print("\n".join(layers_table([json.loads(path.read_text()) for path in args.layers])))
+        return
     if args.list or args.table:
         rows = [table_row(json.loads(path.read_text())) for path in args.table or ()]
         print("\n".join(rows or jobs))

@@ -64,8 +64,13 @@ template <class B> struct Output {
   Output(const adder_int8_epilogue *epilogue_, int32_t *y_, int64_t K_, int64_t k_, int64_t channels_)
       : epilogue(epilogue_), y(y_), K(K_), k(k_), channels(channels_), scale{}, shift{}, levels(of(epilogue_)) {
     if (epilogue == nullptr) return;
-    memcpy(&scale, epilogue->scale + k, static_cast<size_t>(channels) * sizeof(float));
-    memcpy(&shift, epilogue->shift + k, static_cast<size_t>(channels) * sizeof(float));
+    if (channels == F) {
+      memcpy(&scale, epilogue->scale + k, sizeof scale);
+      memcpy(&shift, epilogue->shift + k, sizeof shift);
+    } else {
+      memcpy(&scale, epilogue->scale + k, static_cast<size_t>(channels) * sizeof(float));
+      memcpy(&shift, epilogue->shift + k, static_cast<size_t>(channels) * sizeof(float));
+    }
   }
 
   // Writes what becomes of a tile's -sum |x - w|, MR pixels from `pixel` on, counted over [N, P, Q].
