@@ -156,7 +156,7 @@ struct DepthwiseKernel {
     for (int64_t i = 0, pixel = (task.image * s.P + task.row_begin) * s.Q; i < count; ++i) {
       const uint8_t *at[DEPTHWISE_PIXELS];
       const int64_t mr = parts.size(i);
-      walk.next(mr, at);
+      walk.next<DEPTHWISE_PIXELS>(mr, at);
       tiles[mr](at, offsets, s.taps, panel, out, pixel);
       pixel += mr;
     }

@@ -84,7 +84,7 @@ template <bool DENORMAL> struct ChannelsKernel {
     for (int64_t i = 0, pixel = first; i < count; ++i) {
       const uint8_t *at[V::PIXELS];
       const int64_t mr = parts.size(i);
-      walk.next(mr, at);
+      walk.next<V::PIXELS>(mr, at);
       tiles[mr](at, patch, packed + block.panel, out, pixel);
       pixel += mr;
     }

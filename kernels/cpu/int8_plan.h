@@ -120,9 +120,23 @@ private:
 struct PixelWalk {
   const uint8_t *row, *at;
   int64_t left, Q, step, row_step; // left: pixels of this row
+  // Rows without anything in between are one.
   PixelWalk(const uint8_t *source, int64_t Q_, int64_t step_, int64_t row_step_)
-      : row(source), at(source), left(Q_), Q(Q_), step(step_), row_step(row_step_) {}
-  void next(int64_t count, const uint8_t **pixels) {
+      : row(source), at(source), left(Q_ * step_ == row_step_ ? INT64_MAX : Q_), Q(Q_), step(step_),
+        row_step(row_step_) {}
+  // The next `count` of at most MOST; what stands behind them in `pixels` is of no meaning.
+  template <int MOST> ADDER_INLINE void next(int64_t count, const uint8_t **pixels) {
+    if (left >= MOST) { // the usual case, without a question for each pixel
+      const uint8_t *pixel = at;
+#pragma GCC unroll 8
+      for (int m = 0; m < MOST; ++m) {
+        pixels[m] = pixel;
+        pixel += step;
+        asm("" : "+r"(pixel)); // no vectors: they would wait for the tile before
+      }
+      left -= count, at += count * step;
+      return;
+    }
     for (int64_t m = 0; m < count; ++m, --left, at += step) {
       if (left == 0) at = row += row_step, left = Q;
       pixels[m] = at;
