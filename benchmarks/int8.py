@@ -182,15 +182,19 @@ def network(name: str, batch: int, image: tuple[int, ...], repeats: int, threads
 
 @torch.no_grad()
 def second_core(name: str, batch: int, image: tuple[int, ...], repeats: int, threads: int) -> dict[str, float]:
-    """How many times as fast `threads` threads are as one, by the clock on the wall."""
+    """How many times as fast `threads` threads are as one, by the clock on the wall, in turns of five calls.
+
+    A turn begins with threads that have just been woken up or made, which is no part of the question.
+    """
     small, fused, twin, _ = models(name, image)
     images = torch.randn(batch, *image).contiguous(memory_format=CHANNELS_LAST)
     gains = {}
     for what, net in (("adder int8", small), ("conv", twin), ("adder", fused)):
 
-        def on(count: int, net: torch.nn.Module = net) -> Any:
+        def on(count: int, net: torch.nn.Module = net) -> None:
             torch.set_num_threads(count)
-            return net(images)
+            for _ in range(5):
+                net(images)
 
         torch.set_num_threads(threads)  # `interleaved` takes the clock on the wall then
         times = interleaved({str(count): lambda count=count: on(count) for count in (1, threads)}, repeats)

@@ -12,6 +12,7 @@ from figures import (
     RESULTS,
     WEIGHTS,
     benchmark,
+    int8_layers,
     int8_rows,
     machine_code_rows,
     power_rows,
@@ -123,6 +124,18 @@ def test_outputs_are_large():
     assert abs(y.mean() - int(around)) < 10
     steps = [torch.finfo(t).eps * 4096 for t in (torch.bfloat16, torch.float16)]
     assert steps == [32, 4]
+
+
+def test_second_core_in_bytes():
+    gains = json.loads((ROOT / "benchmarks/results/second-core-zen4.json").read_text())["second core"]
+    spans = [(min(v), max(v)) for v in ([g[what] for g in gains.values()] for what in ("adder int8", "conv"))]
+    (a, A), (c, C) = spans
+    assert f"in bytes gain {a:.2f} to {A:.2f}, their twins {c:.2f} to {C:.2f}" in words("design/cpu-kernels.md")
+
+
+def test_layers_in_bytes():
+    page = (SITE / "design/cpu-kernels.md").read_text()
+    assert "\n".join(int8_layers()) in page
 
 
 def test_speed_in_bytes():

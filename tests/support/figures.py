@@ -46,6 +46,12 @@ def int8_rows() -> list[str]:
     return [row(json.loads(path.read_text())) for path in sorted(RESULTS.glob("int8-*.json"))]
 
 
+def int8_layers() -> list[str]:
+    """The table of layers in docs/design/cpu-kernels.md, from both files."""
+    files = [RESULTS / "int8-zen4-avx2.json", RESULTS / "int8-zen4.json"]
+    return benchmark("int8").layers_table([json.loads(path.read_text()) for path in files])
+
+
 def speeds() -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in speed_rows()]
 
