@@ -1,9 +1,10 @@
 """The int8 kernels without Python, through a driver program: bit by bit what exact integers say, on every path."""
 
+import platform
 import subprocess
 
 import pytest
-from native_build import run
+from native_build import KERNELS, ROOT, run, tool
 from native_drivers import RECORDED, Driver, built, cases_from, check_instructions, int8_instruction_sets
 
 DRIVER = Driver("int8_driver", cases=488)
@@ -45,3 +46,11 @@ def test_on_aarch64(tmp_path, cases):
 @pytest.mark.parametrize("layer", RECORDED["int8"])
 def test_instructions(layer, driver, tmp_path):
     check_instructions("int8", layer, driver, tmp_path)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the tiles are for x86-64")
+@pytest.mark.parametrize("flags", [["-mavx2"], ["-mavx512bw", "-mavx512vl"]], ids=" ".join)
+def test_the_tiles_compile(flags):
+    """The program that times the tiles alone takes them from the kernels."""
+    program = ROOT / "benchmarks/int8_tiles.cpp"
+    run(tool("g++"), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", *flags, f"-I{KERNELS}", program)
