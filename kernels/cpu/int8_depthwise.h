@@ -6,6 +6,7 @@
 #ifndef ADDER_INT8_DEPTHWISE_H
 #define ADDER_INT8_DEPTHWISE_H
 
+#include "int8_mode.h"
 #include "int8_output.h"
 #include "int8_plan.h"
 #include "tiles.h"
@@ -131,6 +132,7 @@ struct DepthwiseKernel {
     const int64_t repeated = s.K > s.C ? rows.height(split.most_rows()) * rows.width * s.K : 0;
     const Scratch<uint8_t> copy(size + repeated + 2 * LANES);
     if (!copy) return failed.set();
+    const IeeeMode for_the_tiles;
     for (; begin < end; ++begin) {
       const ByteTask task(split, s.P, begin);
       const uint8_t *source = rows.read(x + task.image * s.H * s.W * s.C, 0, task.row_begin, task.row_end, copy);

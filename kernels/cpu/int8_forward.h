@@ -5,6 +5,7 @@
 #ifndef ADDER_INT8_FORWARD_H
 #define ADDER_INT8_FORWARD_H
 
+#include "int8_mode.h"
 #include "int8_pack.h"
 #include "int8_tile.h"
 
@@ -45,7 +46,7 @@ template <bool DENORMAL> struct ChannelsKernel {
   void run(int64_t begin, int64_t end) {
     const Scratch<uint8_t> copy(copy_size() * (in_pairs(s) ? 2 : 1));
     if (!copy) return failed.set();
-    const KeepDenormals for_the_tiles;
+    const IeeeMode for_the_tiles;
     for (; begin < end; ++begin) run_task(ByteTask(split, s.P, begin), copy);
   }
 

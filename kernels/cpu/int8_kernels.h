@@ -40,6 +40,7 @@ static void levels(int64_t count, const float *v, float inverse_step, int32_t ze
   const int64_t pieces = ceil_div(count, PIECE);
   for_each(pieces, static_cast<double>(count), [&](int64_t i) {
     const int64_t begin = i * PIECE;
+    const IeeeMode for_the_levels;
     levels.write(min64(PIECE, count - begin), v + begin, out + begin);
   });
 }

@@ -34,7 +34,7 @@ template <class B> struct Levels {
     return (Ints)(level + TO_INTEGER) - offset;
   }
 
-  void write(int64_t count, const float *v, uint8_t *out) const {
+  __attribute__((noinline)) void write(int64_t count, const float *v, uint8_t *out) const {
     constexpr int F = B::F;
     Floats values;
     for (; count >= F; count -= F, v += F, out += F) {
@@ -60,9 +60,11 @@ template <class B> struct Output {
   int64_t K, k, channels;
   Floats scale, shift;
   Levels<B> levels;
+  bool relu; // of v; otherwise the lowest level is the ReLU, if there is one
 
   Output(const adder_int8_epilogue *epilogue_, int32_t *y_, int64_t K_, int64_t k_, int64_t channels_)
-      : epilogue(epilogue_), y(y_), K(K_), k(k_), channels(channels_), scale{}, shift{}, levels(of(epilogue_)) {
+      : epilogue(epilogue_), y(y_), K(K_), k(k_), channels(channels_), scale{}, shift{}, levels(of(epilogue_)),
+        relu(epilogue_ && epilogue_->relu && (epilogue_->wide || !is_level(epilogue_->inverse_step))) {
     if (epilogue == nullptr) return;
     if (channels == F) {
       memcpy(&scale, epilogue->scale + k, sizeof scale);
@@ -87,8 +89,11 @@ template <class B> struct Output {
   }
 
 private:
+  // Whether v < 0 comes out below the level of 0, and v = 0 at it.
+  static bool is_level(float inverse_step) { return inverse_step > 0 && inverse_step < __builtin_inff(); }
   static Levels<B> of(const adder_int8_epilogue *e) {
-    return e ? Levels<B>(e->inverse_step, e->zero_point, e->top, e->relu) : Levels<B>(0, 0, 0, false);
+    if (e == nullptr) return Levels<B>(0, 0, 0, false);
+    return Levels<B>(e->inverse_step, e->zero_point, e->top, e->relu && is_level(e->inverse_step));
   }
   // The number of channels is known when this is compiled, or each copy would be a call.
   template <class V, class E, class N> static ADDER_INLINE V load(const E *from, N channels) {
@@ -125,15 +130,15 @@ private:
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) v[m] += load<Floats>(residual + at + m * step, count);
     }
-    if (float *const wide = e.wide) {
-      if (e.relu) {
+    if (relu) {
 #pragma GCC unroll 8
-        for (int m = 0; m < MR; ++m) v[m] = v[m] > 0 ? v[m] : Floats{};
-      }
+      for (int m = 0; m < MR; ++m) v[m] = v[m] > 0 ? v[m] : Floats{};
+    }
+    if (float *const wide = e.wide) {
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) store(wide + at + m * step, v[m], count);
     }
-    if (uint8_t *const narrow = e.narrow) { // whose lowest level is the ReLU
+    if (uint8_t *const narrow = e.narrow) {
       Ints of_v[MR];
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) of_v[m] = levels.of(v[m]);

@@ -10,14 +10,14 @@
 //   meets
 //                      x, the others, of the next group, meet `other`; the panel has them in their order
 //   bytes(ints)        the low byte of each
-//   store_bytes(...)   the low bytes of MR times F integers, each F to an address of their own
+//   store_bytes(...)   MR times F integers from 0 to 255 as bytes, each F to an address of their own
 //   widen(p)           2 F bytes at p as 16-bit integers
 //   half(v, upper)     F of 2 F unsigned 16-bit integers as 32-bit ones
 //
 // On x86 psadbw adds up the differences of eight bytes into a 64-bit lane. The lanes are then added up by vaddpd, which
 // adds *floats*: read as a double, an integer below 2^52 is a denormal, that many times the smallest one, and the sum
 // of denormals is exact. So it gives the integers' sum, and it has units of its own, where an integer addition takes
-// turns with psadbw. This needs a processor that does not take denormals for zero, see KeepDenormals. At the end a
+// turns with psadbw. This needs a processor that does not take denormals for zero, see int8_mode.h. At the end a
 // shuffle takes the low halves of two registers together. Filters lie in the panel in the order in which it finds them,
 // see `place_of`.
 #ifndef ADDER_INT8_VEC_H
@@ -69,19 +69,6 @@ template <class B, int MR, class Ints> ADDER_INLINE void store_one_by_one(const 
       "vpsadbw %[w_high], %[x], %[x]\n\t" ADD " %[first], %[low], %[low]\n\t" ADD " %[x], %[high], %[high]" \
       : [low] "+v"(sums.low), [high] "+v"(sums.high), [x] "+v"(x), [first] "=&v"(first)                     \
       : [w_low] "v"(w.low), [w_high] "v"(w.high))
-
-// While it lives, this thread computes as IEEE says and traps nothing: a program may have asked for denormals to be
-// taken for zero (torch.set_flush_denormal). What is to be computed so must not be inlined beside it, for the compiler
-// may move arithmetic over it.
-class KeepDenormals {
-  static constexpr unsigned DEFAULT = 0x1f80; // MXCSR: all exceptions masked, rounding to nearest, no flushing
-  const unsigned before = _mm_getcsr();
-
-public:
-  KeepDenormals() { _mm_setcsr(DEFAULT); }
-  ~KeepDenormals() { _mm_setcsr(before); }
-  KeepDenormals(const KeepDenormals &) = delete;
-};
 
 // DENORMAL: sums are added up as the comment at the top says; otherwise as integers.
 template <bool DENORMAL> struct Bytes256 {
@@ -163,9 +150,9 @@ template <bool DENORMAL> struct Bytes256 {
       const __m128i low = _mm256_castsi256_si128(all), high = _mm256_extracti128_si256(all, 1);
       uint8_t *const here = to + m * step;
       _mm_storel_epi64((__m128i *)here, low);
-      if (left > 1) _mm_storeh_pd((double *)(here + step), _mm_castsi128_pd(low));
+      if (left > 1) _mm_storeh_pi((__m64 *)(here + step), _mm_castsi128_ps(low));
       if (left > 2) _mm_storel_epi64((__m128i *)(here + 2 * step), high);
-      if (left > 3) _mm_storeh_pd((double *)(here + 3 * step), _mm_castsi128_pd(high));
+      if (left > 3) _mm_storeh_pi((__m64 *)(here + 3 * step), _mm_castsi128_ps(high));
     }
   }
 };
@@ -234,12 +221,6 @@ template <bool DENORMAL> struct Bytes512 {
       if (left > 3) _mm_storeu_si128((__m128i *)(here + 3 * step), _mm512_extracti32x4_epi32(all, 3));
     }
   }
-};
-#endif
-
-#if !defined(__AVX2__)
-struct KeepDenormals { // integers are added as such
-  KeepDenormals() {}
 };
 #endif
 

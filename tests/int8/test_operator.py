@@ -138,6 +138,26 @@ def test_what_is_not_finite_becomes_a_level(groups, relu, wide):
         assert torch.equal(levels("cpu"), wanted), isa
 
 
+@pytest.mark.parametrize("inverse_step", [-1.0, 0.0, torch.inf, 1e39, torch.nan])
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.usefixtures("best_isa_afterwards")
+def test_steps_that_no_network_has(inverse_step, groups):
+    """A ReLU is not the lowest level of such a step."""
+    x, weight = torch.zeros(1, 16, 1, 3, dtype=torch.uint8), torch.zeros(16, 16 // groups, 1, 1, dtype=torch.uint8)
+    shift = torch.tensor([3.0, 0.0, -0.0, -3.0, torch.inf, -torch.inf, torch.nan, 1e-40]).repeat(2)
+
+    def levels(impl):
+        return adder2d_int8_fused(
+            x, weight, 0, torch.ones(16), shift, None, True, False, inverse_step, 9, 255, True, [1, 1], [0] * 4,
+            [1, 1], groups, impl,
+        )[1]  # fmt: skip
+
+    wanted = levels("reference")
+    for isa in ISAS:
+        native.int8_library().use(isa)
+        assert torch.equal(levels("cpu"), wanted), isa
+
+
 @pytest.fixture
 def flushing():
     """A program that takes denormals for zero."""
@@ -159,6 +179,23 @@ def test_exact_where_denormals_are_flushed(threads):
         assert (torch.tensor([1e-40]) * 1).item() == 0
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.usefixtures("best_isa_afterwards")
+def test_denormals_behind_the_sum_are_kept(groups, request):
+    """On every path, whatever the program wants of its own floats."""
+    x, weight = torch.zeros(1, 8, 1, 3, dtype=torch.uint8), torch.zeros(8, 8 // groups, 1, 1, dtype=torch.uint8)
+    one, shift = torch.ones(8), torch.full((8,), 9e-39)
+    request.getfixturevalue("flushing")
+    for isa in ISAS:
+        native.int8_library().use(isa)
+        wide, narrow = adder2d_int8_fused(
+            x, weight, 0, one, shift, None, True, True, 3e38, 0, 255, True, [1, 1], [0] * 4, [1, 1], groups, "cpu"
+        )
+        assert wide.view(torch.int32).unique().tolist() == [6422615], isa
+        assert narrow.unique().tolist() == [3], isa
+        assert int8_levels(shift, 3e38, 0, 255, "cpu").tolist() == [3] * 8, isa
 
 
 @pytest.mark.parametrize("size", [(0,), (1,), (2, 3, 5, 7), (1, 3, 200, 200)])
