@@ -19,26 +19,16 @@
 
 #if defined(__AVX512BW__)
 typedef __m512i V;
+typedef __m512 Floats;
 #define OP(name) _mm512_##name
-static ADDER_INLINE V set_word(int64_t word) { return _mm512_set1_epi64(word); }
-static ADDER_INLINE V shuffle(V a, V b) {
-  return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), 0x88));
-}
-static ADDER_INLINE V add_floats(V a, V b) {
-  return _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)));
-}
 #else
 typedef __m256i V;
+typedef __m256 Floats;
 #define OP(name) _mm256_##name
-static ADDER_INLINE V set_word(int64_t word) { return _mm256_set1_epi64x(word); }
-static ADDER_INLINE V shuffle(V a, V b) {
-  return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88));
-}
-static ADDER_INLINE V add_floats(V a, V b) {
-  return _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)));
-}
 #endif
 
+static ADDER_INLINE V shuffle(V a, V b) { return (V)OP(shuffle_ps)((Floats)a, (Floats)b, 0x88); }
+static ADDER_INLINE V add_floats(V a, V b) { return (V)OP(add_ps)((Floats)a, (Floats)b); }
 static ADDER_INLINE V opaque(V v) { // a value that the compiler may neither move to memory nor compute in another order
   asm("" : "+v"(v));
   return v;
@@ -94,9 +84,7 @@ __attribute__((noinline)) static void tile(const uint8_t *image, const uint8_t *
     const V low = *(const V *)panel, high = *(const V *)(panel + sizeof(V));
 #pragma GCC unroll 16
     for (int p = 0; p < PIXELS; ++p) {
-      int64_t word;
-      memcpy(&word, image + p * STRIDE + i, 8);
-      Step::step(sums[p], set_word(word), low, high);
+      Step::step(sums[p], tiles::Widest<true>::broadcast(image + p * STRIDE + i), low, high);
     }
     panel += 2 * sizeof(V);
   };

@@ -7,8 +7,9 @@
 //   add_masked(...)    the same for the bytes of x whose mask is 255; the others count as 0
 //   total(sums)        -sum |x - w| as F 32-bit integers, filter after filter
 //   PAIRS              whether there are add_pair, add_pair_masked and total_of_pair: the first half of the filters
-//   meets
-//                      x, the others, of the next group, meet `other`; the panel has them in their order
+//                      meets x, the others, of the next group, meet `other`; the panel has them in their order
+//   PIXELS             of a tile. With AVX2 their sums take twelve registers, w two, and x and its differences two.
+//                      More pixels would share the loads of w, but each needs a pointer, of which x86 has fifteen.
 //   bytes(ints)        the low byte of each
 //   store_bytes(...)   MR times F integers from 0 to 255 as bytes, each F to an address of their own
 //   widen(p)           2 F bytes at p as 16-bit integers
@@ -51,13 +52,29 @@ template <int F> struct Numbers {
   typedef int16_t Shorts __attribute__((vector_size(4 * F))); // twice as many
 };
 
-// store_bytes of a vector without a better way.
+// store_bytes, a pixel at a time.
 template <class B, int MR, class Ints> ADDER_INLINE void store_one_by_one(const Ints (&v)[MR], uint8_t *to,
                                                                           int64_t step) {
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     const auto bytes = B::bytes(v[m]);
     memcpy(to + m * step, &bytes, sizeof bytes);
+  }
+}
+
+// store_bytes, four pixels at a time: B::pack has their bytes side by side.
+template <class B, int MR, class Ints> ADDER_INLINE void store_four_at_a_time(const Ints (&v)[MR], uint8_t *to,
+                                                                              int64_t step) {
+  constexpr int LAST = MR - 1;
+#pragma GCC unroll 2
+  for (int m = 0; m < MR; m += 4) {
+    const auto all =
+        B::pack(v[m], v[m + 1 < MR ? m + 1 : LAST], v[m + 2 < MR ? m + 2 : LAST], v[m + 3 < MR ? m + 3 : LAST]);
+    uint8_t *const here = to + m * step;
+    B::template store_pixel<0>(all, here);
+    if (m + 1 < MR) B::template store_pixel<1>(all, here + step);
+    if (m + 2 < MR) B::template store_pixel<2>(all, here + 2 * step);
+    if (m + 3 < MR) B::template store_pixel<3>(all, here + 3 * step);
   }
 }
 
@@ -137,23 +154,18 @@ template <bool DENORMAL> struct Bytes256 {
     return (Bytes)_mm_cvtsi128_si64(
         _mm_unpacklo_epi32(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1)));
   }
-  // Integers from 0 to 255, those of four pixels at a time.
+  static ADDER_INLINE __m256i pack(Ints a, Ints b, Ints c, Ints d) {
+    const __m256i first = _mm256_packs_epi32((__m256i)a, (__m256i)b),
+                  second = _mm256_packs_epi32((__m256i)c, (__m256i)d);
+    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
+  template <int PIXEL> static ADDER_INLINE void store_pixel(__m256i all, uint8_t *to) {
+    const __m128i half = _mm256_extracti128_si256(all, PIXEL / 2);
+    if constexpr (PIXEL % 2) _mm_storeh_pi((__m64 *)to, _mm_castsi128_ps(half));
+    else _mm_storel_epi64((__m128i *)to, half);
+  }
   template <int MR> static ADDER_INLINE void store_bytes(const Ints (&v)[MR], uint8_t *to, int64_t step) {
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-#pragma GCC unroll 2
-    for (int m = 0; m < MR; m += 4) {
-      const int left = MR - m;
-      const __m256i first = _mm256_packs_epi32((__m256i)v[m], (__m256i)v[left > 1 ? m + 1 : m]);
-      const __m256i second =
-          left > 2 ? _mm256_packs_epi32((__m256i)v[left > 2 ? m + 2 : m], (__m256i)v[left > 3 ? m + 3 : m]) : first;
-      const __m256i all = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
-      const __m128i low = _mm256_castsi256_si128(all), high = _mm256_extracti128_si256(all, 1);
-      uint8_t *const here = to + m * step;
-      _mm_storel_epi64((__m128i *)here, low);
-      if (left > 1) _mm_storeh_pi((__m64 *)(here + step), _mm_castsi128_ps(low));
-      if (left > 2) _mm_storel_epi64((__m128i *)(here + 2 * step), high);
-      if (left > 3) _mm_storeh_pi((__m64 *)(here + 3 * step), _mm_castsi128_ps(high));
-    }
+    store_four_at_a_time<Bytes256, MR>(v, to, step);
   }
 };
 #endif
@@ -204,25 +216,22 @@ template <bool DENORMAL> struct Bytes512 {
     asm("" : "+v"(low)); // in a register: vpmovdb into memory is slow on Zen 4
     return (Bytes)low;
   }
-  // As in Bytes256.
-  template <int MR> static ADDER_INLINE void store_bytes(const Ints (&v)[MR], uint8_t *to, int64_t step) {
+  static ADDER_INLINE __m512i pack(Ints a, Ints b, Ints c, Ints d) {
+    const __m512i first = _mm512_packs_epi32((__m512i)a, (__m512i)b),
+                  second = _mm512_packs_epi32((__m512i)c, (__m512i)d);
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-#pragma GCC unroll 2
-    for (int m = 0; m < MR; m += 4) {
-      const int left = MR - m;
-      const __m512i first = _mm512_packs_epi32((__m512i)v[m], (__m512i)v[left > 1 ? m + 1 : m]);
-      const __m512i second =
-          left > 2 ? _mm512_packs_epi32((__m512i)v[left > 2 ? m + 2 : m], (__m512i)v[left > 3 ? m + 3 : m]) : first;
-      const __m512i all = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
-      uint8_t *const here = to + m * step;
-      _mm_storeu_si128((__m128i *)here, _mm512_castsi512_si128(all));
-      if (left > 1) _mm_storeu_si128((__m128i *)(here + step), _mm512_extracti32x4_epi32(all, 1));
-      if (left > 2) _mm_storeu_si128((__m128i *)(here + 2 * step), _mm512_extracti32x4_epi32(all, 2));
-      if (left > 3) _mm_storeu_si128((__m128i *)(here + 3 * step), _mm512_extracti32x4_epi32(all, 3));
-    }
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+  }
+  template <int PIXEL> static ADDER_INLINE void store_pixel(__m512i all, uint8_t *to) {
+    _mm_storeu_si128((__m128i *)to, _mm512_extracti32x4_epi32(all, PIXEL));
+  }
+  template <int MR> static ADDER_INLINE void store_bytes(const Ints (&v)[MR], uint8_t *to, int64_t step) {
+    store_four_at_a_time<Bytes512, MR>(v, to, step);
   }
 };
 #endif
+
+#undef ADDER_ADD_DIFFERENCES
 
 #if defined(ADDER_NEON)
 // uabd and uadalp add to eight 16-bit lanes, four for each filter, which 128 words fill.

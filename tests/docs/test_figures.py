@@ -133,6 +133,16 @@ def test_second_core_in_bytes():
     assert f"in bytes gain {a:.2f} to {A:.2f}, their twins {c:.2f} to {C:.2f}" in words("design/cpu-kernels.md")
 
 
+def test_few_taps_in_bytes():
+    layers = json.loads((ROOT / "benchmarks/results/int8-zen4-avx2.json").read_text())["layers"]
+    few, some, more = (
+        layers[f"1x1 {name}, batch 8"]["over conv int8"] for name in ("24->144 @56", "64->256 @56", "96->576 @14")
+    )
+    text = words("results.md")
+    assert f"of 24 channels are slower than int8 convolutions ({few:.1f})" in text
+    assert f"those of 64 and 96 channels {some:.1f} and {more:.1f} times as fast" in text
+
+
 def test_layers_in_bytes():
     page = (SITE / "design/cpu-kernels.md").read_text()
     assert "\n".join(int8_layers()) in page
