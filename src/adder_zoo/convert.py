@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import importlib
 import inspect
@@ -61,6 +62,7 @@ def convert_to_adder(
     model: nn.Module,
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
     *,
+    convolutions: str = "",
     reset_weights: bool = True,
     weight_grad: str = "full",
     input_grad: str = "clipped",
@@ -87,6 +89,8 @@ def convert_to_adder(
     Args:
         model: Any network. Its device, dtypes and training mode are kept.
         filter_fn: Called with the name and the module of every convolution; True converts it. None: as above.
+        convolutions: Names of layers that stay convolutions beside these, patterns as in a shell with commas between
+            them: "*.conv_dw" are the depthwise layers of timm's MobileNets, which lose most as adder layers.
         reset_weights: Whether filters start from a standard normal distribution, as adder layers do. False keeps the
             convolution's values (for example to anneal p from 2 to 1, or before a state dict is loaded).
         weight_grad, input_grad, p, impl: Options of the new layers, see ``adder_zoo.adder2d``.
@@ -96,7 +100,8 @@ def convert_to_adder(
 
     Raises:
         ValueError: a chosen convolution has no adder form (transposed, weight-standardised, 1-d and 3-d, parametrised
-            weights, ...), there is nothing to convert, or ``model`` is quantised. It is unchanged then.
+            weights, ...), there is nothing to convert, a pattern fits no convolution, or ``model`` is quantised. It is
+            unchanged then.
 
     Example:
         >>> import adder_zoo, timm
@@ -106,8 +111,10 @@ def convert_to_adder(
     refuse_quantised("convert_to_adder", model, "Its adder layers are in bytes already")
     options: dict[str, Any] = {"weight_grad": weight_grad, "input_grad": input_grad, "p": p, "impl": impl}
     make = functools.partial(layer_for, reset_weights=reset_weights, **options)
-    converted = replace_convolutions(model, make, filter_fn)
+    converted = replace_convolutions(model, make, filter_fn, convolutions=convolutions)
     put_in_float32(converted)
+    if convolutions and hasattr(converted, "_model_args"):  # timm's record of how to build the network again
+        converted._model_args = {**converted._model_args, "convolutions": convolutions}
     rename_converted(converted)
     return converted
 
@@ -117,6 +124,7 @@ def replace_convolutions(
     make: Callable[[nn.Conv2d], nn.Module],
     filter_fn: Callable[[str, nn.Module], bool] | None = None,
     *,
+    convolutions: str = "",
     need_norm: bool = False,
 ) -> nn.Module:
     """What ``convert_to_adder`` does, with ``make`` to make a layer of any kind from a convolution; same errors.
@@ -125,6 +133,7 @@ def replace_convolutions(
     """
     alone = without_norm(model)
     left = left_as_convolutions(model, alone) | set(alone if need_norm else ()) if filter_fn is None else set()
+    named = named_convolutions(model, convolutions)
     chosen: list[tuple[str, nn.Conv2d]] = []
     refused: dict[tuple[str, str], list[str]] = {}
     found = False
@@ -132,7 +141,7 @@ def replace_convolutions(
         if not is_convolution(module):
             continue
         found = True
-        if not (filter_fn(name, module) if filter_fn is not None else name not in left):
+        if name in named or not (filter_fn(name, module) if filter_fn is not None else name not in left):
             continue
         reason = _no_adder_form(module)
         if reason:
@@ -170,6 +179,25 @@ def replace_convolutions(
 def is_convolution(module: nn.Module) -> bool:
     """Whether ``module`` is a convolution with filters of its own, also one that torch does not know as such."""
     return isinstance(module, (_ConvNd, CondConv2d))
+
+
+def named_convolutions(model: nn.Module, patterns: str) -> set[str]:
+    """Names of the convolutions that ``patterns`` name, as in a shell, with commas between them.
+
+    Raises:
+        ValueError: one of them fits no convolution; names some that there are.
+    """
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if is_convolution(module)]
+    found: set[str] = set()
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        fitting = fnmatch.filter(names, pattern)
+        if not fitting:
+            raise ValueError(
+                f"convolutions={patterns!r}: no convolution has a name like {pattern!r}; there are "
+                f"{abbreviated(names, 8) or 'none'}"
+            )
+        found.update(fitting)
+    return found
 
 
 def left_as_convolutions(model: nn.Module, alone: Sequence[str]) -> set[str]:

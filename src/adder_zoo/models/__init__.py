@@ -9,7 +9,7 @@ The last part of a family's file name is its module name in timm's registry, so 
 """
 
 from ..paths import WEIGHTS
-from . import imagenet
+from . import imagenet, mobilenet_cifar
 from ._similarity import SIMILARITIES
 from .lenet import AdderLeNet5
 from .lenetpp import AdderLeNetPP
@@ -24,4 +24,5 @@ __all__ = [
     "AdderResNetCifar",
     "AdderVggSmall",
     "imagenet",
+    "mobilenet_cifar",
 ]

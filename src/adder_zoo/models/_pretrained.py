@@ -63,16 +63,19 @@ def build_model(
     pretrained: bool,
     similarity: str = "adder",
     int8: Mapping[str, Any] | None = None,
+    convolutions: tuple[str, str] = ("", ""),
     **kwargs: Any,
 ) -> Any:
     """timm's ``build_model_with_cfg`` for a model with a ``similarity``, with clearer errors where weights do not load.
 
     ``int8`` is what a saved network in bytes says of itself (``int8/saved.py``); with it, or for the tag of one, the
-    network is built in bytes.
+    network is built in bytes. ``convolutions`` are the layers that stay convolutions, and those that do where nothing
+    is said, for a network that leaves a choice.
 
     Raises:
-        ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, which would
-            load, since the shapes agree, and compute nonsense; or weights that are not safetensors.
+        ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, or with other
+            layers left as convolutions, which would load, since the shapes agree, and compute nonsense; or weights that
+            are not safetensors.
         FileNotFoundError, RuntimeError: the weights are missing, damaged or of another model. Weights on the Hub raise
             what ``download`` does.
     """
@@ -94,6 +97,8 @@ def build_model(
             f"{name}: the weights belong to similarity={weights_are!r} and mean nothing to similarity="
             f"{similarity!r}. Use pretrained=False, or load a checkpoint that was trained with it."
         )
+    if similarity != "conv":
+        _require_layers(name, (saved or {}).get("convolutions"), *convolutions)
     _check_file(name, source, file)
     if _readable(file) and holds_bytes(file):
         raise RuntimeError(
@@ -110,6 +115,16 @@ def build_model(
         )
     model.pretrained_cfg.update(source=cfg.source, file=cfg.file)  # type: ignore[operator, union-attr]
     return model
+
+
+def _require_layers(name: str, trained_with: str | None, asked: str, standard: str) -> None:
+    """Refuses weights that were trained with other layers left as convolutions than are ``asked`` for."""
+    trained = standard if trained_with is None else trained_with
+    if trained != asked:
+        raise ValueError(
+            f"{name}: the weights were trained with convolutions={trained!r} and mean nothing with {asked!r}. Leave "
+            "the argument out, or use pretrained=False."
+        )
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 The AdderNet paper's Table 3 has ResNet-18 and ResNet-50 (arXiv 1912.13200, sec. 4.3). Every network here is timm's own,
 converted by ``convert_to_adder``: the first convolution, the classifier, squeeze-and-excite gates and what has no batch
-norm behind it stay convolutions. What timm's network can do, its adder form can: ``features_only``, ``output_stride``,
-gradient checkpointing, ...
+norm behind it stay convolutions, and so does what an argument like ``convolutions="*.conv_dw"`` names. What timm's
+network can do, its adder form can: ``features_only``, ``output_stride``, gradient checkpointing, ...
 
 Shapes: x [N, in_chans, H, W]; logits [N, num_classes].
 """
@@ -19,10 +19,8 @@ import torch
 from timm.models import generate_default_cfgs, get_pretrained_cfg, model_entrypoint, register_model
 from torch import nn
 
-from ..convert import layer_for, replace_convolutions
-from ..norms import put_in_float32
-from ._pretrained import PAPER, build_model
-from ._similarity import CONVOLUTIONS
+from ._exchanged import build_exchanged
+from ._pretrained import PAPER
 
 __all__: list[str] = []
 
@@ -65,16 +63,8 @@ def _cfg(parent: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({f"adder_{parent}.in1k": _cfg(parent) for parent in parents()})
 
 
-def _network(parent: str, similarity: str, **kwargs: Any) -> nn.Module:
-    """timm's network with its convolutions replaced: what ``build_model_with_cfg`` takes for a class."""
-    model = model_entrypoint(parent)(pretrained=False, **kwargs)
-    if similarity != "conv":
-        make = functools.partial(layer_for, kind=CONVOLUTIONS[similarity])
-        # A convolution without batch norm is a fully connected layer on pooled features (vgg, mobilenetv3): those stay.
-        replace_convolutions(model, make, need_norm=True)
-        put_in_float32(model)
-    model.similarity = similarity
-    return model
+def _network(parent: str, **kwargs: Any) -> nn.Module:
+    return model_entrypoint(parent)(pretrained=False, **kwargs)
 
 
 def _create(parent: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -86,7 +76,7 @@ def _create(parent: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
             with torch.device("meta"):
                 info: Any = timm.create_model(parent, features_only=True).feature_info
                 feature_cfg["out_indices"] = tuple(info.out_indices)
-    return build_model(
+    return build_exchanged(
         functools.partial(_network, parent), f"adder_{parent}", pretrained, feature_cfg=feature_cfg, **kwargs
     )
 

@@ -28,6 +28,8 @@ def create_network(config: Settings, name: str, **kwargs: Any) -> nn.Module:
     """
     if config.drop_path:
         kwargs["drop_path_rate"] = config.drop_path
+    if config.convolutions:
+        kwargs["convolutions"] = "" if config.convolutions == "none" else config.convolutions
     source = config.init or name
     try:
         if Path(source).is_file():

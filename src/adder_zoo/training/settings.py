@@ -42,6 +42,11 @@ class Settings:
     # ---- network
     model: str = option("", "a network of timm or of this zoo")
     similarity: str = option("adder", "conv, xnor: the paper's CNN and binary network", SIMILARITIES)
+    convolutions: str = option(
+        "",
+        "layers that stay convolutions, of a network that leaves a choice: patterns of names with commas between them, "
+        '"*.conv_dw" for a MobileNet\'s depthwise layers; "none": only those that always do; default: the network\'s',
+    )
     pretrained: bool = option(False, "begin with trained weights")
     init: str = option("", "begin with these: a folder, a checkpoint, or a trained network's name with its tag")
     bits: int = option(
