@@ -40,9 +40,7 @@ def build_exchanged(
         ValueError: a pattern fits no convolution; or weights that were trained with other layers are asked for.
     """
     stay = standard if convolutions is None else convolutions
-    return build_model(
-        functools.partial(_network, make, stay), variant, pretrained, convolutions=(stay, standard), **kwargs
-    )
+    return build_model(functools.partial(_network, make, stay), variant, pretrained, left=(stay, standard), **kwargs)
 
 
 def _network(make: Callable[..., nn.Module], convolutions: str, similarity: str, **kwargs: Any) -> nn.Module:

@@ -63,14 +63,14 @@ def build_model(
     pretrained: bool,
     similarity: str = "adder",
     int8: Mapping[str, Any] | None = None,
-    convolutions: tuple[str, str] = ("", ""),
+    left: tuple[str, str] = ("", ""),
     **kwargs: Any,
 ) -> Any:
     """timm's ``build_model_with_cfg`` for a model with a ``similarity``, with clearer errors where weights do not load.
 
     ``int8`` is what a saved network in bytes says of itself (``int8/saved.py``); with it, or for the tag of one, the
-    network is built in bytes. ``convolutions`` are the layers that stay convolutions, and those that do where nothing
-    is said, for a network that leaves a choice.
+    network is built in bytes. ``left`` are the layers that stay convolutions, and those that do where nothing is
+    said, for a network that leaves a choice.
 
     Raises:
         ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, or with other
@@ -98,7 +98,7 @@ def build_model(
             f"{similarity!r}. Use pretrained=False, or load a checkpoint that was trained with it."
         )
     if similarity != "conv":
-        _require_layers(name, (saved or {}).get("convolutions"), *convolutions)
+        _require_layers(name, (saved or {}).get("convolutions"), *left)
     _check_file(name, source, file)
     if _readable(file) and holds_bytes(file):
         raise RuntimeError(

@@ -78,5 +78,5 @@ def adder_mobilenetv2_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Modul
         pretrained,
         standard=DEPTHWISE,
         feature_cfg=feature_cfg,
-        **dict({"num_classes": 10}, **kwargs),
+        **kwargs,
     )
