@@ -1,20 +1,24 @@
-"""MobileNetV2 for 32x32 images, with adder layers.
+"""MobileNets for 32x32 images, with adder layers.
 
-    conv 3x3 stride 2, 16 - 17 blocks of expansion 1x1, depthwise 3x3, projection 1x1 - conv 1x1, 640 - average pool -
-    linear, num_classes
+    V1: conv 3x3, 32 - 10 blocks of depthwise 3x3, pointwise 1x1 - average pool - linear, num_classes
+    V2: conv 3x3 stride 2, 16 - 17 blocks of expansion 1x1, depthwise 3x3, projection 1x1 - conv 1x1, 640 -
+        average pool - linear, num_classes
 
-The blocks are those of Sandler et al. (arXiv 1801.04381, Table 2) at half their width. Their strides are for large
-images, which they make 32 times smaller; here they make them 8 times smaller: the map is 16x16 in the first three
-stages, then 8x8 and 4x4. The first convolution and the classifier are never adder layers, as in the AdderNet paper
-(arXiv 1912.13200, sec. 4.2). Where nobody says otherwise, the depthwise layers are not either: they have a tenth of the
-additions, and cost most of the accuracy (`docs/paper/mobilenet.md` has the figures).
+The blocks are those of Howard et al. (arXiv 1704.04861, Table 1), of V2 those of Sandler et al. (arXiv 1801.04381,
+Table 2), both at about half their width. The strides there are for large images, which they make 32 times smaller; here
+they make them 8 times smaller.
 
-Shapes: x [N, in_chans, H, W], 32 x 32 in training; features [N, 640, H/8, W/8]; logits [N, num_classes].
+The first convolution and the classifier are never adder layers, as in the AdderNet paper (arXiv 1912.13200, sec. 4.2).
+Where nobody says otherwise, depthwise layers are not either; docs/paper/mobilenet.md has the reason in figures.
+
+Shapes: x [N, in_chans, H, W], 32 x 32 in training; features [N, 256, H/8, W/8], of V2 [N, 640, H/8, W/8]; logits [N,
+num_classes].
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -27,9 +31,10 @@ from ._pretrained import PAPER, trained_on
 
 __all__: list[str] = []
 
-# timm's notation: ds, ir: without and with an expansion; r: blocks; s: stride of the first; e: expansion; c: channels
-# at full width.
-STAGES = (
+# timm's notation. dsa: a depthwise and a pointwise layer, each with an activation; ds: the second without; ir: these
+# behind an expansion; r: blocks; s: stride of the first; e: factor of the expansion; c: channels.
+V1_STAGES = ("dsa_r2_k3_s2_c64", "dsa_r2_k3_s2_c128", "dsa_r6_k3_s2_c256")
+V2_STAGES = (
     "ds_r1_k3_s1_c16",
     "ir_r2_k3_s1_e6_c24",
     "ir_r3_k3_s2_e6_c32",
@@ -38,13 +43,13 @@ STAGES = (
     "ir_r3_k3_s1_e6_c160",
     "ir_r1_k3_s1_e6_c320",
 )
-WIDTH = 0.5
-FEATURES = 640
+V2_WIDTH = 0.5  # by which these channels are multiplied
+V2_FEATURES = 640
 DEPTHWISE = "*.conv_dw"
 
 default_cfgs = generate_default_cfgs(
     {
-        f"adder_mobilenetv2_cifar.{dataset}": {
+        f"{name}.{dataset}": {
             "input_size": (3, 32, 32),
             "pool_size": (4, 4),
             "first_conv": "conv_stem",
@@ -52,31 +57,44 @@ default_cfgs = generate_default_cfgs(
             **trained_on(dataset),
             **PAPER,
         }
+        for name in ("adder_mobilenetv1_cifar", "adder_mobilenetv2_cifar")
         for dataset in ("cifar10", "cifar100")
     }
 )
 
 
-def _network(**kwargs: Any) -> nn.Module:
-    """The convolutional network: timm's parts, put together with the strides of ``STAGES``."""
+def _mobilenet_v1(**kwargs: Any) -> nn.Module:
+    network = EfficientNet(
+        block_args=decode_arch_def([[stage] for stage in V1_STAGES]), num_features=0, act_layer=nn.ReLU6, **kwargs
+    )
+    network.conv_stem.stride = (1, 1)  # timm has no argument for it
+    for stage in network.feature_info:
+        stage["reduction"] //= 2
+    return network
+
+
+def _mobilenet_v2(**kwargs: Any) -> nn.Module:
     return EfficientNet(
-        block_args=decode_arch_def([[stage] for stage in STAGES]),
-        num_features=FEATURES,
-        round_chs_fn=functools.partial(round_channels, multiplier=WIDTH),
+        block_args=decode_arch_def([[stage] for stage in V2_STAGES]),
+        num_features=V2_FEATURES,
+        round_chs_fn=functools.partial(round_channels, multiplier=V2_WIDTH),
         act_layer=nn.ReLU6,
         **kwargs,
     )
 
 
+def _create(make: Callable[..., nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    feature_cfg = {"feature_cls": "getter", "out_indices": kwargs.pop("out_indices", (0, 1, 2))}
+    return build_exchanged(make, variant, pretrained, standard=DEPTHWISE, feature_cfg=feature_cfg, **kwargs)
+
+
+@register_model
+def adder_mobilenetv1_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """MobileNet for CIFAR; its depthwise layers stay convolutions, unless ``convolutions=""`` is given."""
+    return _create(_mobilenet_v1, "adder_mobilenetv1_cifar", pretrained, **kwargs)
+
+
 @register_model
 def adder_mobilenetv2_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNetV2 at half width for CIFAR; ``convolutions=""`` makes its depthwise layers adder layers, too."""
-    feature_cfg = {"feature_cls": "getter", "out_indices": kwargs.pop("out_indices", (0, 1, 2))}
-    return build_exchanged(
-        _network,
-        "adder_mobilenetv2_cifar",
-        pretrained,
-        standard=DEPTHWISE,
-        feature_cfg=feature_cfg,
-        **kwargs,
-    )
+    """MobileNetV2 for CIFAR; its depthwise layers stay convolutions, unless ``convolutions=""`` is given."""
+    return _create(_mobilenet_v2, "adder_mobilenetv2_cifar", pretrained, **kwargs)
