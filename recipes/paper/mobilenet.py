@@ -34,12 +34,14 @@ UNCLIPPED = ["--clip-grad", "0"]
 # For each run: what are adder layers, another setting than the baseline's, and the flags.
 VARIANTS = {
     "v1 twin": ("none: the twin", "", [*V1, *TWIN]),
+    "v1 twin unclipped": ("none: the twin", "gradients are not clipped", [*V1, *TWIN, *UNCLIPPED]),
     "v1 all": ("all", "", [*V1, "--convolutions", "none"]),
     "v1": ("all but depthwise", "", V1),
     "v1 unclipped": ("all but depthwise", "gradients are not clipped", [*V1, *UNCLIPPED]),
     "v1 eta 0.1": ("all but depthwise", "η 0.1", [*V1, "--eta", "0.1"]),
     "v1 eta 0.4": ("all but depthwise", "η 0.4", [*V1, "--eta", "0.4"]),
     "v2 twin": ("none: the twin", "", [*V2, *TWIN]),
+    "v2 twin unclipped": ("none: the twin", "gradients are not clipped", [*V2, *TWIN, *UNCLIPPED]),
     "v2 all": ("all", "", [*V2, "--convolutions", "none"]),
     "v2": ("all but depthwise", "", V2),
     "v2 unclipped": ("all but depthwise", "gradients are not clipped", [*V2, *UNCLIPPED]),
@@ -93,7 +95,7 @@ def report(folder: str, record: dict) -> None:
     for name in (known for known in VARIANTS if known in record):
         results, (layers, setting, _) = record[name], VARIANTS[name]
         twin = record.get(f"{name[:2]} twin")
-        same = twin and not name.endswith("twin") and twin["epochs"] == results["epochs"]
+        same = twin and name != f"{name[:2]} twin" and twin["epochs"] == results["epochs"]
         gap = f"{results['test_accuracy'] - twin['test_accuracy']:+.2f}" if same else ""
         lines.append(
             f"| {name[:2].upper()} | {layers} | {setting} | {results['epochs']} | {results['test_accuracy']:.2f} | "
