@@ -32,11 +32,12 @@ SOURCE = ("url", "file", "hf_hub_id", "hf_hub_filename", "state_dict", "source",
 _building: ContextVar[bool] = ContextVar("_building", default=False)
 
 
-def rename_converted(model: nn.Module) -> None:
+def rename_converted(model: nn.Module, convolutions: str = "") -> None:
     """Gives every network of timm in ``model``, whose layers were exchanged, the name that leads back to it.
 
-    That is "adder_<name>" where timm's registry has it and builds it with the same layers; else one that timm refuses.
-    Where the weights once came from is forgotten with it.
+    That is "adder_<name>" where timm's registry has it and builds it with the same layers, maybe with some left as
+    convolutions (``convolutions`` says how, if that is known); else one that timm refuses. Where the weights once came
+    from is forgotten with it.
     """
     if _building.get():  # a registered model that converts itself: its name is the one that is tried
         return
@@ -46,16 +47,39 @@ def rename_converted(model: nn.Module) -> None:
             continue
         base = name.removesuffix(CONVERTED)
         ours = base if base.startswith("adder_") else f"adder_{base}"
-        again = build_again(part, ours) if timm.is_model(ours) else None
-        if again is None or differences(part, again):
+        again = _found_again(part, ours, convolutions) if timm.is_model(ours) else None
+        if again is None:
             _set_architecture(part, base + CONVERTED)
             continue
         _set_architecture(part, ours)
         if hasattr(again, "similarity"):
             part.similarity = again.similarity
             recorded: dict[str, Any] = vars(part).get("_model_args", {})  # how timm built it, by its own record
-            if "similarity" in recorded:
-                vars(part)["_model_args"] = {**recorded, "similarity": again.similarity}
+            built: dict[str, Any] = vars(again).get("_model_args", {})
+            kept = {key: value for key, value in recorded.items() if key != "convolutions"}
+            vars(part)["_model_args"] = {
+                **kept,
+                **{key: built[key] for key in ("similarity", "convolutions") if key in built},
+            }
+
+
+def _found_again(part: nn.Module, name: str, convolutions: str) -> nn.Module | None:
+    """What timm builds as ``name`` with the layers of ``part``, as far as arguments of the zoo's networks allow it."""
+    tried: list[dict[str, Any]] = [{"convolutions": convolutions}] if convolutions else []
+    for changes in (*tried, {"convolutions": None}, {"convolutions": ""}):
+        again = build_again(part, name, **changes)
+        if again is not None and not differences(part, again):
+            return again
+    if again is None:  # a network that leaves no choice
+        return None
+    here = dict(part.named_modules())
+    stay = [
+        layer
+        for layer, module in again.named_modules()
+        if isinstance(module, AdderLayer) and isinstance(here.get(layer), nn.Conv2d)
+    ]
+    again = build_again(part, name, convolutions=",".join(stay))
+    return again if again is not None and not differences(part, again) else None
 
 
 def rename_fused(model: nn.Module) -> None:
@@ -109,9 +133,12 @@ def creation_args(model: nn.Module) -> dict[str, Any]:
     return args
 
 
-def build_again(model: nn.Module, name: str) -> nn.Module | None:
-    """What timm builds as ``name`` with the arguments that ``model`` was built with, on "meta"; None if it cannot."""
-    args = creation_args(model)
+def build_again(model: nn.Module, name: str, **changes: Any) -> nn.Module | None:
+    """What timm builds as ``name`` with the arguments that ``model`` was built with, on "meta"; None if it cannot.
+
+    ``changes`` are other arguments; None leaves one out.
+    """
+    args = {key: value for key, value in {**creation_args(model), **changes}.items() if value is not None}
     args.pop("similarity", None)
     with torch.device("meta"), _unnamed(), contextlib.suppress(Exception):  # whatever it is, timm does not build it
         return timm.create_model(name, **args)

@@ -7,7 +7,6 @@ that has none in the zoo (their ResNet-50 for ImageNet), it becomes part of the 
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from . import atomic, preprocessing
 from .checkpoint_files import SHOWN, CheckpointError, read_state_dict
 from .hub.save import save_pretrained
 from .layers import AdderLayer
+from .misfits import misfits
 from .precision import ADVICE, half_statistics, rounded_statistics
 from .preprocessing import Stated, StatementError
 from .results import RESULTS_FILE, WEIGHTS_FILE
@@ -48,6 +48,7 @@ def load_checkpoint(
     model: str,
     similarity: str = "adder",
     *,
+    convolutions: str | None = None,
     dataset: str | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
@@ -64,6 +65,8 @@ def load_checkpoint(
         path: A safetensors or torch file; half-precision weights become float32, but running statistics are refused.
         model: A name in timm's registry, such as "adder_resnet20", maybe with a tag.
         similarity: That which the checkpoint was trained with.
+        convolutions: Which layers stayed convolutions in that training, of a network that leaves a choice: patterns of
+            names, see ``adder_zoo.convert_to_adder``; None: those that the network leaves by itself.
         dataset: "mnist", "fashion_mnist", "cifar10", "cifar100" or "imagenet".
         mean, std: Of the training's normalisation, on the scale from 0 to 1: one value, or one for each channel.
         input_size: Of the images: [C, H, W], [H, W] or [size].
@@ -79,13 +82,16 @@ def load_checkpoint(
     state = read_state_dict(path)
     _check_numbers(path, state)
     lost = half_statistics(state) + rounded_statistics(state)
-    template = _template(model.partition(".")[0], similarity)
+    options: dict[str, Any] = {"similarity": similarity}
+    if convolutions is not None:
+        options["convolutions"] = convolutions
+    template = _template(model.partition(".")[0], options)
     cfg: dict[str, Any] = template.pretrained_cfg  # type: ignore[assignment]
     state = folded(renamed(state, set(template.state_dict())), template)
     channels, classes = _channels_and_classes(path, state, cfg)
     try:
         stated = _stated(channels, dataset, mean, std, input_size, labels)
-        network, assumed = _described(model, cfg, {"similarity": similarity}, classes, channels, stated)
+        network, assumed = _described(model, cfg, options, classes, channels, stated)
     except StatementError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
@@ -277,11 +283,11 @@ def folded(state: dict[str, Tensor], template: nn.Module) -> dict[str, Tensor]:
     return {**state, f"{names[0]}.weight": weight.float(), f"{names[0]}.bias": shift.float()}
 
 
-def _template(arch: str, similarity: str) -> nn.Module:
+def _template(arch: str, options: Mapping[str, Any]) -> nn.Module:
     """The network on no device, for its keys and its configuration.
 
     Raises:
-        CheckpointError: it is not one of the zoo.
+        CheckpointError: it is not one of the zoo, or has no such options.
     """
     if not timm.is_model(arch) or not arch.startswith("adder_"):
         twin = f"adder_{arch}"
@@ -291,8 +297,11 @@ def _template(arch: str, similarity: str) -> nn.Module:
             else "; `adder-zoo list` shows its networks"
         )
         raise CheckpointError(f"{arch} is not a network of the zoo{hint}")
-    with torch.device("meta"):
-        return timm.create_model(arch, similarity=similarity)
+    try:
+        with torch.device("meta"):
+            return timm.create_model(arch, **options)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{arch}: {error}") from error
 
 
 def _stated(
@@ -338,29 +347,14 @@ def _check_numbers(path: str | Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _check_sums(path: str | Path, network: nn.Module) -> None:
-    """Refuses weights in adder layers that were trained in convolutions or binary layers."""
-    if _of_convolutions(network):
+    """Refuses weights that were trained in layers of another kind."""
+    told = misfits(network)
+    if told:
         raise CheckpointError(
-            f"{path} is not of adder layers: the running means of the batch norm behind them are positive, and what an "
-            "adder layer answers never is. Convolutional networks are imported with --similarity conv, binary ones "
-            "with --similarity xnor."
+            f"{path} is not of adder layers in the places of this network: {told}. Convolutional networks are imported "
+            "with --similarity conv, binary ones with --similarity xnor; name layers that stayed convolutions by "
+            "--convolutions (in Python similarity=, convolutions=)."
         )
-
-
-def _of_convolutions(network: nn.Module) -> bool:
-    """Whether the weights in adder layers were another kind of layer's, whose filters have the same shapes.
-
-    -Σ|x - w| is never positive, so its running mean is not either. Layer and batch norm are paired by the order of
-    definition, which a block with batch norm before its layers may deceive; hence two thirds of them must say so.
-    """
-    layers = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
-    means = [
-        norm.running_mean
-        for layer, norm in itertools.pairwise(layers)
-        if isinstance(layer, AdderLayer) and layer.bias is None and isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        if norm.running_mean is not None and norm.num_features == len(layer.weight)
-    ]
-    return bool(means) and 3 * sum(bool((mean > 0).any()) for mean in means) >= 2 * len(means)
 
 
 def _first(names: str | tuple[str, ...]) -> str:

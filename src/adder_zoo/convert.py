@@ -24,6 +24,8 @@ from .inference import refuse_quantised
 from .layers import Adder2d, Adder2dSame
 from .norms import put_in_float32
 
+SHOWN = 12  # names of layers in a message
+
 # Methods by which blocks of timm fold themselves together for inference.
 FUSIONS = ("fuse", "reparameterize", "switch_to_deploy")
 
@@ -90,7 +92,7 @@ def convert_to_adder(
         model: Any network. Its device, dtypes and training mode are kept.
         filter_fn: Called with the name and the module of every convolution; True converts it. None: as above.
         convolutions: Names of layers that stay convolutions beside these, patterns as in a shell with commas between
-            them: "*.conv_dw" are the depthwise layers of timm's MobileNets, which lose most as adder layers.
+            them: "*.conv_dw" are the depthwise layers of timm's MobileNets up to V3 and of its EfficientNets.
         reset_weights: Whether filters start from a standard normal distribution, as adder layers do. False keeps the
             convolution's values (for example to anneal p from 2 to 1, or before a state dict is loaded).
         weight_grad, input_grad, p, impl: Options of the new layers, see ``adder_zoo.adder2d``.
@@ -113,9 +115,7 @@ def convert_to_adder(
     make = functools.partial(layer_for, reset_weights=reset_weights, **options)
     converted = replace_convolutions(model, make, filter_fn, convolutions=convolutions)
     put_in_float32(converted)
-    if convolutions and hasattr(converted, "_model_args"):  # timm's record of how to build the network again
-        converted._model_args = {**converted._model_args, "convolutions": convolutions}
-    rename_converted(converted)
+    rename_converted(converted, convolutions)
     return converted
 
 
@@ -158,7 +158,11 @@ def replace_convolutions(
     if not chosen:
         raise ValueError(
             "convert_to_adder: there is nothing to convert: "
-            + ("every convolution was left out" if found else f"{type(model).__name__} holds no convolution")
+            + (
+                "every convolution was left out, by filter_fn or convolutions"
+                if found
+                else f"{type(model).__name__} holds no convolution"
+            )
         )
 
     replacements: dict[nn.Module, nn.Module] = {}  # a convolution that is used twice becomes one layer
@@ -181,20 +185,36 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, (_ConvNd, CondConv2d))
 
 
-def named_convolutions(model: nn.Module, patterns: str) -> set[str]:
-    """Names of the convolutions that ``patterns`` name, as in a shell, with commas between them.
+def patterns(convolutions: str) -> list[str]:
+    """The patterns in a string with commas between them, each once and in order.
 
     Raises:
-        ValueError: one of them fits no convolution; names some that there are.
+        TypeError: it is not a string.
+    """
+    if not isinstance(convolutions, str):
+        raise TypeError(
+            "convolutions must be one string of patterns with commas between them, such as '*.conv_dw,conv_head', got "
+            f"{convolutions!r}"
+        )
+    return sorted(set(filter(None, map(str.strip, convolutions.split(",")))))
+
+
+def named_convolutions(model: nn.Module, convolutions: str) -> set[str]:
+    """Names of the convolutions that the patterns in ``convolutions`` name, as in a shell.
+
+    Raises:
+        TypeError, ValueError: it is not a string; or a pattern fits no convolution: shows what names there are.
     """
     names = [name for name, module in model.named_modules(remove_duplicate=False) if is_convolution(module)]
     found: set[str] = set()
-    for pattern in filter(None, map(str.strip, patterns.split(","))):
+    for pattern in patterns(convolutions):
         fitting = fnmatch.filter(names, pattern)
         if not fitting:
+            many = len(names) > SHOWN
+            kinds = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names)) if many else names
             raise ValueError(
-                f"convolutions={patterns!r}: no convolution has a name like {pattern!r}; there are "
-                f"{abbreviated(names, 8) or 'none'}"
+                f"convolutions={convolutions!r}: no convolution has a name like {pattern!r}; there are "
+                f"{abbreviated(kinds, SHOWN) or 'none'}"
             )
         found.update(fitting)
     return found

@@ -60,7 +60,9 @@ def test_their_features_have_the_strides_that_they_name(name):
 @pytest.mark.parametrize("name", [CIFAR, "adder_mobilenetv2_050"])
 @pytest.mark.parametrize("similarity", ["adder", "conv"])
 def test_a_pattern_that_fits_nothing(name, similarity):
-    with pytest.raises(ValueError, match=r"no convolution has a name like 'conv_dw'; there are conv_stem, "):
+    with pytest.raises(
+        ValueError, match=r"no convolution has a name like 'conv_dw'; there are conv_stem, blocks\.\*\.\*\.conv_dw, "
+    ):
         timm.create_model(name, convolutions="*.conv_pw,conv_dw", similarity=similarity)
 
 

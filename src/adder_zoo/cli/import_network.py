@@ -38,11 +38,24 @@ from ._stated import stated_options
 @click.option("--model", required=True, type=ZooModel(), help="The network that the checkpoint is of.")
 @output_option
 @similarity_option
+@click.option(
+    "--convolutions",
+    metavar="PATTERNS",
+    help='Layers that stayed convolutions in the training, by their names: "*.conv_dw". "" means none but the usual '
+    "ones; default: those that the network leaves by itself.",
+)
 @stated_options
 @force_option
 @json_option
 def import_file(
-    file: Path, model: str, output: Path, similarity: str | None, force: bool, as_json: bool, **stated: Any
+    file: Path,
+    model: str,
+    output: Path,
+    similarity: str | None,
+    convolutions: str | None,
+    force: bool,
+    as_json: bool,
+    **stated: Any,
 ) -> None:
     """Makes a folder that timm loads from somebody else's checkpoint: the authors' .pth and its many copies.
 
@@ -54,7 +67,9 @@ def import_file(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", checkpoints.AssumptionWarning)
         try:
-            network = checkpoints.import_checkpoint(file, model, output, similarity or "adder", force, **stated)
+            network = checkpoints.import_checkpoint(
+                file, model, output, similarity or "adder", force, convolutions=convolutions, **stated
+            )
         except checkpoints.CheckpointError as error:
             raise Failure(str(error)) from error
     for warning in caught:

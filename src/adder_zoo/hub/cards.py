@@ -136,6 +136,7 @@ def _about_network(config: Mapping[str, Any], folder: Path, similarity: str, nam
         "architecture": config["architecture"],
         # Who registers it with timm: this package, timm, or somebody whose module has to be imported as well.
         "registry": next((owner for owner in ("adder_zoo", "timm") if module.startswith(f"{owner}.")), "other"),
+        "convolutions": config.get("model_args", {}).get("convolutions"),
         "input_size": f"{channels} x {height} x {width}",
         "half": _half_precision(folder / WEIGHTS_FILE),
     }

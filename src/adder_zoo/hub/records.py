@@ -16,10 +16,13 @@ RUN_FILES = (RESULTS_FILE, TWIN_FILE, "args.yaml", "log.csv")
 
 
 def trained_alike(results: Mapping[str, Any], twin: Mapping[str, Any]) -> bool:
-    """Whether ``twin`` is of the convolutional twin, with the same data and settings."""
+    """Whether ``twin`` is of the convolutional twin, with the same data and settings.
+
+    Which layers stay convolutions means nothing to a network in which all are.
+    """
 
     def record(r: Mapping[str, Any]) -> Any:
-        config = {key: value for key, value in r["config"].items() if key != "similarity"}
+        config = {key: value for key, value in r["config"].items() if key not in ("similarity", "convolutions")}
         data = ("dataset", "data", "train_images", "test_images")
         return [r.get(key) for key in ("model", *data, "epochs", "updates")], config
 

@@ -7,12 +7,12 @@ and so does what ``convolutions`` names.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from ..convert import layer_for, named_convolutions, replace_convolutions
+from ..convert import layer_for, named_convolutions, patterns, replace_convolutions
 from ..norms import put_in_float32
 from ._pretrained import build_model
 from ._similarity import CONVOLUTIONS
@@ -40,12 +40,16 @@ def build_exchanged(
         ValueError: a pattern fits no convolution; or weights that were trained with other layers are asked for.
     """
     stay = standard if convolutions is None else convolutions
-    return build_model(functools.partial(_network, make, stay), variant, pretrained, left=(stay, standard), **kwargs)
+    patterns(stay)  # what is no pattern is an error before any weights are looked for
+    record = {"convolutions": stay} if stay or standard else {}
+    return build_model(functools.partial(_network, make, record), variant, pretrained, left=stay, **kwargs)
 
 
-def _network(make: Callable[..., nn.Module], convolutions: str, similarity: str, **kwargs: Any) -> nn.Module:
-    """What timm's ``build_model_with_cfg`` takes for a class."""
+def _network(make: Callable[..., nn.Module], record: Mapping[str, Any], similarity: str, **kwargs: Any) -> nn.Module:
+    """What timm's ``build_model_with_cfg`` takes for a class; the network keeps ``record``."""
+    convolutions = record.get("convolutions", "")
     model = make(**kwargs)
+    model._model_args = dict(record)  # type: ignore[assignment]
     named_convolutions(model, convolutions)  # a pattern that fits none is an error whatever the similarity
     if similarity != "conv":
         layer = functools.partial(layer_for, kind=CONVOLUTIONS[similarity])

@@ -16,11 +16,13 @@ from timm.models import build_model_with_cfg, register_notrace_module
 from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from ..convert import patterns
 from ..datasets.profiles import profile
 from ..hub.download import ORGANISATION, download, forget, intact, organisation_repository
 from ..hub.errors import HubError
 from ..int8.saved import TAG, holds_bytes, rebuild
 from ..layers import Adder2d, AdderLinear
+from ..misfits import misfits
 from ..paths import WEIGHTS
 from ..precision import ADVICE
 from ..results import CONFIG_FILE, WEIGHTS_FILE
@@ -63,14 +65,13 @@ def build_model(
     pretrained: bool,
     similarity: str = "adder",
     int8: Mapping[str, Any] | None = None,
-    left: tuple[str, str] = ("", ""),
+    left: str | None = None,
     **kwargs: Any,
 ) -> Any:
     """timm's ``build_model_with_cfg`` for a model with a ``similarity``, with clearer errors where weights do not load.
 
     ``int8`` is what a saved network in bytes says of itself (``int8/saved.py``); with it, or for the tag of one, the
-    network is built in bytes. ``left`` are the layers that stay convolutions, and those that do where nothing is
-    said, for a network that leaves a choice.
+    network is built in bytes. ``left`` are the layers that stay convolutions, of a network that leaves a choice.
 
     Raises:
         ValueError: an unknown similarity; weights of one similarity asked for in a model of the other, or with other
@@ -81,10 +82,11 @@ def build_model(
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"{variant}: similarity must be one of {SIMILARITIES}, got {similarity!r}")
+    model_cls = _recorded(model_cls, {"similarity": similarity})
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     name = f"{variant}.{cfg.tag}" if cfg.tag else variant
     if int8 is not None or TAG.search(cfg.tag or ""):
-        return _build_in_bytes(model_cls, variant, pretrained, similarity, int8, name, cfg, kwargs)
+        return _build_in_bytes(model_cls, variant, pretrained, similarity, int8, name, cfg, left, kwargs)
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, False, similarity=similarity, **kwargs)
     if cfg.state_dict and cfg.source not in ("hf-hub", "local-dir"):
@@ -97,8 +99,8 @@ def build_model(
             f"{name}: the weights belong to similarity={weights_are!r} and mean nothing to similarity="
             f"{similarity!r}. Use pretrained=False, or load a checkpoint that was trained with it."
         )
-    if similarity != "conv":
-        _require_layers(name, (saved or {}).get("convolutions"), *left)
+    if left is not None and saved is not None and similarity != "conv":
+        _require_layers(name, saved.get("convolutions", ""), left)
     _check_file(name, source, file)
     if _readable(file) and holds_bytes(file):
         raise RuntimeError(
@@ -113,17 +115,34 @@ def build_model(
         model = build_model_with_cfg(
             model_cls, variant, True, similarity=similarity, pretrained_cfg_overlay=overlay, **kwargs
         )
+    told = misfits(model) if similarity != "xnor" else None
+    if told:
+        raise ValueError(
+            f"{name}: the weights in {source} were trained with other layers: {told}. Say with which, by similarity= "
+            "and convolutions= of timm.create_model, or load the folder in which they were saved."
+        )
     model.pretrained_cfg.update(source=cfg.source, file=cfg.file)  # type: ignore[operator, union-attr]
     return model
 
 
-def _require_layers(name: str, trained_with: str | None, asked: str, standard: str) -> None:
+def _recorded(make: Callable[..., ModelT], record: Mapping[str, Any]) -> Callable[..., ModelT]:
+    """``make``, whose networks know how they were built, also where timm's ``create_model`` did not write it down."""
+
+    def made(**kwargs: Any) -> ModelT:
+        model = make(**kwargs)
+        known: Any = getattr(model, "_model_args", {})  # timm's own place for it
+        model._model_args = {**known, **record}  # type: ignore[assignment]
+        return model
+
+    return made
+
+
+def _require_layers(name: str, trained: str, asked: str) -> None:
     """Refuses weights that were trained with other layers left as convolutions than are ``asked`` for."""
-    trained = standard if trained_with is None else trained_with
-    if trained != asked:
+    if patterns(trained) != patterns(asked):
         raise ValueError(
-            f"{name}: the weights were trained with convolutions={trained!r} and mean nothing with {asked!r}. Leave "
-            "the argument out, or use pretrained=False."
+            f"{name}: the weights were trained with convolutions={trained!r} and mean nothing with {asked!r}. Give "
+            f"convolutions={trained!r}, or use pretrained=False."
         )
 
 
@@ -166,6 +185,7 @@ def _build_in_bytes(
     int8: Mapping[str, Any] | None,
     name: str,
     cfg: Any,
+    left: str | None,
     kwargs: dict[str, Any],
 ) -> nn.Module:
     """A network in bytes, as ``adder_zoo.save_pretrained`` wrote it; in eval mode.
@@ -183,6 +203,8 @@ def _build_in_bytes(
     source, file, saved = "", None, None
     if pretrained and not given:
         source, file, saved = _weights(variant, name, cfg, kwargs)
+        if left is not None and saved is not None:
+            _require_layers(name, saved.get("convolutions", ""), left)
     if int8 is None:
         int8 = (saved or _saved_beside(name, file or Path(cfg.file or "")))["int8"]
     placed = {key: kwargs.pop(key) for key in ("device", "dtype") if key in kwargs}

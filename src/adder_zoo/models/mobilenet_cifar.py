@@ -4,9 +4,9 @@
     V2: conv 3x3 stride 2, 16 - 17 blocks of expansion 1x1, depthwise 3x3, projection 1x1 - conv 1x1, 640 -
         average pool - linear, num_classes
 
-The blocks are those of Howard et al. (arXiv 1704.04861, Table 1), of V2 those of Sandler et al. (arXiv 1801.04381,
-Table 2), both at about half their width. The strides there are for large images, which they make 32 times smaller; here
-they make them 8 times smaller.
+The blocks of V1 are of the kind of Howard et al. (arXiv 1704.04861, Table 1), but ten of them: two with 64 channels,
+two with 128, six with 256. Those of V2 are all of Sandler et al. (arXiv 1801.04381, Table 2), at half their width. The
+strides there are for large images, which they make 32 times smaller; here they make them 8 times smaller.
 
 The first convolution and the classifier are never adder layers, as in the AdderNet paper (arXiv 1912.13200, sec. 4.2).
 Where nobody says otherwise, depthwise layers are not either; docs/paper/mobilenet.md has the reason in figures.
@@ -21,6 +21,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
@@ -84,7 +85,9 @@ def _mobilenet_v2(**kwargs: Any) -> nn.Module:
 
 
 def _create(make: Callable[..., nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    feature_cfg = {"feature_cls": "getter", "out_indices": kwargs.pop("out_indices", (0, 1, 2))}
+    with torch.device("meta"):
+        stages: Any = make().feature_info
+    feature_cfg = {"feature_cls": "getter", "out_indices": kwargs.pop("out_indices", tuple(range(len(stages))))}
     return build_exchanged(make, variant, pretrained, standard=DEPTHWISE, feature_cfg=feature_cfg, **kwargs)
 
 

@@ -29,7 +29,7 @@ def create_network(config: Settings, name: str, **kwargs: Any) -> nn.Module:
     if config.drop_path:
         kwargs["drop_path_rate"] = config.drop_path
     if config.convolutions:
-        kwargs["convolutions"] = "" if config.convolutions == "none" else config.convolutions
+        kwargs["convolutions"] = "" if config.convolutions.strip().lower() == "none" else config.convolutions
     source = config.init or name
     try:
         if Path(source).is_file():
@@ -38,6 +38,8 @@ def create_network(config: Settings, name: str, **kwargs: Any) -> nn.Module:
             source = f"local-dir:{source}" if Path(source).is_dir() else source
             model = timm.create_model(source, pretrained=config.pretrained or bool(config.init), **kwargs)
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # OSError: no weights, or no network to fetch them
+        if isinstance(error, TypeError) and "'convolutions'" in str(error):
+            raise RecipeError(f"{name} leaves no choice of its layers: leave --convolutions out") from error
         raise RecipeError(f"--{'init' if config.init else 'model'} {config.init or name}: {error}") from error
     if config.init and architecture(model) != name.partition(".")[0]:
         raise RecipeError(f"--init {config.init} is {architecture(model)}, and --model is {name}")
@@ -50,7 +52,7 @@ def create_network(config: Settings, name: str, **kwargs: Any) -> nn.Module:
 
 def _of_checkpoint(path: str, name: str, **kwargs: Any) -> nn.Module:
     """The network ``name`` with the weights of a file; its images are prepared as its tag says."""
-    loaded = load_checkpoint(path, name, kwargs.get("similarity", "adder"))
+    loaded = load_checkpoint(path, name, kwargs.get("similarity", "adder"), convolutions=kwargs.get("convolutions"))
     model = timm.create_model(name, **kwargs)
     model.load_state_dict(loaded.state_dict())
     return model
