@@ -92,7 +92,7 @@ def convert_to_adder(
         model: Any network. Its device, dtypes and training mode are kept.
         filter_fn: Called with the name and the module of every convolution; True converts it. None: as above.
         convolutions: Names of layers that stay convolutions beside these, patterns as in a shell with commas between
-            them: "*.conv_dw" are the depthwise layers of timm's MobileNets up to V3 and of its EfficientNets.
+            them: ``"*.conv_dw"`` are the depthwise layers of timm's MobileNets up to V3 and of its EfficientNets.
         reset_weights: Whether filters start from a standard normal distribution, as adder layers do. False keeps the
             convolution's values (for example to anneal p from 2 to 1, or before a state dict is loaded).
         weight_grad, input_grad, p, impl: Options of the new layers, see ``adder_zoo.adder2d``.

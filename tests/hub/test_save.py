@@ -10,7 +10,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 from torch.nn.utils import prune
 
-from adder_zoo import convert_to_adder, fuse
+from adder_zoo import Adder2d, convert_to_adder, fuse
 from adder_zoo.hub import save_pretrained
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -56,14 +56,28 @@ def test_converted_network_comes_back(tmp_path, make):
     assert same_after(with_timm, model, tmp_path / "timm's")
 
 
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (lambda: convert_to_adder(small(), lambda name, _: name.startswith("layer4")), 5),
+        (lambda: convert_to_adder(small("adder_resnet18", similarity="conv"), lambda n, _: "4.1" in n), 2),
+    ],
+    ids=["only some layers", "twin, in part"],
+)
+def test_network_converted_in_part_comes_back_in_part(tmp_path, make, count):
+    model = settled(make())
+    assert sum(isinstance(module, Adder2d) for module in model.modules()) == count
+    assert model.pretrained_cfg["architecture"] == "adder_resnet18"
+    assert same_after(save_pretrained, model, tmp_path / "ours")
+    assert same_after(with_timm, model, tmp_path / "timm's")
+
+
 OTHERWISE = {
-    "only some layers": lambda: convert_to_adder(small(), lambda name, _: name.startswith("layer4")),
     "the first layer too": lambda: convert_to_adder(small(), lambda name, _: True),
     "not in the zoo": lambda: convert_to_adder(small("resnet10t")),
     "what the zoo leaves": lambda: convert_to_adder(small("mobilenetv3_small_050")),
     "another exponent": lambda: convert_to_adder(small(), p=1.5),
     "the zoo's, further": lambda: convert_to_adder(small("adder_resnet18"), lambda name, _: True),
-    "twin, in part": lambda: convert_to_adder(small("adder_resnet18", similarity="conv"), lambda n, _: "4.1" in n),
 }
 
 

@@ -201,7 +201,7 @@ def push_refused(run: str) -> dict:
     refused("wrong token", run, "org/refused", token="hf_wrongTokenOfTheTests")
     refused("token with a line break", run, "org/refused", token="hf_wrong\nTokenOfTheTests")
     refused("results twice", run, "org/refused", results={})
-    converted = adder_zoo.convert_to_adder(timm.create_model("resnet18", num_classes=10), lambda name, _: "4.1" in name)
+    converted = adder_zoo.convert_to_adder(timm.create_model("resnet18", num_classes=10), lambda name, _: True)
     refused("not of the zoo", converted, "org/refused")
     refused("not of timm", nn.Linear(1, 1), "org/refused")
     other = json.loads((Path(run) / "results.json").read_text())

@@ -41,8 +41,8 @@ from ._stated import stated_options
 @click.option(
     "--convolutions",
     metavar="PATTERNS",
-    help='Layers that stayed convolutions in the training, by their names: "*.conv_dw". "" means none but the usual '
-    "ones; default: those that the network leaves by itself.",
+    help='Layers that stayed convolutions in the training, by their names: "blocks.1.*,conv_head". "" means none but '
+    "the usual ones; default: those that the network leaves by itself.",
 )
 @stated_options
 @force_option
