@@ -8,7 +8,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,40 @@ def run(recipe: str, folder: Path, flags: Sequence[str]) -> dict[str, Any]:
         if code:
             sys.exit(code)
     return json.loads(results.read_text())
+
+
+def screen(
+    name: str,
+    description: str,
+    epochs: int,
+    variants: Mapping[str, Sequence[str]],
+    report: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """Short runs of ``cifar.py``, judged on training images that are held out, and a report that grows.
+
+    Args:
+        name: Of the experiment; its report's JSON holds the results by the names of the variants.
+        description: For ``--help``.
+        epochs: Of each run, where ``--epochs`` says nothing.
+        variants: The flags of each run. One that the report has already, with as many epochs, is not done again.
+        report: Called with the report's folder and all results, after each new one.
+    """
+    parser = arguments(description, name, epochs)
+    parser.add_argument("--held-out", type=int, default=5000, help="training images to judge by")
+    parser.add_argument("--only", nargs="+", choices=list(variants), help="do these runs and no others")
+    args, flags = parser.parse_known_args()
+    flags += ["--epochs", str(args.epochs), "--eval-every", str(args.epochs), "--held-out", str(args.held_out)]
+    flags += ["--data-dir", args.data_dir] if args.data_dir else []
+    found = Path(args.report_dir) / f"{name}.json"
+    for variant in args.only or variants:
+        record = json.loads(found.read_text()) if found.exists() else {}
+        if variant not in record or record[variant]["epochs"] != args.epochs:
+            folder = Path(args.output_dir) / variant.replace(" ", "_")
+            results = run("cifar.py", folder, [*variants[variant], *flags])
+            hours = sum(row["seconds"] for row in rows(folder)) / 3600
+            record = json.loads(found.read_text()) if found.exists() else {}  # another call may have added to it
+            record[variant] = {**results, "hours": round(hours, 2)}
+            report(args.report_dir, record)
 
 
 def flags_of(recipe: str, results: dict[str, Any], *known: str) -> str:

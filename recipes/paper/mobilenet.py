@@ -9,11 +9,8 @@ accuracy on 5,000 images is known to about 0.7 percent, a difference between two
 much.
 """
 
-import json
-from pathlib import Path
-
 import timm
-from _runs import arguments, rows, run, write
+from _runs import screen, write
 
 import adder_zoo
 
@@ -54,22 +51,8 @@ BASELINE = ["--batch-size", "64", "--clip-grad", "1"]
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], "mobilenet", 4)
-    parser.add_argument("--held-out", type=int, default=5000, help="training images to judge by")
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="do these runs and no others")
-    args, flags = parser.parse_known_args()
-    flags += ["--epochs", str(args.epochs), "--eval-every", str(args.epochs), "--held-out", str(args.held_out)]
-    flags += ["--data-dir", args.data_dir] if args.data_dir else []
-    found = Path(args.report_dir) / "mobilenet.json"
-    for name in args.only or VARIANTS:
-        record = json.loads(found.read_text()) if found.exists() else {}
-        if name not in record or record[name]["epochs"] != args.epochs:
-            folder = Path(args.output_dir) / name.replace(" ", "_")
-            results = run("cifar.py", folder, [*BASELINE, *VARIANTS[name][2], *flags])
-            hours = sum(row["seconds"] for row in rows(folder)) / 3600
-            record = json.loads(found.read_text()) if found.exists() else {}  # another call may have added to it
-            record[name] = {**results, "hours": round(hours, 2)}
-        report(args.report_dir, record)
+    runs = {name: [*BASELINE, *flags] for name, (_, _, flags) in VARIANTS.items()}
+    screen("mobilenet", __doc__.splitlines()[0], 4, runs, report)
 
 
 def share_of_multiplications(config: dict) -> float:

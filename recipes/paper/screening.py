@@ -8,10 +8,7 @@ several calls (``--only NAME ...`` chooses). An accuracy on 5,000 images is know
 between two runs on the same images to about 0.4: a smaller difference says nothing.
 """
 
-import json
-from pathlib import Path
-
-from _runs import arguments, rows, run, write
+from _runs import screen, write
 
 VARIANTS = {
     "baseline": [],
@@ -32,22 +29,8 @@ BASELINE = ["--model", "adder_resnet20", "--batch-size", "128"]
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], "screening", 10)
-    parser.add_argument("--held-out", type=int, default=5000, help="training images to judge by")
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="do these runs and no others")
-    args, flags = parser.parse_known_args()
-    flags += ["--epochs", str(args.epochs), "--eval-every", str(args.epochs), "--held-out", str(args.held_out)]
-    flags += ["--data-dir", args.data_dir] if args.data_dir else []
-    found = Path(args.report_dir) / "screening.json"
-    for name in args.only or VARIANTS:
-        record = json.loads(found.read_text()) if found.exists() else {}
-        if name not in record or record[name]["epochs"] != args.epochs:
-            folder = Path(args.output_dir) / name.replace(" ", "_")
-            results = run("cifar.py", folder, [*BASELINE, *VARIANTS[name], *flags])
-            hours = sum(row["seconds"] for row in rows(folder)) / 3600
-            record = json.loads(found.read_text()) if found.exists() else {}  # another call may have added to it
-            record[name] = {**results, "hours": round(hours, 2)}
-            report(args.report_dir, record)
+    runs = {name: [*BASELINE, *flags] for name, flags in VARIANTS.items()}
+    screen("screening", __doc__.splitlines()[0], 10, runs, report)
 
 
 def report(folder: str, record: dict) -> None:
