@@ -102,7 +102,7 @@ def load_checkpoint(
     wanted = network.state_dict()
     state = {**wanted, **state}  # num_batches_tracked is missing in files from before torch 0.4.1
     network.load_state_dict({key: value.to(wanted[key].dtype) for key, value in state.items()})
-    if similarity == "adder":
+    if similarity != "xnor":
         _check_sums(path, network)
     if assumed:
         warnings.warn(assumption_text(network), AssumptionWarning, stacklevel=2)

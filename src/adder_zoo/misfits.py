@@ -3,9 +3,7 @@
     an adder layer answers -Σ|x - w| <= 0      so no mean behind it is positive
     a convolution answers on both sides of 0   so not all of its means lie far below 0
 
-"Far below" is more than a standard deviation. In trained networks each channel behind an adder layer is at least 1.3
-deviations below 0, and behind each convolution there is a channel whose mean is positive. A network that was never
-trained has means of 0, and fits everything.
+"Far below" is more than a standard deviation. A network that was never trained has means of 0, and fits everything.
 """
 
 from __future__ import annotations

@@ -7,14 +7,14 @@ and so does what ``convolutions`` names.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from ..convert import layer_for, named_convolutions, patterns, replace_convolutions
 from ..norms import put_in_float32
-from ._pretrained import build_model
+from ._pretrained import build_model, recorded
 from ._similarity import CONVOLUTIONS
 
 
@@ -42,14 +42,13 @@ def build_exchanged(
     stay = standard if convolutions is None else convolutions
     patterns(stay)  # what is no pattern is an error before any weights are looked for
     record = {"convolutions": stay} if stay or standard else {}
-    return build_model(functools.partial(_network, make, record), variant, pretrained, left=stay, **kwargs)
+    network = recorded(functools.partial(_network, make, stay), record)
+    return build_model(network, variant, pretrained, left=stay, **kwargs)
 
 
-def _network(make: Callable[..., nn.Module], record: Mapping[str, Any], similarity: str, **kwargs: Any) -> nn.Module:
-    """What timm's ``build_model_with_cfg`` takes for a class; the network keeps ``record``."""
-    convolutions = record.get("convolutions", "")
+def _network(make: Callable[..., nn.Module], convolutions: str, similarity: str, **kwargs: Any) -> nn.Module:
+    """What timm's ``build_model_with_cfg`` takes for a class."""
     model = make(**kwargs)
-    model._model_args = dict(record)  # type: ignore[assignment]
     named_convolutions(model, convolutions)  # a pattern that fits none is an error whatever the similarity
     if similarity != "conv":
         layer = functools.partial(layer_for, kind=CONVOLUTIONS[similarity])

@@ -82,7 +82,7 @@ def build_model(
     """
     if similarity not in SIMILARITIES:
         raise ValueError(f"{variant}: similarity must be one of {SIMILARITIES}, got {similarity!r}")
-    model_cls = _recorded(model_cls, {"similarity": similarity})
+    model_cls = recorded(model_cls, {"similarity": similarity})
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     name = f"{variant}.{cfg.tag}" if cfg.tag else variant
     if int8 is not None or TAG.search(cfg.tag or ""):
@@ -125,7 +125,7 @@ def build_model(
     return model
 
 
-def _recorded(make: Callable[..., ModelT], record: Mapping[str, Any]) -> Callable[..., ModelT]:
+def recorded(make: Callable[..., ModelT], record: Mapping[str, Any]) -> Callable[..., ModelT]:
     """``make``, whose networks know how they were built, also where timm's ``create_model`` did not write it down."""
 
     def made(**kwargs: Any) -> ModelT:

@@ -21,7 +21,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
@@ -84,20 +83,19 @@ def _mobilenet_v2(**kwargs: Any) -> nn.Module:
     )
 
 
-def _create(make: Callable[..., nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    with torch.device("meta"):
-        stages: Any = make().feature_info
-    feature_cfg = {"feature_cls": "getter", "out_indices": kwargs.pop("out_indices", tuple(range(len(stages))))}
+def _create(make: Callable[..., nn.Module], variant: str, pretrained: bool, maps: int, **kwargs: Any) -> nn.Module:
+    """``maps``: of how many sizes the network's maps are, which is how many ``features_only`` returns."""
+    feature_cfg = {"feature_cls": "getter", "out_indices": kwargs.pop("out_indices", tuple(range(maps)))}
     return build_exchanged(make, variant, pretrained, standard=DEPTHWISE, feature_cfg=feature_cfg, **kwargs)
 
 
 @register_model
 def adder_mobilenetv1_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNet for CIFAR; its depthwise layers stay convolutions, unless ``convolutions=""`` is given."""
-    return _create(_mobilenet_v1, "adder_mobilenetv1_cifar", pretrained, **kwargs)
+    return _create(_mobilenet_v1, "adder_mobilenetv1_cifar", pretrained, maps=4, **kwargs)
 
 
 @register_model
 def adder_mobilenetv2_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV2 for CIFAR; its depthwise layers stay convolutions, unless ``convolutions=""`` is given."""
-    return _create(_mobilenet_v2, "adder_mobilenetv2_cifar", pretrained, **kwargs)
+    return _create(_mobilenet_v2, "adder_mobilenetv2_cifar", pretrained, maps=3, **kwargs)
